@@ -25,3 +25,7 @@ class NotConverged(RuntimeError):
     def __init__(self, message: str, result: object) -> None:
         super().__init__(message)
         self.result = result
+
+
+class NotDifferentiable(RuntimeError):
+    """An operation of the model or the loss that lacks the derivative a product needs."""

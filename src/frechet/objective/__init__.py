@@ -1,0 +1,37 @@
+"""What is differentiated."""
+
+from frechet.objective.check import Check
+from frechet.objective.criterion import (
+    Criterion,
+    binary_cross_entropy,
+    cross_entropy,
+    custom,
+    gaussian,
+    huber,
+    poisson,
+    squared_error,
+)
+from frechet.objective.data import Batch, Subsample, causal_lm, default_split, subsample
+from frechet.objective.objective import Objective, Part, Penalty, Snapshot, l2
+
+__all__ = [
+    "Batch",
+    "Check",
+    "Criterion",
+    "Objective",
+    "Part",
+    "Penalty",
+    "Snapshot",
+    "Subsample",
+    "binary_cross_entropy",
+    "causal_lm",
+    "cross_entropy",
+    "custom",
+    "default_split",
+    "gaussian",
+    "huber",
+    "l2",
+    "poisson",
+    "squared_error",
+    "subsample",
+]

@@ -1,0 +1,422 @@
+"""What a model's outputs are measured by: a sum of terms per example, and its derivatives in the outputs.
+
+An objective divides the sum of all terms by the number of all terms, so a criterion states both: `terms` are summed per
+example, `count` is the number of terms (tokens, elements; ignored ones not counted; for class weights their sum, as
+torch divides). The Hessian in the outputs is closed form, because Gauss-Newton products spend a pass over the outputs
+on it; `fisher_product` is the covariance of the likelihood's score, `sample` draws labels from the likelihood.
+
+**Source.** Martens, "New insights and perspectives on the natural gradient method", JMLR 21 (2020), sections 6-9.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+ROWS = 1 << 24  # entries of the outputs handled at once by cross_entropy's Hessian product
+
+
+class Criterion(ABC):
+    """A loss that is a sum of terms. `convex` says whether each term is convex in the outputs."""
+
+    convex: bool
+
+    @abstractmethod
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor: ...  # (examples,): sums over each example
+
+    @abstractmethod
+    def count(self, targets: Tensor) -> Tensor: ...  # number of terms, a scalar
+
+    @abstractmethod
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor: ...
+
+    @abstractmethod
+    def project(self, score: Tensor, u: Tensor) -> Tensor: ...  # per term t: score_t (score_t . u_t)
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Gradient of the sum of all terms in the outputs."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            return torch.autograd.grad(self.terms(leaf, targets).sum(), leaf)[0]
+
+
+def _per_example(values: Tensor) -> Tensor:
+    return values if values.ndim == 1 else values.flatten(1).sum(1)
+
+
+def _uniform(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform numbers in (0, 1), in float64 on the CPU: one stream, whatever the batches and the device."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64).clamp_(1e-12, 1 - 1e-12)
+
+
+# --- cross entropy ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy(Criterion):
+    """-log softmax(outputs)[target], one term per position that is not ignored."""
+
+    ignore_index: int
+    label_smoothing: float
+    weight: Tensor | None
+    class_dim: int
+    convex = True
+
+    def _rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(positions, classes)`` and targets ``(positions,)`` or, soft, ``(positions, classes)``."""
+        if not -outputs.ndim <= self.class_dim < outputs.ndim or outputs.ndim < 2:
+            raise ValueError(
+                f"cross_entropy: outputs must have an example axis and class_dim={self.class_dim}, "
+                f"got shape {tuple(outputs.shape)}"
+            )
+        logits = outputs.movedim(self.class_dim, -1)
+        soft = targets.is_floating_point()
+        expected = tuple(outputs.shape) if soft else tuple(logits.shape[:-1])
+        if tuple(targets.shape) != expected:
+            raise ValueError(
+                f"cross_entropy: targets must have shape {expected} for outputs {tuple(outputs.shape)} with "
+                f"class_dim={self.class_dim}, got {tuple(targets.shape)}; set class_dim to the class axis"
+            )
+        if soft:
+            targets = targets.movedim(self.class_dim, -1).reshape(-1, logits.shape[-1])
+            return logits.reshape(-1, logits.shape[-1]), targets
+        return logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+
+    def _weight(self, like: Tensor) -> Tensor | None:
+        return None if self.weight is None else self.weight.to(like.device, like.dtype)
+
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logits, labels = self._rows(outputs, targets)
+        values = F.cross_entropy(
+            logits,
+            labels,
+            weight=self._weight(logits),
+            ignore_index=self.ignore_index,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return values if values.shape[0] == outputs.shape[0] else values.view(outputs.shape[0], -1).sum(1)
+
+    def count(self, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            classes = targets.shape[self.class_dim]
+            return targets.new_tensor(targets.numel() / classes, dtype=torch.float64)
+        kept = targets != self.ignore_index
+        if self.weight is None:
+            return kept.sum().double()
+        return self.weight.to(targets.device).double()[targets[kept]].sum()
+
+    def _scale(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over the classes of the effective target distribution, per position: the Hessian's factor."""
+        weight = self._weight(logits)
+        if labels.is_floating_point():
+            q = labels * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
+            return (q if weight is None else q * weight).sum(1)
+        kept = (labels != self.ignore_index).to(logits.dtype)
+        if weight is None:
+            return kept
+        hard = weight[labels.clamp(0)]
+        return kept * ((1 - self.label_smoothing) * hard + self.label_smoothing * weight.mean())
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        logits, labels = self._rows(outputs, targets)
+        direction = u.movedim(self.class_dim, -1)
+        rows = direction.reshape(logits.shape)
+        step = max(1, ROWS // max(1, logits.shape[1]))
+        parts = []
+        for a in range(0, logits.shape[0], step):
+            p = logits[a : a + step].softmax(1)
+            pu = p * rows[a : a + step]
+            centered = pu - p * pu.sum(1, keepdim=True)
+            parts.append(centered * self._scale(logits[a : a + step], labels[a : a + step]).unsqueeze(1))
+        product = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return product.view(direction.shape).movedim(-1, self.class_dim)
+
+    def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        self._require_likelihood()
+        return self.hessian_product(outputs, targets, u)
+
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        self._require_likelihood()
+        logits, labels = self._rows(outputs, targets)
+        kept = labels != self.ignore_index
+        # the generator moves once per term that counts, so padding does not move the stream
+        u = _uniform((int(kept.sum()),), generator).to(logits.device)
+        cumulative = logits[kept].double().softmax(1).cumsum(1)
+        drawn = labels.clone()
+        drawn[kept] = (cumulative < u.unsqueeze(1)).sum(1).clamp_(max=logits.shape[1] - 1)
+        return drawn.view(targets.shape)
+
+    def project(self, score: Tensor, u: Tensor) -> Tensor:
+        return score * (score * u).sum(self.class_dim, keepdim=True)
+
+    def _require_likelihood(self) -> None:
+        if self.label_smoothing or self.weight is not None:
+            raise ValueError(
+                "fisher: cross_entropy must be a likelihood, got "
+                + ("label_smoothing" if self.label_smoothing else "class weights")
+                + "; the Fisher uses the score of the model's own distribution: drop it, or use gauss_newton(objective)"
+            )
+
+
+def cross_entropy(
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
+    class_dim: int = -1,
+) -> Criterion:
+    """Softmax cross entropy of logits. `class_dim` is the class axis; targets are class indices or probabilities.
+
+    One term per position whose target is not `ignore_index`. With class `weight` ``(C,)`` the mean divides by the sum
+    of the targets' weights, as `torch.nn.CrossEntropyLoss` does.
+
+    Example:
+        >>> import torch
+        >>> from frechet import cross_entropy
+        >>> criterion = cross_entropy()
+        >>> criterion.terms(torch.zeros(2, 4), torch.tensor([1, -100])) / torch.tensor(4.0).log()
+        tensor([1., 0.])
+        >>> int(criterion.count(torch.tensor([1, -100])))
+        1
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {label_smoothing}")
+    if weight is not None and (weight.ndim != 1 or bool((weight < 0).any())):
+        raise ValueError(f"cross_entropy: weight must be (classes,) and non-negative, got shape {tuple(weight.shape)}")
+    return CrossEntropy(ignore_index, label_smoothing, None if weight is None else weight.detach().clone(), class_dim)
+
+
+# --- elementwise losses -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Criterion):
+    """One term loss(f, y) per element of the outputs; second(f, y) is its second derivative in f."""
+
+    name: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    second: Callable[[Tensor, Tensor], Tensor]
+    convex: bool
+    information: Callable[[Tensor], Tensor] | None  # Fisher information of f
+    quantile: Callable[[Tensor, Tensor], Tensor] | None  # inverse distribution function of y at (f, uniform)
+
+    def _targets(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.shape != targets.shape:
+            raise ValueError(
+                f"{self.name}: targets must have the outputs' shape {tuple(outputs.shape)}, got "
+                f"{tuple(targets.shape)}; reshape one of them (targets.view_as(outputs) or outputs.squeeze(-1))"
+            )
+        return targets.to(outputs.dtype)
+
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return _per_example(self.loss(outputs, self._targets(outputs, targets)))
+
+    def count(self, targets: Tensor) -> Tensor:
+        return torch.tensor(targets.numel(), dtype=torch.float64)
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        return self.second(outputs, self._targets(outputs, targets)) * u
+
+    def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        if self.information is None:
+            raise ValueError(f"fisher: {self.name} must be a likelihood, got a loss without one; use gauss_newton")
+        return self.information(outputs) * u
+
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        if self.quantile is None:
+            raise ValueError(f"fisher: {self.name} must be a likelihood, got a loss without one; use gauss_newton")
+        u = _uniform(outputs.shape, generator)
+        return self.quantile(outputs.detach().double().cpu(), u).to(outputs.device, outputs.dtype)
+
+    def project(self, score: Tensor, u: Tensor) -> Tensor:
+        return score * score * u
+
+
+def squared_error() -> Criterion:
+    """(f - y)^2 per element: minus the log-likelihood, up to constants, of a normal with variance 1/2."""
+    return Elementwise(
+        "squared_error",
+        lambda f, y: (f - y) ** 2,  # torch's mse_loss breaks forward mode over its gradient
+        lambda f, y: torch.full_like(f, 2.0),
+        True,
+        lambda f: torch.full_like(f, 2.0),
+        lambda f, u: f + torch.special.ndtri(u) / math.sqrt(2),
+    )
+
+
+def binary_cross_entropy(*, pos_weight: Tensor | float | None = None) -> Criterion:
+    """-y log s(f) - (1 - y) log(1 - s(f)) per logit f, s the logistic function; y in [0, 1].
+
+    `pos_weight` multiplies the first part, as in `torch.nn.BCEWithLogitsLoss`; the count stays the number of elements.
+    """
+    weight = None if pos_weight is None else torch.as_tensor(pos_weight).detach().clone()
+
+    def second(f: Tensor, y: Tensor) -> Tensor:
+        p = f.sigmoid()
+        scale = 1.0 if weight is None else 1.0 + (weight.to(f.device, f.dtype) - 1.0) * y
+        return scale * p * (1 - p)
+
+    def loss(f: Tensor, y: Tensor) -> Tensor:
+        w = None if weight is None else weight.to(f.device, f.dtype)
+        return F.binary_cross_entropy_with_logits(f, y, reduction="none", pos_weight=w)
+
+    likelihood = weight is None
+    return Elementwise(
+        "binary_cross_entropy",
+        loss,
+        second,
+        True,
+        (lambda f: f.sigmoid() * (1 - f.sigmoid())) if likelihood else None,
+        (lambda f, u: (u > 1 - f.sigmoid()).double()) if likelihood else None,
+    )
+
+
+def poisson() -> Criterion:
+    """exp(f) - y f per element, f the log rate: `torch.nn.PoissonNLLLoss(log_input=True, full=False)`."""
+    return Elementwise(
+        "poisson",
+        lambda f, y: f.exp() - y * f,
+        lambda f, y: f.exp(),
+        True,
+        lambda f: f.exp(),
+        lambda f, u: torch.from_numpy(stats.poisson.ppf(u.numpy(), f.exp().numpy())),
+    )
+
+
+def huber(delta: float = 1.0) -> Criterion:
+    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), with d = f - y: `torch.nn.HuberLoss`."""
+    if delta <= 0:
+        raise ValueError(f"huber: delta must be positive, got {delta}")
+
+    def loss(f: Tensor, y: Tensor) -> Tensor:
+        d = f - y
+        return torch.where(d.abs() <= delta, d * d / 2, delta * (d.abs() - delta / 2))
+
+    return Elementwise("huber", loss, lambda f, y: ((f - y).abs() <= delta).to(f.dtype), True, None, None)
+
+
+# --- Gaussian with learnt variance, and any other loss ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian(Criterion):
+    """(log v + (y - m)^2 / v) / 2 with outputs (m, log v) side by side on the last axis."""
+
+    convex = False
+
+    def _parts(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        m, log_v = outputs.chunk(2, -1)
+        if outputs.shape[-1] % 2 or m.shape != targets.shape:
+            raise ValueError(
+                "gaussian: outputs must hold mean and log variance side by side on the last axis: expected last axis "
+                f"{2 * targets.shape[-1] if targets.ndim else 2} for targets {tuple(targets.shape)}, got outputs "
+                f"{tuple(outputs.shape)}"
+            )
+        return m, log_v, targets.to(outputs.dtype)
+
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        m, log_v, y = self._parts(outputs, targets)
+        return _per_example((log_v + (y - m) ** 2 * torch.exp(-log_v)) / 2)
+
+    def count(self, targets: Tensor) -> Tensor:
+        return torch.tensor(targets.numel(), dtype=torch.float64)
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        m, log_v, y = self._parts(outputs, targets)
+        um, uv = u.chunk(2, -1)
+        precision, d = torch.exp(-log_v), y - m
+        cross = d * precision
+        return torch.cat([precision * um + cross * uv, cross * um + d * d * precision / 2 * uv], -1)
+
+    def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        _, log_v, _ = self._parts(outputs, targets)
+        um, uv = u.chunk(2, -1)
+        return torch.cat([torch.exp(-log_v) * um, uv / 2], -1)
+
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        m, log_v, _ = self._parts(outputs, targets)
+        noise = torch.special.ndtri(_uniform(m.shape, generator)).to(m.device, m.dtype)
+        return m + torch.exp(log_v / 2) * noise
+
+    def project(self, score: Tensor, u: Tensor) -> Tensor:
+        sm, sv = score.chunk(2, -1)
+        um, uv = u.chunk(2, -1)
+        along = sm * um + sv * uv
+        return torch.cat([sm * along, sv * along], -1)
+
+
+def gaussian() -> Criterion:
+    """Minus the normal log-likelihood without its constant; outputs are (mean, log variance) on the last axis.
+
+    Not convex in the outputs, so its Gauss-Newton matrix is only symmetric; its Fisher is positive semidefinite.
+    """
+    return Gaussian()
+
+
+@dataclass(frozen=True, eq=False)
+class Custom(Criterion):
+    """Any loss given by its terms; derivatives by autograd."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    counter: Callable[[Tensor], Tensor | float] | None
+    convex: bool
+
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        values = self.function(outputs, targets)
+        if values.ndim == 0 or values.shape[0] != outputs.shape[0]:
+            raise ValueError(
+                f"custom: terms must return one value per example, shape ({outputs.shape[0]},) or "
+                f"({outputs.shape[0]}, ...), got {tuple(values.shape)}; use reduction='none'"
+            )
+        return _per_example(values)
+
+    def count(self, targets: Tensor) -> Tensor:
+        number = targets.shape[0] if self.counter is None else self.counter(targets)
+        return torch.as_tensor(number, dtype=torch.float64)
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.terms(leaf, targets).sum(), leaf, create_graph=True)
+            if not g.requires_grad:
+                return torch.zeros_like(u)
+            return torch.autograd.grad(g, leaf, u, create_graph=outputs.requires_grad, materialize_grads=True)[0]
+
+    def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
+        raise ValueError("fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton")
+
+    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        raise ValueError("fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton")
+
+    def project(self, score: Tensor, u: Tensor) -> Tensor:
+        # one term per example
+        inner = (score * u).flatten(1).sum(1)
+        return score * inner.view(-1, *[1] * (score.ndim - 1))
+
+
+def custom(
+    terms: Callable[[Tensor, Tensor], Tensor],
+    *,
+    count: Callable[[Tensor], Tensor | float] | None = None,
+    convex: bool = False,
+) -> Criterion:
+    """A criterion from ``terms(outputs, targets) -> (examples, ...)``, summed over each example.
+
+    `count(targets)` is the number of terms of a batch (default: its examples). `convex` is your word that every term
+    is convex in the outputs; it makes the Gauss-Newton operator positive semidefinite.
+    """
+    return Custom(terms, count, convex)

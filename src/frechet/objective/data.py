@@ -1,0 +1,206 @@
+"""Data: anything that gives the same batches each time it is iterated; how a batch splits into inputs and targets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from frechet.errors import UnusableObjective
+from frechet.space import generator
+
+Split = Callable[[Any], tuple[Any, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch on the parameters' device. `inputs` is the model's argument, or a dict of its keyword arguments."""
+
+    inputs: Any
+    targets: Any
+    index: int
+
+
+def default_split(batch: Any) -> tuple[Any, Any]:
+    """(inputs, targets) of a pair, or of a dict with ``labels`` (the rest are the model's keyword arguments)."""
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise ValueError(
+                f"Objective: a dict batch needs the key 'labels', got {sorted(batch)}; pass split=lambda batch: "
+                "(inputs, targets)"
+            )
+        labels, tokens = batch["labels"], batch.get("input_ids")
+        if isinstance(tokens, Tensor) and tokens.shape == labels.shape and tokens.ndim == 2:
+            kept = labels != -100
+            if bool(kept.any()) and bool((labels == tokens)[kept].all()):
+                raise UnusableObjective(
+                    "Objective: labels equal input_ids, so each position would predict its own token; a causal "
+                    "language model predicts the next one: pass split=causal_lm, which shifts the labels"
+                )
+        return {k: v for k, v in batch.items() if k != "labels"}, labels
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2:
+        return batch[0], batch[1]
+    got = f"{type(batch).__name__} of length {len(batch)}" if isinstance(batch, Sequence) else type(batch).__name__
+    raise TypeError(
+        f"Objective: a batch must be a pair (inputs, targets) or a dict with 'labels', got {got}; "
+        "pass split=lambda batch: (inputs, targets)"
+    )
+
+
+def causal_lm(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Split a language-model batch: the target at each position is the next label; the last position is ignored.
+
+    `labels` are unshifted with -100 where ignored, as Hugging Face's collators make them; where they are missing they
+    are `input_ids`, ignored where `attention_mask` is 0.
+
+    Example:
+        >>> import torch
+        >>> from frechet import causal_lm
+        >>> causal_lm({"input_ids": torch.tensor([[5, 6, 7]])})[1]
+        tensor([[   6,    7, -100]])
+    """
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(f"causal_lm: batch must be a dict with 'input_ids', got {got}")
+    labels = batch.get("labels")
+    if labels is None:
+        labels = batch["input_ids"]
+        if "attention_mask" in batch:
+            labels = labels.masked_fill(batch["attention_mask"] == 0, -100)
+    targets = torch.full_like(labels, -100)
+    targets[:, :-1] = labels[:, 1:]
+    return {k: v for k, v in batch.items() if k != "labels"}, targets
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """Every tensor of a nested structure on `device`."""
+    if isinstance(tree, Mapping):  # tokenizers' batches are mappings that pytrees do not know
+        return {k: to_device(v, device) for k, v in tree.items()}
+    return tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, tree)
+
+
+def refuse_unrepeatable(data: object) -> None:
+    """Raise for data that cannot be iterated twice with the same result, as far as can be seen without a pass."""
+    if isinstance(data, Subsample):
+        refuse_unrepeatable(data.data)
+    if isinstance(data, Iterator):
+        raise UnusableObjective(
+            f"Objective: data must be iterable more than once, got the iterator {type(data).__name__}; "
+            "pass a list of batches or a DataLoader"
+        )
+    if not isinstance(data, Iterable):
+        raise TypeError(f"Objective: data must be an iterable of batches, got {type(data).__name__}")
+    if isinstance(data, DataLoader):
+        samplers = [data.sampler]
+        if isinstance(data.batch_sampler, BatchSampler):
+            samplers.append(data.batch_sampler.sampler)
+        for sampler in samplers:
+            if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+                raise UnusableObjective(
+                    f"Objective: data must come in one fixed order, got a shuffling DataLoader "
+                    f"({type(sampler).__name__}); pass DataLoader(dataset, batch_size={data.batch_size}, shuffle=False)"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Subsample:
+    """A fixed random part of a data set; `population` examples it was drawn from."""
+
+    data: Iterable[Any]
+    examples: int
+    population: int
+    seed: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data) if isinstance(self.data, Sequence | DataLoader) else sum(1 for _ in self.data)
+
+
+def subsample(loader: Iterable[Any], examples: int, seed: int) -> Subsample:
+    """`examples` examples of `loader`, drawn without replacement, in data order; a shuffling DataLoader is fine here.
+
+    A DataLoader over a map-style dataset is read only at the drawn indices; any other iterable of batches is read once
+    and the drawn rows (axis 0 of every tensor) are kept in memory.
+    """
+    if examples < 1:
+        raise ValueError(f"subsample: examples must be at least 1, got {examples}")
+    if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__getitem__") and hasattr(loader.dataset, "__len__"):
+        population = len(loader.dataset)  # type: ignore[arg-type]
+        chosen = _choice(population, examples, seed)
+        data = DataLoader(
+            Subset(loader.dataset, chosen),
+            batch_size=loader.batch_size or 1,
+            collate_fn=loader.collate_fn,
+            num_workers=loader.num_workers,
+        )
+        return Subsample(data, len(chosen), population, seed)
+    batches = list(loader)
+    sizes = [_examples(b) for b in batches]
+    chosen = torch.tensor(_choice(sum(sizes), examples, seed), dtype=torch.long)
+    kept, start = [], 0
+    for batch, size in zip(batches, sizes, strict=True):
+        rows = chosen[(chosen >= start) & (chosen < start + size)] - start
+        if rows.numel():
+            kept.append(_rows(batch, rows))
+        start += size
+    return Subsample(kept, len(chosen), sum(sizes), seed)
+
+
+def _choice(population: int, examples: int, seed: int) -> list[int]:
+    if examples > population:
+        raise ValueError(f"subsample: examples must be at most the population {population}, got {examples}")
+    order = torch.randperm(population, generator=generator(seed, 0))
+    return sorted(order[:examples].tolist())
+
+
+def _examples(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return batch.shape[0]
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    return _examples(next(iter(parts)))
+
+
+def _rows(batch: Any, rows: Tensor) -> Any:
+    if isinstance(batch, Mapping):
+        return {k: _rows(v, rows) for k, v in batch.items()}
+    return tree_map(lambda t: t[rows.to(t.device)] if isinstance(t, Tensor) else t, batch)
+
+
+@contextmanager
+def untouched_generators(reseed: int | None = None) -> Iterator[None]:
+    """Restore the states of torch's, numpy's and Python's global generators on exit; `reseed` them on entry if given.
+
+    Iterating any DataLoader, even an unshuffled one, draws from torch's global generator.
+    """
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda_state = torch.cuda.get_rng_state_all() if cuda else None
+    if reseed is not None:
+        torch.manual_seed(reseed)
+        np.random.seed(reseed)
+        random.seed(reseed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if cuda_state is not None:
+            torch.cuda.set_rng_state_all(cuda_state)

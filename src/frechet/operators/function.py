@@ -1,0 +1,149 @@
+"""The Jacobian and the Hessian of a function at a point, as operators.
+
+The point is a tensor of any shape (one block named "") or a dict of tensors; it is copied when the operator is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frechet.operators.operator import NONE, SYMMETRIC, Fact, LinearOperator
+from frechet.operators.products import grads, second_order
+from frechet.operators.route import Route
+from frechet.space import Space
+
+
+def frozen_point(what: str, x: Tensor | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """A copy of `x` as a dict of blocks, and whether it was a single tensor."""
+    single = isinstance(x, Tensor)
+    if not single and not isinstance(x, Mapping):
+        raise TypeError(f"{what}: x must be a tensor or a dict of tensors, got {type(x).__name__}")
+    blocks = {"": x} if isinstance(x, Tensor) else dict(x)
+    for name, b in blocks.items():
+        if isinstance(b, Tensor) and b.requires_grad:
+            where = "" if single else f" (block '{name}')"
+            raise ValueError(
+                f"{what}: x must not require grad{where}: an operator carries no graph, so it would be a constant in a "
+                f"loss; use {what}_product(f, x, v), which autograd sees through, or pass x.detach()"
+            )
+    Space.of(blocks)
+    return {name: b.detach().clone() for name, b in blocks.items()}, single
+
+
+def _call(f: Callable[..., object], blocks: Mapping[str, Tensor], single: bool) -> object:
+    return f(blocks[""] if single else dict(blocks))
+
+
+def _outputs(y: object) -> dict[str, Tensor]:
+    if isinstance(y, Tensor):
+        return {"": y}
+    if isinstance(y, Mapping) and all(isinstance(t, Tensor) for t in y.values()):
+        return dict(y)
+    raise TypeError(f"jacobian: f must return a tensor or a dict of tensors, got {type(y).__name__}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FunctionHessian(LinearOperator):
+    """The Hessian of a scalar function."""
+
+    f: Callable[..., Tensor]
+    x: dict[str, Tensor]
+    single: bool
+    route: Route
+
+    @property
+    def domain(self) -> Space:
+        return Space.of(self.x)
+
+    @property
+    def codomain(self) -> Space:
+        return self.domain
+
+    @property
+    def facts(self) -> frozenset[Fact]:
+        return SYMMETRIC
+
+    def _value(self, blocks: Mapping[str, Tensor]) -> Tensor:
+        value = _call(self.f, blocks, self.single)
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"hessian: f must return a scalar tensor, got {got}; for more outputs use jacobian(f, x)")
+        return value
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        space = self.domain
+        with second_order("hessian"), torch.enable_grad():
+            if self.route == "forward":
+                gradient = torch.func.grad(self._value)
+                rows = [space.join(torch.func.jvp(gradient, (self.x,), (space.unflatten(v),))[1].values()) for v in V.T]
+            else:
+                leaves = {name: b.detach().requires_grad_() for name, b in self.x.items()}
+                xs = list(leaves.values())
+                gradient = grads(self._value(leaves), xs, None, create_graph=True)
+                last = V.shape[1] - 1
+                rows = [
+                    space.join(grads(gradient, xs, space.split(v), retain_graph=i < last)) for i, v in enumerate(V.T)
+                ]
+        return torch.stack(rows).detach().T
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        return self._matmat(U)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FunctionJacobian(LinearOperator):
+    """The Jacobian of a function to a tensor or a dict of tensors."""
+
+    f: Callable[..., object]
+    x: dict[str, Tensor]
+    single: bool
+    route: Route
+    codomain: Space
+
+    @property
+    def domain(self) -> Space:
+        return Space.of(self.x)
+
+    @property
+    def facts(self) -> frozenset[Fact]:
+        return NONE
+
+    def _flat(self, blocks: Mapping[str, Tensor]) -> Tensor:
+        return self.codomain.join(_outputs(_call(self.f, blocks, self.single)).values())
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        space = self.domain
+        with second_order("jacobian"), torch.enable_grad():
+            if self.route == "forward":
+                rows = [torch.func.jvp(self._flat, (self.x,), (space.unflatten(v),))[1] for v in V.T]
+            else:
+                leaves = {name: b.detach().requires_grad_() for name, b in self.x.items()}
+                y = self._flat(leaves)
+                u = torch.zeros_like(y).requires_grad_()
+                transposed = grads(y, list(leaves.values()), [u], create_graph=True)
+                rows = [grads(transposed, [u], space.split(v), retain_graph=True)[0] for v in V.T]
+        return torch.stack(rows).detach().T
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        leaves = {name: b.detach().requires_grad_() for name, b in self.x.items()}
+        xs, space = list(leaves.values()), self.domain
+        with second_order("jacobian"), torch.enable_grad():
+            y = self._flat(leaves)
+            rows = [space.join(grads(y, xs, [u], retain_graph=i + 1 < U.shape[1])) for i, u in enumerate(U.T)]
+        return torch.stack(rows).T
+
+
+def function_jacobian(
+    f: Callable[..., object], x: Tensor | Mapping[str, Tensor], route: Route | None
+) -> FunctionJacobian:
+    """The Jacobian operator of `f` at `x`; one evaluation of `f` finds the codomain."""
+    blocks, single = frozen_point("jacobian", x)
+    with torch.no_grad():
+        codomain = Space.of({n: y.detach() for n, y in _outputs(_call(f, blocks, single)).items()})
+    if route not in (None, "reverse", "forward"):
+        raise ValueError(f"jacobian: route must be 'reverse' or 'forward', got {route!r}")
+    return FunctionJacobian(f, blocks, single, route or "reverse", codomain)

@@ -1,0 +1,235 @@
+"""Matrices of the form J' C J: Gauss-Newton, Fisher, empirical Fisher.
+
+J is the Jacobian of all outputs in the parameters, C acts on each term's outputs: the criterion's Hessian
+(Gauss-Newton), the covariance of the likelihood's score (Fisher: exact, or from drawn labels), the outer product of the
+actual score (empirical Fisher). Only J v, C and J' are applied, so no per-example gradient is ever stored.
+
+Reverse route: one forward pass; J v is the derivative of J'u in a dummy cotangent u. Forward route: J v by dual
+numbers. Both share the graph of the forward pass among all columns of a block.
+
+**Source.** Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", Neural Computation
+14 (2002); Martens, JMLR 21 (2020), sections 8-10; Kunstner, Balles, Hennig, "Limitations of the empirical Fisher
+approximation" (2019), arXiv 1905.12558.
+**Cost** of one column: about 2 gradients and one pass over the data (per block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
+from frechet.operators.products import grads, second_order
+from frechet.operators.route import Route, chosen
+from frechet.space import Space, generator
+
+# the middle factor on one batch: (part, outputs, targets) -> (u -> C u); made anew for each pass
+Middle = Callable[[], Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OutputProduct(LinearOperator):
+    """J' C J of an objective at one moment, on the blocks of `domain`; `name` says which C."""
+
+    name: str
+    snapshot: Snapshot
+    domain: Space
+    route: Route
+    facts: frozenset[Fact]
+    middle: Middle
+    scale: Callable[[Tensor, int], Tensor] | None
+    penalized: bool
+
+    @property
+    def codomain(self) -> Space:
+        return self.domain
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(type(self).__name__, self.name, 1)
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        s, space = self.snapshot, self.domain
+        leaves, blocks = s.leaves(space)
+        vectors = [space.split(v) for v in V.T]
+        middle = self.middle()
+
+        def contribute(part: Part, batch: Batch) -> Tensor:
+            rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
+            with torch.enable_grad():
+                y = s.forward(blocks, batch)
+                C = middle(part, y.detach(), batch.targets)
+                push = self._push(y, leaves, blocks, batch)
+                for i, v in enumerate(vectors):
+                    u = push(v)
+                    pulled = grads(y, leaves, [C(u).detach()], retain_graph=i + 1 < len(vectors))
+                    torch.cat([b.reshape(-1) for b in pulled], out=rows[i])
+            return rows
+
+        with second_order(self.name):
+            product = s.average(contribute, self.name, self.scale)
+            if self.penalized and s.penalties:
+                with torch.enable_grad():
+                    gradient = grads(s.penalty(blocks, convex_only=True), leaves, None, create_graph=True)
+                    rows = [space.join(grads(gradient, leaves, v, retain_graph=True)) for v in vectors]
+                product = product + torch.stack(rows)
+        return product.T
+
+    def _push(
+        self, y: Tensor, leaves: list[Tensor], blocks: dict[str, Tensor], batch: Batch
+    ) -> Callable[[list[Tensor]], Tensor]:
+        """v -> J v on one batch."""
+        if self.route == "reverse":
+            u = torch.zeros_like(y).requires_grad_()
+            transposed = grads(y, leaves, [u], create_graph=True)
+            return lambda v: grads(transposed, [u], v, retain_graph=True)[0]
+        return lambda v: tangent(self.snapshot, self.domain, blocks, v, batch)
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        return self._matmat(U)
+
+
+def tangent(s: Snapshot, space: Space, blocks: Mapping[str, Tensor], v: list[Tensor], batch: Batch) -> Tensor:
+    """J v on one batch by dual numbers."""
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
+        primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch))
+        return torch.zeros_like(primal) if derivative is None else derivative
+
+
+def _made(
+    name: str,
+    objective: Objective,
+    x: Tensor | Mapping[str, Tensor] | None,
+    restrict: str | list[str] | None,
+    route: Route | None,
+    facts: frozenset[Fact],
+    middle: Middle,
+    scale: Callable[[Tensor, int], Tensor] | None = None,
+    penalized: bool = False,
+) -> OutputProduct:
+    if not isinstance(objective, Objective):
+        raise TypeError(f"{name}: objective must be an Objective, got {type(objective).__name__}")
+    snapshot = objective.snapshot(x)
+    space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
+    way = chosen(route, snapshot.model, name, gauss_newton=True)
+    return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized)
+
+
+def _signed(objective: Objective) -> frozenset[Fact]:
+    return PSD if all(p.weight >= 0 for p in objective.parts) else SYMMETRIC
+
+
+def gauss_newton(
+    objective: Objective,
+    *,
+    x: Tensor | Mapping[str, Tensor] | None = None,
+    restrict: str | list[str] | None = None,
+    route: Route | None = None,
+) -> LinearOperator:
+    """The (generalized) Gauss-Newton operator sum_j w_j / count_j J' H_j J, H_j the criterion's Hessian in the outputs.
+
+    Positive semidefinite where every criterion is convex and every weight non-negative. Penalties declared convex are
+    included with their Hessian, others are not.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, gauss_newton, squared_error
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> X = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> gauss_newton(Objective(model, squared_error(), [(X, torch.zeros(2, 1))])).dense()  # 2 X'X / 2
+        tensor([[1., 0.],
+                [0., 4.]])
+    """
+    convex = isinstance(objective, Objective) and all(p.criterion.convex for p in objective.parts)
+    facts = _signed(objective) if convex else SYMMETRIC
+    if isinstance(objective, Objective) and any(w < 0 for w, p in objective.penalties if p.convex):
+        facts = SYMMETRIC
+
+    def middle() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
+        return lambda part, y, targets: lambda u: part.criterion.hessian_product(y, targets, u)
+
+    return _made("gauss_newton", objective, x, restrict, route, facts, middle, penalized=True)
+
+
+def fisher(
+    objective: Objective,
+    *,
+    seed: int | None = None,
+    samples: int = 1,
+    x: Tensor | Mapping[str, Tensor] | None = None,
+    restrict: str | list[str] | None = None,
+    route: Route | None = None,
+) -> LinearOperator:
+    """The Fisher information 1/count sum over terms of E[s s'], s the score of the model's own distribution.
+
+    Exact without `seed`; with one, a Monte Carlo matrix from `samples` label sets drawn from the likelihood, the same
+    labels at every product. Penalties (priors) are left out. Label smoothing and class weights raise: they are no
+    likelihood.
+    """
+    if samples < 1:
+        raise ValueError(f"fisher: samples must be at least 1, got {samples}")
+    for part in objective.parts:
+        probe = torch.zeros(0)
+        _require_likelihood(part, probe)
+
+    def exact() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
+        return lambda part, y, targets: lambda u: part.criterion.fisher_product(y, targets, u)
+
+    def drawn() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
+        assert seed is not None
+        streams = {id(part): [generator(seed, j, i) for i in range(samples)] for j, part in enumerate(objective.parts)}
+
+        def on_batch(part: Part, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+            labels = [part.criterion.sample(y, targets, g) for g in streams[id(part)]]
+            scores = [part.criterion.score(y, t) for t in labels]
+            return lambda u: torch.stack([part.criterion.project(s, u) for s in scores]).mean(0)
+
+        return on_batch
+
+    return _made("fisher", objective, x, restrict, route, _signed(objective), exact if seed is None else drawn)
+
+
+def _require_likelihood(part: Part, probe: Tensor) -> None:
+    check = getattr(part.criterion, "_require_likelihood", None)
+    if check is not None:
+        check()
+
+
+def empirical_fisher(
+    objective: Objective,
+    *,
+    per: Literal["example", "term"],
+    x: Tensor | Mapping[str, Tensor] | None = None,
+    restrict: str | list[str] | None = None,
+    route: Route | None = None,
+) -> LinearOperator:
+    """The uncentered second moment of gradients on the actual targets.
+
+    ``per="term"``: 1/count sum over terms of g g'. ``per="example"``: 1/N sum over examples of g g' with g the gradient
+    of the example's total times N/count, so that the mean of g is the objective's gradient. They agree where every
+    example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently.
+    """
+    if per not in ("example", "term"):
+        raise ValueError(f"empirical_fisher: per must be 'example' or 'term', got {per!r}")
+
+    def middle() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
+        def on_batch(part: Part, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+            score = part.criterion.score(y, targets)
+            if per == "term":
+                return lambda u: part.criterion.project(score, u)
+            flat = score.reshape(score.shape[0], -1)
+            return lambda u: (flat * (flat * u.reshape(flat.shape)).sum(1, keepdim=True)).view(score.shape)
+
+        return on_batch
+
+    def per_example(count: Tensor, examples: int) -> Tensor:
+        return examples / count**2
+
+    scale = per_example if per == "example" else None
+    return _made("empirical_fisher", objective, x, restrict, route, _signed(objective), middle, scale)

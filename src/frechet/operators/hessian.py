@@ -1,0 +1,139 @@
+"""The Hessian of an objective, or of any scalar function, as an operator.
+
+    H V = sum_j w_j / count_j  sum over batches of  d/dx (V' grad total)  +  the penalties' Hessian
+
+Reverse route: per batch one gradient with its graph kept, then one backward of it per column, then the graph is freed.
+Forward route: per column the tangent of the gradient, by dual numbers under a plain backward.
+
+**Source.** Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994).
+**Cost** of one column in gradients: 1 + r for the first of a block and r for each further one, r between 0.8 (small
+models) and 2.6 (convolutions); one pass over the data per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.operators.function import FunctionHessian, frozen_point
+from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
+from frechet.operators.products import grads, second_order
+from frechet.operators.route import Route, chosen
+from frechet.space import Space
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ObjectiveHessian(LinearOperator):
+    """The Hessian of an objective at one moment, on the blocks of `domain`."""
+
+    snapshot: Snapshot
+    domain: Space
+    route: Route
+
+    @property
+    def codomain(self) -> Space:
+        return self.domain
+
+    @property
+    def facts(self) -> frozenset[Fact]:
+        return SYMMETRIC
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        s, space = self.snapshot, self.domain
+        leaves, blocks = s.leaves(space)
+        vectors = [space.split(v) for v in V.T]
+        rows = _reverse if self.route == "reverse" else _forward
+
+        def contribute(part: Part, batch: Batch) -> Tensor:
+            return rows(lambda b: s.total(part, b, batch), leaves, blocks, vectors, space)
+
+        with second_order("hessian"):
+            product = s.average(contribute, "hessian")
+            if s.penalties:
+                product = product + _reverse(s.penalty, leaves, blocks, vectors, space)
+        return product.T
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        return self._matmat(U)
+
+
+def _reverse(
+    f: Callable[[Mapping[str, Tensor]], Tensor],
+    leaves: list[Tensor],
+    blocks: dict[str, Tensor],
+    vectors: list[list[Tensor]],
+    space: Space,
+) -> Tensor:
+    """The rows (k, n) of the Hessian of `f` times the vectors."""
+    rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
+    with torch.enable_grad():
+        gradient = grads(f(blocks), leaves, None, create_graph=True)
+        for i, v in enumerate(vectors):
+            _write(rows[i], grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
+    return rows
+
+
+def _forward(
+    f: Callable[[Mapping[str, Tensor]], Tensor],
+    leaves: list[Tensor],
+    blocks: dict[str, Tensor],
+    vectors: list[list[Tensor]],
+    space: Space,
+) -> Tensor:
+    rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
+    for i, v in enumerate(vectors):
+        with torch.enable_grad(), forward_ad.dual_level():
+            duals = [forward_ad.make_dual(p, t) for p, t in zip(leaves, v, strict=True)]
+            value = f({**blocks, **dict(zip(space.names, duals, strict=True))})
+            gradient = grads(value, leaves, None)
+            tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
+            filled = [torch.zeros_like(p) if t is None else t for p, t in zip(leaves, tangents, strict=True)]
+            _write(rows[i], filled)
+    return rows
+
+
+def _write(row: Tensor, blocks: list[Tensor]) -> None:
+    torch.cat([b.reshape(-1) for b in blocks], out=row)
+
+
+def hessian(
+    of: Objective | Callable[..., Tensor],
+    x: Tensor | Mapping[str, Tensor] | None = None,
+    *,
+    restrict: str | list[str] | None = None,
+    route: Route | None = None,
+) -> LinearOperator:
+    """The Hessian of an objective, at `x` or the model's present parameters; or of a scalar function `of` at `x`.
+
+    Penalties are included. `restrict` keeps the parameters whose names match the globs: the product then is the
+    submatrix's, and pays for no other parameter. `route` is "reverse" (default) or "forward".
+
+    Example:
+        >>> import torch
+        >>> from frechet import hessian
+        >>> H = hessian(lambda x: x[0] ** 2 * x[1], torch.tensor([1.0, 3.0]))
+        >>> H @ torch.tensor([1.0, 0.0])
+        tensor([6., 2.])
+    """
+    if not isinstance(of, Objective):
+        if x is None:
+            raise TypeError("hessian: x must be given for a function, got None; write hessian(f, x)")
+        if restrict is not None:
+            raise TypeError(
+                "hessian: restrict must be left out for a function; differentiate a function of fewer blocks"
+            )
+        return FunctionHessian(of, *frozen_point("hessian", x), _known(route))
+    snapshot = of.snapshot(x)
+    space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
+    return ObjectiveHessian(snapshot, space, chosen(route, snapshot.model, "hessian", gauss_newton=False))
+
+
+def _known(route: Route | None) -> Route:
+    if route not in (None, "reverse", "forward"):
+        raise ValueError(f"hessian: route must be 'reverse' or 'forward', got {route!r}")
+    return route or "reverse"

@@ -1,0 +1,126 @@
+"""The Jacobian of a function or of a model's outputs over a data set, and the neural tangent kernel.
+
+Rows of an objective's Jacobian are (example, output) in data order, unscaled. The NTK is J J'.
+
+**Source.** Jacot, Gabriel, Hongler, "Neural tangent kernel" (2018), arXiv 1806.07572.
+**Cost:** J v and J'u about 2 gradients each and one pass over the data; the NTK needs both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.operators.function import function_jacobian
+from frechet.operators.gauss_newton import tangent
+from frechet.operators.operator import NONE, Fact, LinearOperator
+from frechet.operators.products import grads, second_order
+from frechet.operators.route import Route, chosen
+from frechet.space import Space
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OutputJacobian(LinearOperator):
+    """The Jacobian of the outputs on all data at one moment, in the blocks of `domain`."""
+
+    snapshot: Snapshot
+    domain: Space
+    codomain: Space
+    route: Route
+
+    @property
+    def facts(self) -> frozenset[Fact]:
+        return NONE
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        s, space = self.snapshot, self.domain
+        leaves, blocks = s.leaves(space)
+        vectors = [space.split(v) for v in V.T]
+        out, row = self.codomain.zeros(V.shape[1]), 0
+
+        def visit(_part: Part, batch: Batch) -> None:
+            nonlocal row
+            if self.route == "forward":
+                pushed = [tangent(s, space, blocks, v, batch) for v in vectors]
+            else:
+                with torch.enable_grad():
+                    y = s.forward(blocks, batch)
+                    u = torch.zeros_like(y).requires_grad_()
+                    transposed = grads(y, leaves, [u], create_graph=True)
+                    pushed = [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
+            size = pushed[0].numel()
+            for i, p in enumerate(pushed):
+                out[row : row + size, i] = p.reshape(-1)
+            row += size
+
+        with second_order("jacobian"):
+            s.sweep(visit)
+        return out
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        s, space = self.snapshot, self.domain
+        leaves, blocks = s.leaves(space)
+        out, row = space.zeros(U.shape[1]), 0
+
+        def visit(_part: Part, batch: Batch) -> None:
+            nonlocal row
+            with torch.enable_grad():
+                y = s.forward(blocks, batch)
+                for i, u in enumerate(U.T):
+                    piece = u[row : row + y.numel()].view(y.shape)
+                    out[:, i] += space.join(grads(y, leaves, [piece], retain_graph=i + 1 < U.shape[1]))
+            row += y.numel()
+
+        s.sweep(visit)
+        return out
+
+
+def jacobian(
+    of: Objective | Callable[..., object],
+    x: Tensor | Mapping[str, Tensor] | None = None,
+    *,
+    restrict: str | list[str] | None = None,
+    route: Route | None = None,
+) -> LinearOperator:
+    """The Jacobian of a function `of` at `x`, or of an objective's model outputs on all its data.
+
+    Example:
+        >>> import torch
+        >>> from frechet import jacobian
+        >>> J = jacobian(lambda x: x[:2] * x[2], torch.tensor([1.0, 2.0, 3.0]))
+        >>> J @ torch.tensor([0.0, 0.0, 1.0]), J.T @ torch.tensor([1.0, 0.0])
+        (tensor([1., 2.]), tensor([3., 0., 1.]))
+    """
+    if not isinstance(of, Objective):
+        if x is None:
+            raise TypeError("jacobian: x must be given for a function, got None; write jacobian(f, x)")
+        if restrict is not None:
+            raise TypeError("jacobian: restrict must be left out for a function; differentiate in fewer blocks")
+        return function_jacobian(of, x, route)
+    snapshot = of.snapshot(x)
+    space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
+    blocks, sizes = snapshot.space.unflatten(snapshot.x), []
+
+    def visit(_part: Part, batch: Batch) -> None:
+        sizes.append(snapshot.forward(blocks, batch).numel())
+
+    with torch.no_grad():
+        snapshot.sweep(visit)
+    outputs = Space(("outputs",), ((sum(sizes),),), space.dtype, space.device)
+    return OutputJacobian(snapshot, space, outputs, chosen(route, snapshot.model, "jacobian", gauss_newton=True))
+
+
+def ntk(
+    objective: Objective,
+    *,
+    x: Tensor | Mapping[str, Tensor] | None = None,
+    restrict: str | list[str] | None = None,
+    route: Route | None = None,
+) -> LinearOperator:
+    """The neural tangent kernel J J' over (example, output) pairs in data order, unscaled, positive semidefinite."""
+    J = jacobian(objective, x, restrict=restrict, route=route)
+    return J @ J.T
