@@ -4,13 +4,13 @@ from frechet.objective.check import Check
 from frechet.objective.criterion import (
     Criterion,
     binary_cross_entropy,
-    cross_entropy,
     custom,
     gaussian,
     huber,
     poisson,
     squared_error,
 )
+from frechet.objective.cross_entropy import cross_entropy
 from frechet.objective.data import Batch, Subsample, causal_lm, default_split, subsample
 from frechet.objective.objective import Objective, Part, Penalty, Snapshot, l2
 

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from frechet.errors import UnusableObjective
-from frechet.objective.data import Batch, refuse_unrepeatable, untouched_generators
-from frechet.objective.model import call, exact_math, refuse_random_or_coupled
+from frechet.objective.data import Batch, untouched_generators
+from frechet.objective.kernels import nodes_of
+from frechet.objective.model import call, exact_math
 
 if TYPE_CHECKING:
     from frechet.objective.objective import Objective, Part, Snapshot
 
+# autograd's names of operations whose first derivative jumps
 _KINKS = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.ReLU6,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
+    *("relu", "hardtanh", "hardswish", "hardsigmoid", "threshold", "shrink", "clamp"),
+    *("maxpool", "maxunpool", "maximum", "minimum", "amax", "abs"),
 )
 
 
@@ -37,154 +34,205 @@ class Check:
     batches: int
     examples: int
     terms: float
-    own_loss: float | None  # what the model itself returned as loss, where it does
-    unreached: tuple[str, ...]  # parameters that get no gradient
-    kinks: tuple[str, ...]  # kinds of modules that are not differentiable everywhere
+    own_loss: float | None  # what the model itself returned as loss on the first batch, where it does
+    unreached: tuple[str, ...]  # parameters on which no data term depends
+    kinks: tuple[str, ...]  # operations that are not differentiable everywhere, by autograd's names
     seconds: float  # of one pass
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One batch in one pass: each example's loss, and the number of terms."""
+
+    losses: Tensor
+    terms: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a module: digests of what it was given and returned, since the tensors may be changed in place."""
+
+    name: str
+    kind: str
+    given: list[tuple[object, ...]]
+    returned: list[tuple[object, ...]]
 
 
 def check(objective: Objective) -> Check:
     """Raise `UnusableObjective` if `objective` is random, unrepeatable or contradicts the model's own loss."""
-    refuse_random_or_coupled(objective.model)
-    for part in objective.parts:
-        refuse_unrepeatable(part.data)
     snapshot = objective.snapshot()
     value = float(objective.value())  # names the batch of a NaN before anything else is asked
     start = time.perf_counter()
-    with torch.no_grad(), untouched_generators(reseed=1):
-        first = _pass(snapshot)
+    first = _pass(snapshot, seed=1)
     seconds = time.perf_counter() - start
-    with torch.no_grad(), untouched_generators(reseed=2):
-        second = _pass(snapshot)
-    _compare(snapshot, first, second)
+    _compare(snapshot, first, _pass(snapshot, seed=2))
     own = _own_loss(snapshot)
-    examples, terms = sum(n for _, n, _ in first), float(sum(c for _, _, c in first))
-    kinks = sorted({type(m).__name__ for m in objective.model.modules() if isinstance(m, _KINKS)})
-    return Check(value, len(first), examples, terms, own, _unreached(snapshot), tuple(kinks), seconds)
+    unreached, kinks = _graph(snapshot)
+    examples, terms = sum(len(r.losses) for r in first), sum(r.terms for r in first)
+    return Check(value, len(first), examples, terms, own, unreached, kinks, seconds)
 
 
-def _pass(snapshot: Snapshot) -> list[tuple[float, int, float]]:
-    """(total, examples, terms) of every batch."""
-    blocks, rows = snapshot.space.unflatten(snapshot.x), []
-    with exact_math(snapshot.model, snapshot.flags, snapshot.space.device):
-        for part in snapshot.parts:
-            for batch in part.batches(snapshot.space.device):
-                terms = part.criterion.terms(snapshot.forward(blocks, batch), batch.targets)
-                rows.append((float(terms.double().sum()), terms.shape[0], float(part.criterion.count(batch.targets))))
+def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
+    rows: list[_Row] = []
+
+    def visit(part: Part, batch: Batch) -> None:
+        losses = part.criterion.terms(snapshot.forward(blocks, batch), batch.targets)
+        rows.append(_Row(losses.double().cpu(), float(part.criterion.count(batch.targets))))
+
+    with torch.no_grad():
+        blocks = snapshot.space.unflatten(snapshot.x)
+        snapshot.sweep(visit, reseed=seed)
     return rows
 
 
-def _compare(snapshot: Snapshot, first: list[tuple[float, int, float]], second: list[tuple[float, int, float]]) -> None:
+def _compare(snapshot: Snapshot, first: list[_Row], second: list[_Row]) -> None:
     if len(first) != len(second):
         raise UnusableObjective(
             f"check: two passes over the data must agree, got {len(first)} and {len(second)} batches"
         )
     tolerance = 1e3 * snapshot.space.eps  # kernels may add in another order
     for index, (a, b) in enumerate(zip(first, second, strict=True)):
-        if abs(a[0] - b[0]) > tolerance * max(abs(a[0]), abs(b[0]), a[2]):
+        same = a.losses.shape == b.losses.shape
+        scale = max(float(a.losses.abs().mean()), 1.0) if same and len(a.losses) else 1.0
+        if not same or not torch.allclose(a.losses, b.losses, rtol=tolerance, atol=tolerance * scale):
             raise UnusableObjective(
-                f"check: batch {index} gives total loss {a[0]:.6g} in one pass and {b[0]:.6g} in the next: "
-                + _guilty(snapshot, index)
+                f"check: batch {index} gives total loss {float(a.losses.sum()):.6g} in one pass and "
+                f"{float(b.losses.sum()):.6g} in the next: {_guilty(snapshot, index)}"
             )
 
 
 def _guilty(snapshot: Snapshot, index: int) -> str:
-    passes = []
-    for seed in (1, 2):
-        with untouched_generators(reseed=seed):
-            passes.append(_nth(snapshot, index))
-    (_, one), (_, two) = passes
-    if not _same(one.inputs, two.inputs) or not _same(one.targets, two.targets):
-        if isinstance(one.targets, Tensor) and one.targets.shape == two.targets.shape and _shuffled(one, two):
-            return "the data come in another order each time; use shuffle=False"
-        return "the data themselves change between passes (a random augmentation or a shuffling sampler); fix the seed "
-    traces = []
-    for seed in (1, 2):
-        with untouched_generators(reseed=seed), torch.no_grad():
-            traces.append(_trace(snapshot, one))
-    for (name, a), (_, b) in zip(*traces, strict=False):
-        if not _same(a, b):
-            return f"module '{name}' gives different outputs for the same inputs; make it deterministic (model.eval()?)"
-    return "the model gives different outputs for the same inputs; a non-deterministic kernel may be the cause"
+    one, two = (_read(snapshot, index, seed) for seed in (1, 2))
+    if _digest((one.inputs, one.targets)) != _digest((two.inputs, two.targets)):
+        if _examples(snapshot, seed=1) == _examples(snapshot, seed=2):
+            return "the same examples come in another order each time; use shuffle=False"
+        return (
+            "the data themselves change between passes (a random augmentation, or a sampler that draws other "
+            "examples); make the data set deterministic"
+        )
+    calls = [_calls(snapshot, one, seed) for seed in (1, 2)]
+    if [c.name for c in calls[0]] != [c.name for c in calls[1]]:  # layers left out at random
+        calls = [[c[-1]] for c in calls]
+    for a, b in zip(*calls, strict=True):
+        if a.given == b.given and a.returned != b.returned:
+            where = f"module '{a.name}' ({a.kind})" if a.name else f"{a.kind}.forward"
+            return (
+                f"{where} gives different outputs for the same inputs; make it deterministic (dropout only when "
+                "self.training, model.eval(), torch.use_deterministic_algorithms)"
+            )
+    return "the model's outputs repeat, so the criterion is random or keeps a state between calls"
 
 
-def _nth(snapshot: Snapshot, index: int) -> tuple[Part, Batch]:
-    for part in snapshot.parts:
-        for batch in part.batches(snapshot.space.device):
-            if index == 0:
-                return part, batch
-            index -= 1
-    raise IndexError(index)
+def _read(snapshot: Snapshot, index: int, seed: int) -> Batch:
+    """Batch number `index`, counted over all parts."""
+    found: list[Batch] = []
+    left = index
+
+    def visit(_part: Part, batch: Batch) -> None:
+        nonlocal left
+        if left == 0:
+            found.append(batch)
+        left -= 1
+
+    snapshot.sweep(visit, reseed=seed)
+    return found[0]
 
 
-def _trace(snapshot: Snapshot, batch: Batch) -> list[tuple[str, Any]]:
-    """Outputs of the modules without children, in the order of their calls."""
-    record: list[tuple[str, Any]] = []
-    hooks = [
-        m.register_forward_hook(lambda _m, _i, out, name=name: record.append((name, out)))
-        for name, m in snapshot.model.named_modules()
-        if not any(True for _ in m.children())
-    ]
+def _digest(tree: Any) -> list[tuple[object, ...]]:
+    """Numbers that differ if two nested structures of tensors do."""
+    rows = []
+    logits = getattr(tree, "logits", None)  # an output object that pytrees do not know
+    for t in tree_leaves(logits if isinstance(logits, Tensor) else tree):
+        if isinstance(t, Tensor):
+            flat = t.detach().reshape(-1).double().cpu()
+            ramp = torch.linspace(1, 2, flat.numel(), dtype=flat.dtype)
+            rows.append((tuple(t.shape), float(flat.sum()), float(flat @ ramp)))
+    return rows
+
+
+def _examples(snapshot: Snapshot, seed: int) -> list[tuple[object, ...]]:
+    """Digests of all examples, sorted, so that only their order is lost."""
+    rows: list[tuple[object, ...]] = []
+
+    def visit(_part: Part, batch: Batch) -> None:
+        tensors = [t for t in tree_leaves((batch.inputs, batch.targets)) if isinstance(t, Tensor) and t.ndim]
+        rows.extend(tuple(_digest(list(example))) for example in zip(*tensors, strict=False))
+
+    snapshot.sweep(visit, reseed=seed)
+    return sorted(rows)
+
+
+def _calls(snapshot: Snapshot, batch: Batch, seed: int) -> list[_Call]:
+    """Every module's call on a batch, inner ones first."""
+    record: list[_Call] = []
+    given: list[Any] = []
+
+    def before(_module: nn.Module, args: Any, keywords: Any) -> None:
+        given.append(_digest((args, keywords)))
+
+    hooks = []
+    for name, m in snapshot.model.named_modules():
+
+        def after(module: nn.Module, _args: Any, _keywords: Any, out: Any, name: str = name) -> None:
+            record.append(_Call(name, type(module).__name__, given.pop(), _digest(out)))
+
+        hooks.append(m.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(m.register_forward_hook(after, with_kwargs=True))
+    state = {**snapshot.constants, **snapshot.space.unflatten(snapshot.x)}
     try:
-        with exact_math(snapshot.model, snapshot.flags, snapshot.space.device):
-            call(snapshot.model, {**snapshot.constants, **snapshot.space.unflatten(snapshot.x)}, batch.inputs)
+        flags, device = snapshot.flags, snapshot.space.device
+        with torch.no_grad(), untouched_generators(reseed=seed), exact_math(snapshot.modules, flags, device):
+            call(snapshot.model, snapshot.places, state, batch.inputs)
     finally:
         for hook in hooks:
             hook.remove()
     return record
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return True
-
-
-def _shuffled(one: Batch, two: Batch) -> bool:
-    """Whether every example of the first batch can be told from the other's only by its place, or is missing there."""
-    a, b = one.inputs, two.inputs
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape or a.ndim == 0:
-        return False
-    sums = [t.double().flatten(1).sum(1) if t.ndim > 1 else t.double() for t in (a, b)]
-    return bool(torch.isclose(sums[0].sort().values, sums[1].sort().values).all())
-
-
 def _own_loss(snapshot: Snapshot) -> float | None:
     """Compare with the loss that a model returns when it is given the labels; only for dict batches with labels."""
-    part = snapshot.parts[0]
-    with torch.no_grad(), untouched_generators(), exact_math(snapshot.model, snapshot.flags, snapshot.space.device):
-        raw = next(iter(part.data))
-        if not isinstance(raw, dict) or "labels" not in raw:
-            return None
-        batch = next(part.batches(snapshot.space.device))
-        state = {**snapshot.constants, **snapshot.space.unflatten(snapshot.x)}
-        inputs = {**batch.inputs, "labels": raw["labels"].to(snapshot.space.device)}
-        try:
-            returned = call(snapshot.model, state, inputs)
-        except TypeError:  # its forward takes no labels
-            return None
-        loss = returned.get("loss") if isinstance(returned, dict) else getattr(returned, "loss", None)
-        if not isinstance(loss, Tensor):
-            return None
-        blocks = snapshot.space.unflatten(snapshot.x)
-        ours = float(snapshot.total(part, blocks, batch) / part.criterion.count(batch.targets))
-    if abs(ours - float(loss)) > 1e-3 * max(abs(ours), abs(float(loss))) + 1e-6:
-        raise UnusableObjective(
-            f"check: on batch 0 the criterion gives {ours:.6g} and the model's own loss is {float(loss):.6g}; "
-            "a causal language model needs split=causal_lm, another ignore_index or smoothing its own criterion"
-        )
-    return float(loss)
+    found: float | None = None
+    state = {**snapshot.constants, **snapshot.space.unflatten(snapshot.x)}
+    for part in snapshot.parts:
+        flags, device = snapshot.flags, snapshot.space.device
+        with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
+            raw = next(iter(part.data))
+            batch = next(part.batches(snapshot.space.device))
+            if not isinstance(raw, Mapping) or "labels" not in raw or not isinstance(batch.inputs, Mapping):
+                continue
+            try:
+                labels = raw["labels"].to(snapshot.space.device)
+                returned = call(snapshot.model, snapshot.places, state, {**batch.inputs, "labels": labels})
+            except TypeError:  # its forward takes no labels
+                continue
+            loss = returned.get("loss") if isinstance(returned, Mapping) else getattr(returned, "loss", None)
+            if not isinstance(loss, Tensor):
+                continue
+            ours = float(snapshot.total(part, state, batch) / part.criterion.count(batch.targets))
+        theirs = float(loss)
+        if abs(ours - theirs) > 1e-3 * max(abs(ours), abs(theirs)) + 1e-6:
+            raise UnusableObjective(
+                f"check: on batch 0 the criterion gives {ours:.6g} and the model's own loss is {theirs:.6g}; "
+                "a causal language model needs split=causal_lm, another ignore_index or smoothing its own criterion"
+            )
+        found = theirs if found is None else found
+    return found
 
 
-def _unreached(snapshot: Snapshot) -> tuple[str, ...]:
-    """Trainable parameters on which the first batch's loss does not depend."""
-    leaves, blocks = snapshot.leaves(snapshot.space)
-    part = snapshot.parts[0]
-    with untouched_generators(), exact_math(snapshot.model, snapshot.flags, snapshot.space.device), torch.enable_grad():
-        batch = next(part.batches(snapshot.space.device))
-        grads = torch.autograd.grad(snapshot.total(part, blocks, batch), leaves, allow_unused=True)
-    return tuple(name for name, g in zip(snapshot.space.names, grads, strict=True) if g is None)
+def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """From the graph of the first batch of each part: unreached parameters, and operations with kinks."""
+    reached: set[str] = set()
+    kinks: set[str] = set()
+    for part in snapshot.parts:
+        with untouched_generators(), exact_math(snapshot.modules, snapshot.flags, snapshot.space.device):
+            leaves, blocks = snapshot.leaves(snapshot.space)
+            with torch.enable_grad():
+                total = snapshot.total(part, blocks, next(part.batches(snapshot.space.device)))
+            nodes = nodes_of([total])
+        owners = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+        reached |= {name for name, leaf in zip(snapshot.space.names, leaves, strict=True) if id(leaf) in owners}
+        for node in nodes:
+            operation = node.name().split("Backward")[0]
+            if any(k in operation.lower() for k in _KINKS):
+                kinks.add(operation)
+    return tuple(n for n in snapshot.space.names if n not in reached), tuple(sorted(kinks))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-ROWS = 1 << 24  # entries of the outputs handled at once by cross_entropy's Hessian product
+from frechet.objective.kernels import refuse_once_differentiable
 
 
 class Criterion(ABC):
@@ -46,6 +46,9 @@ class Criterion(ABC):
     @abstractmethod
     def project(self, score: Tensor, u: Tensor) -> Tensor: ...  # per term t: score_t (score_t . u_t)
 
+    @abstractmethod
+    def require_likelihood(self) -> None: ...  # raises where there is none, so that there is no Fisher
+
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gradient of the sum of all terms in the outputs."""
         with torch.enable_grad():
@@ -53,151 +56,14 @@ class Criterion(ABC):
             return torch.autograd.grad(self.terms(leaf, targets).sum(), leaf)[0]
 
 
-def _per_example(values: Tensor) -> Tensor:
+def per_example(values: Tensor) -> Tensor:
+    """The sum over each example (axis 0)."""
     return values if values.ndim == 1 else values.flatten(1).sum(1)
 
 
-def _uniform(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
+def uniform(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Uniform numbers in (0, 1), in float64 on the CPU: one stream, whatever the batches and the device."""
     return torch.rand(shape, generator=generator, dtype=torch.float64).clamp_(1e-12, 1 - 1e-12)
-
-
-# --- cross entropy ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class CrossEntropy(Criterion):
-    """-log softmax(outputs)[target], one term per position that is not ignored."""
-
-    ignore_index: int
-    label_smoothing: float
-    weight: Tensor | None
-    class_dim: int
-    convex = True
-
-    def _rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``(positions, classes)`` and targets ``(positions,)`` or, soft, ``(positions, classes)``."""
-        if not -outputs.ndim <= self.class_dim < outputs.ndim or outputs.ndim < 2:
-            raise ValueError(
-                f"cross_entropy: outputs must have an example axis and class_dim={self.class_dim}, "
-                f"got shape {tuple(outputs.shape)}"
-            )
-        logits = outputs.movedim(self.class_dim, -1)
-        soft = targets.is_floating_point()
-        expected = tuple(outputs.shape) if soft else tuple(logits.shape[:-1])
-        if tuple(targets.shape) != expected:
-            raise ValueError(
-                f"cross_entropy: targets must have shape {expected} for outputs {tuple(outputs.shape)} with "
-                f"class_dim={self.class_dim}, got {tuple(targets.shape)}; set class_dim to the class axis"
-            )
-        if soft:
-            targets = targets.movedim(self.class_dim, -1).reshape(-1, logits.shape[-1])
-            return logits.reshape(-1, logits.shape[-1]), targets
-        return logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
-
-    def _weight(self, like: Tensor) -> Tensor | None:
-        return None if self.weight is None else self.weight.to(like.device, like.dtype)
-
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        logits, labels = self._rows(outputs, targets)
-        values = F.cross_entropy(
-            logits,
-            labels,
-            weight=self._weight(logits),
-            ignore_index=self.ignore_index,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
-        return values if values.shape[0] == outputs.shape[0] else values.view(outputs.shape[0], -1).sum(1)
-
-    def count(self, targets: Tensor) -> Tensor:
-        if targets.is_floating_point():
-            classes = targets.shape[self.class_dim]
-            return targets.new_tensor(targets.numel() / classes, dtype=torch.float64)
-        kept = targets != self.ignore_index
-        if self.weight is None:
-            return kept.sum().double()
-        return self.weight.to(targets.device).double()[targets[kept]].sum()
-
-    def _scale(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over the classes of the effective target distribution, per position: the Hessian's factor."""
-        weight = self._weight(logits)
-        if labels.is_floating_point():
-            q = labels * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
-            return (q if weight is None else q * weight).sum(1)
-        kept = (labels != self.ignore_index).to(logits.dtype)
-        if weight is None:
-            return kept
-        hard = weight[labels.clamp(0)]
-        return kept * ((1 - self.label_smoothing) * hard + self.label_smoothing * weight.mean())
-
-    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        logits, labels = self._rows(outputs, targets)
-        direction = u.movedim(self.class_dim, -1)
-        rows = direction.reshape(logits.shape)
-        step = max(1, ROWS // max(1, logits.shape[1]))
-        parts = []
-        for a in range(0, logits.shape[0], step):
-            p = logits[a : a + step].softmax(1)
-            pu = p * rows[a : a + step]
-            centered = pu - p * pu.sum(1, keepdim=True)
-            parts.append(centered * self._scale(logits[a : a + step], labels[a : a + step]).unsqueeze(1))
-        product = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return product.view(direction.shape).movedim(-1, self.class_dim)
-
-    def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        self._require_likelihood()
-        return self.hessian_product(outputs, targets, u)
-
-    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        self._require_likelihood()
-        logits, labels = self._rows(outputs, targets)
-        kept = labels != self.ignore_index
-        # the generator moves once per term that counts, so padding does not move the stream
-        u = _uniform((int(kept.sum()),), generator).to(logits.device)
-        cumulative = logits[kept].double().softmax(1).cumsum(1)
-        drawn = labels.clone()
-        drawn[kept] = (cumulative < u.unsqueeze(1)).sum(1).clamp_(max=logits.shape[1] - 1)
-        return drawn.view(targets.shape)
-
-    def project(self, score: Tensor, u: Tensor) -> Tensor:
-        return score * (score * u).sum(self.class_dim, keepdim=True)
-
-    def _require_likelihood(self) -> None:
-        if self.label_smoothing or self.weight is not None:
-            raise ValueError(
-                "fisher: cross_entropy must be a likelihood, got "
-                + ("label_smoothing" if self.label_smoothing else "class weights")
-                + "; the Fisher uses the score of the model's own distribution: drop it, or use gauss_newton(objective)"
-            )
-
-
-def cross_entropy(
-    *,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    weight: Tensor | None = None,
-    class_dim: int = -1,
-) -> Criterion:
-    """Softmax cross entropy of logits. `class_dim` is the class axis; targets are class indices or probabilities.
-
-    One term per position whose target is not `ignore_index`. With class `weight` ``(C,)`` the mean divides by the sum
-    of the targets' weights, as `torch.nn.CrossEntropyLoss` does.
-
-    Example:
-        >>> import torch
-        >>> from frechet import cross_entropy
-        >>> criterion = cross_entropy()
-        >>> criterion.terms(torch.zeros(2, 4), torch.tensor([1, -100])) / torch.tensor(4.0).log()
-        tensor([1., 0.])
-        >>> int(criterion.count(torch.tensor([1, -100])))
-        1
-    """
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1), got {label_smoothing}")
-    if weight is not None and (weight.ndim != 1 or bool((weight < 0).any())):
-        raise ValueError(f"cross_entropy: weight must be (classes,) and non-negative, got shape {tuple(weight.shape)}")
-    return CrossEntropy(ignore_index, label_smoothing, None if weight is None else weight.detach().clone(), class_dim)
 
 
 # --- elementwise losses -----------------------------------------------------------------------------------------------
@@ -223,7 +89,7 @@ class Elementwise(Criterion):
         return targets.to(outputs.dtype)
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return _per_example(self.loss(outputs, self._targets(outputs, targets)))
+        return per_example(self.loss(outputs, self._targets(outputs, targets)))
 
     def count(self, targets: Tensor) -> Tensor:
         return torch.tensor(targets.numel(), dtype=torch.float64)
@@ -232,18 +98,24 @@ class Elementwise(Criterion):
         return self.second(outputs, self._targets(outputs, targets)) * u
 
     def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        if self.information is None:
-            raise ValueError(f"fisher: {self.name} must be a likelihood, got a loss without one; use gauss_newton")
+        self.require_likelihood()
+        assert self.information is not None
         return self.information(outputs) * u
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        if self.quantile is None:
-            raise ValueError(f"fisher: {self.name} must be a likelihood, got a loss without one; use gauss_newton")
-        u = _uniform(outputs.shape, generator)
+        self.require_likelihood()
+        assert self.quantile is not None
+        u = uniform(outputs.shape, generator)
         return self.quantile(outputs.detach().double().cpu(), u).to(outputs.device, outputs.dtype)
 
     def project(self, score: Tensor, u: Tensor) -> Tensor:
         return score * score * u
+
+    def require_likelihood(self) -> None:
+        if self.information is None or self.quantile is None:
+            raise ValueError(
+                f"fisher: {self.name} must be a likelihood, got a loss (or a weighting) without one; use gauss_newton"
+            )
 
 
 def squared_error() -> Criterion:
@@ -264,6 +136,8 @@ def binary_cross_entropy(*, pos_weight: Tensor | float | None = None) -> Criteri
     `pos_weight` multiplies the first part, as in `torch.nn.BCEWithLogitsLoss`; the count stays the number of elements.
     """
     weight = None if pos_weight is None else torch.as_tensor(pos_weight).detach().clone()
+    if weight is not None and bool((weight < 0).any()):
+        raise ValueError(f"binary_cross_entropy: pos_weight must be non-negative, got {weight.min().item()}")
 
     def second(f: Tensor, y: Tensor) -> Tensor:
         p = f.sigmoid()
@@ -304,10 +178,13 @@ def huber(delta: float = 1.0) -> Criterion:
 
     def loss(f: Tensor, y: Tensor) -> Tensor:
         d = f - y
-        return torch.where(d.abs() <= delta, d * d / 2, delta * (d.abs() - delta / 2))
+        sign = d.detach().sign()  # with |d| its kink at 0, which is not used, would show in the graph
+        return torch.where(sign * d <= delta, d * d / 2, delta * (sign * d - delta / 2))
 
     return Elementwise("huber", loss, lambda f, y: ((f - y).abs() <= delta).to(f.dtype), True, None, None)
 
+
+_NO_LIKELIHOOD = "fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton"
 
 # --- Gaussian with learnt variance, and any other loss ----------------------------------------------------------------
 
@@ -319,8 +196,9 @@ class Gaussian(Criterion):
     convex = False
 
     def _parts(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        m, log_v = outputs.chunk(2, -1)
-        if outputs.shape[-1] % 2 or m.shape != targets.shape:
+        half = outputs.shape[-1] // 2
+        m, log_v = outputs[..., :half], outputs[..., half:]
+        if m.shape != log_v.shape or m.shape != targets.shape:
             raise ValueError(
                 "gaussian: outputs must hold mean and log variance side by side on the last axis: expected last axis "
                 f"{2 * targets.shape[-1] if targets.ndim else 2} for targets {tuple(targets.shape)}, got outputs "
@@ -330,7 +208,7 @@ class Gaussian(Criterion):
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
         m, log_v, y = self._parts(outputs, targets)
-        return _per_example((log_v + (y - m) ** 2 * torch.exp(-log_v)) / 2)
+        return per_example((log_v + (y - m) ** 2 * torch.exp(-log_v)) / 2)
 
     def count(self, targets: Tensor) -> Tensor:
         return torch.tensor(targets.numel(), dtype=torch.float64)
@@ -349,7 +227,7 @@ class Gaussian(Criterion):
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
         m, log_v, _ = self._parts(outputs, targets)
-        noise = torch.special.ndtri(_uniform(m.shape, generator)).to(m.device, m.dtype)
+        noise = torch.special.ndtri(uniform(m.shape, generator)).to(m.device, m.dtype)
         return m + torch.exp(log_v / 2) * noise
 
     def project(self, score: Tensor, u: Tensor) -> Tensor:
@@ -357,6 +235,9 @@ class Gaussian(Criterion):
         um, uv = u.chunk(2, -1)
         along = sm * um + sv * uv
         return torch.cat([sm * along, sv * along], -1)
+
+    def require_likelihood(self) -> None:
+        return
 
 
 def gaussian() -> Criterion:
@@ -382,7 +263,7 @@ class Custom(Criterion):
                 f"custom: terms must return one value per example, shape ({outputs.shape[0]},) or "
                 f"({outputs.shape[0]}, ...), got {tuple(values.shape)}; use reduction='none'"
             )
-        return _per_example(values)
+        return per_example(values)
 
     def count(self, targets: Tensor) -> Tensor:
         number = targets.shape[0] if self.counter is None else self.counter(targets)
@@ -391,19 +272,28 @@ class Custom(Criterion):
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
-            (g,) = torch.autograd.grad(self.terms(leaf, targets).sum(), leaf, create_graph=True)
+            total = self.terms(leaf, targets).sum()
+            refuse_once_differentiable([total])
+            (g,) = torch.autograd.grad(total, leaf, create_graph=True)
             if not g.requires_grad:
                 return torch.zeros_like(u)
             return torch.autograd.grad(g, leaf, u, create_graph=outputs.requires_grad, materialize_grads=True)[0]
 
     def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        raise ValueError("fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton")
+        raise ValueError(_NO_LIKELIHOOD)
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        raise ValueError("fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton")
+        raise ValueError(_NO_LIKELIHOOD)
+
+    def require_likelihood(self) -> None:
+        raise ValueError(_NO_LIKELIHOOD)
 
     def project(self, score: Tensor, u: Tensor) -> Tensor:
-        # one term per example
+        if self.counter is not None:
+            raise ValueError(
+                "empirical_fisher: a custom criterion with count= does not say which outputs make a term; "
+                "use per='example'"
+            )
         inner = (score * u).flatten(1).sum(1)
         return score * inner.view(-1, *[1] * (score.ndim - 1))
 

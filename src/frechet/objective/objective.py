@@ -11,8 +11,10 @@ and of frozen parameters, and the training flags. Operators hold snapshots, so t
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,11 +33,14 @@ from frechet.objective.data import (
     to_device,
     untouched_generators,
 )
+from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
+    Places,
     call,
     exact_math,
     outputs_of,
     parameter_space,
+    places_of,
     refuse_random_or_coupled,
     training_flags,
     unwrap,
@@ -88,6 +93,8 @@ class Snapshot:
     x: Tensor
     constants: dict[str, Tensor]
     flags: tuple[bool, ...]
+    modules: tuple[nn.Module, ...]
+    places: Places
 
     def leaves(self, space: Space) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Differentiable copies of the blocks of `space`, and the full dict of parameters that contains them."""
@@ -98,9 +105,9 @@ class Snapshot:
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The model's outputs on a batch, as a function of its parameters."""
         try:
-            return outputs_of(call(self.model, {**self.constants, **blocks}, batch.inputs))
-        except RuntimeError as error:
-            if "dtype" in str(error) or "scalar type" in str(error):
+            return outputs_of(call(self.model, self.places, {**self.constants, **blocks}, batch.inputs))
+        except (RuntimeError, ValueError) as error:
+            if any(word in str(error) for word in ("dtype", "scalar type", "Input type")):
                 raise TypeError(
                     f"Objective: batch {batch.index} and the {self.space.dtype} model do not fit together: "
                     f"{str(error).splitlines()[0]}; convert the data or the model"
@@ -111,9 +118,18 @@ class Snapshot:
         """The sum of a batch's terms, as a function of the parameters."""
         return part.criterion.terms(self.forward(blocks, batch), batch.targets).sum()
 
-    def sweep(self, visit: Callable[[Part, Batch], None]) -> None:
+    def _running(self, reseed: int | None = None) -> ExitStack:
+        """Contexts of a pass: random generators put back afterwards, the model in its recorded state."""
+        stack = ExitStack()
+        # batches in memory draw nothing; any other data may draw from every generator there is
+        drawing = not all(isinstance(part.data, list | tuple) for part in self.parts)
+        stack.enter_context(untouched_generators(reseed, everywhere=drawing or reseed is not None))
+        stack.enter_context(exact_math(self.modules, self.flags, self.space.device))
+        return stack
+
+    def sweep(self, visit: Callable[[Part, Batch], None], reseed: int | None = None) -> None:
         """Call `visit` once per batch of every part, with the model in its recorded state."""
-        with untouched_generators(), exact_math(self.model, self.flags, self.space.device):
+        with self._running(reseed):
             for part in self.parts:
                 for batch in part.batches(self.space.device):
                     visit(part, batch)
@@ -126,7 +142,7 @@ class Snapshot:
     ) -> Tensor:
         """sum_j w_j scale_j sum over batches of contribute, in one pass; scale(count, examples) is 1 / count."""
         total: Tensor | None = None
-        with untouched_generators(), exact_math(self.model, self.flags, self.space.device):
+        with self._running():
             for part in self.parts:
                 sums: Tensor | None = None
                 count, examples = torch.zeros((), dtype=torch.float64), 0
@@ -141,28 +157,48 @@ class Snapshot:
                 part_total = sums * (part.weight * factor).to(sums.dtype)
                 total = part_total if total is None else total + part_total
             assert total is not None  # an objective has at least one part
-            if not bool(torch.isfinite(total.detach()).all()):
+            # one cheap reduction first: a finite sum has finite terms
+            if not math.isfinite(float(total.detach().sum())) and not bool(torch.isfinite(total.detach()).all()):
                 self._name_nonfinite(contribute, what)
         return total
 
     def _name_nonfinite(self, contribute: Callable[[Part, Batch], Tensor], what: str) -> None:
-        for j, part in enumerate(self.parts):
+        for part in self.parts:
             for batch in part.batches(self.space.device):
                 if not bool(torch.isfinite(contribute(part, batch)).all()):
-                    where = f"batch {batch.index}" + (f" of part {j}" if len(self.parts) > 1 else "")
-                    bad = [name for name in ("inputs", "targets") if not _finite(getattr(batch, name))]
-                    cause = (
-                        f"its {' and '.join(bad)} hold NaN or infinity" if bad else "its inputs and targets are finite"
-                    )
-                    raise NonFinite(f"{what}: {where} gives a NaN or an infinity ({cause})")
+                    raise self.nonfinite(what, part, batch)
         raise NonFinite(f"{what}: the sum over all batches overflows {self.space.dtype}, though each batch is finite")
+
+    def nonfinite(self, what: str, part: Part, batch: Batch) -> NonFinite:
+        """The error for a batch that gives a NaN or an infinity, with its cause where that can be seen."""
+        where = f"batch {batch.index}" + (f" of part {self.parts.index(part)}" if len(self.parts) > 1 else "")
+        bad = [name for name in ("inputs", "targets") if not _finite(getattr(batch, name))]
+        if bad:
+            cause = f"its {' and '.join(bad)} hold NaN or infinity"
+        elif not _finite(self.x):
+            cause = "the point holds NaN or infinity"
+        else:
+            cause = "its inputs and targets and the point are finite, but the vector may not be"
+        return NonFinite(f"{what}: {where} gives a NaN or an infinity ({cause})")
+
+    def plus_penalty(self, what: str, mean: Tensor, term: Callable[[], Tensor]) -> Tensor:
+        """`mean` plus the penalties' `term`, which must be finite."""
+        if not self.penalties:
+            return mean
+        value = term()
+        if not bool(torch.isfinite(value.detach()).all()):
+            raise NonFinite(f"{what}: the penalty gives a NaN or an infinity, though the data term is finite")
+        return mean + value
 
     def penalty(self, blocks: Mapping[str, Tensor], convex_only: bool = False) -> Tensor:
         """The sum of the penalties at `blocks`."""
         value = self.x.new_zeros(())
         for weight, p in self.penalties:
             if p.convex or not convex_only:
-                value = value + weight * p.function(blocks)
+                term = torch.as_tensor(p.function(blocks))
+                if term.ndim:
+                    raise ValueError(f"Penalty: function must return a scalar, got shape {tuple(term.shape)}")
+                value = value + weight * term
         return value
 
 
@@ -264,7 +300,8 @@ class Objective:
     def point(self) -> Tensor:
         """The current trainable parameters as one flat vector ``(n,)``, a fresh copy."""
         parameters = dict(self.model.named_parameters())
-        return self.space.join([parameters[name].detach() for name in self.space.names]).clone()
+        with ordinary_mode(self.space.device):
+            return self.space.join([parameters[name].detach() for name in self.space.names]).clone()
 
     @property
     def population(self) -> int | None:
@@ -273,29 +310,41 @@ class Objective:
         return data.population if isinstance(data, Subsample) else None
 
     def snapshot(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Snapshot:
-        """This objective at this moment and at `x` (default: the model's parameters)."""
-        refuse_random_or_coupled(self.model)
-        for part in self.parts:
-            refuse_unrepeatable(part.data)
+        """This objective at this moment and at `x` (default: the model's parameters), which must not require grad."""
+        if any(isinstance(b, Tensor) and b.requires_grad for b in (x.values() if isinstance(x, Mapping) else [x])):
+            raise ValueError(
+                "Objective: x must not require grad: an operator carries no graph, so it would be a constant in a "
+                "loss; use hessian_product(objective.value, x, v), which autograd sees through, or pass x.detach()"
+            )
         return self._snapshot(self._flat(x))
 
     def _snapshot(self, x: Tensor, copy: bool = True) -> Snapshot:
+        refuse_random_or_coupled(self.model)
+        for part in self.parts:
+            refuse_unrepeatable(part.data)
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         frozen = {n: t.detach() for n, t in named if n not in set(self.space.names)}
-        constants = {n: t.clone() for n, t in frozen.items()} if copy else frozen
+        with ordinary_mode(self.space.device):
+            constants = {n: t.clone() if copy or t.is_inference() else t for n, t in frozen.items()}
         flags = training_flags(self.model)
-        return Snapshot(self.model, self.parts, self.penalties, self.space, x, constants, flags)
+        modules, places = tuple(self.model.modules()), places_of(self.model)
+        return Snapshot(self.model, self.parts, self.penalties, self.space, x, constants, flags, modules, places)
 
     def _flat(self, x: Tensor | Mapping[str, Tensor] | None) -> Tensor:
         if x is None:
             return self.point
         flat = self.space.flatten(x) if isinstance(x, Mapping) else x
+        if not isinstance(flat, Tensor):
+            raise TypeError(f"Objective: x must be a tensor or a dict of tensors, got {type(flat).__name__}")
         if flat.shape != (self.space.dim,) or flat.dtype != self.space.dtype:
             raise ValueError(
                 f"Objective: x must be {self.space.dtype} of shape ({self.space.dim},), got {flat.dtype} of shape "
                 f"{tuple(flat.shape)}"
             )
-        return flat.detach().clone()
+        if flat.device != self.space.device:
+            raise ValueError(f"Objective: x must be on {self.space.device}, got {flat.device}; move it with x.to(...)")
+        with ordinary_mode(self.space.device):
+            return flat.detach().clone()
 
     def batches(self) -> Iterator[Batch]:
         """The batches of all parts on the parameters' device, split into inputs and targets."""
@@ -303,35 +352,36 @@ class Objective:
             yield from part.batches(self.space.device)
 
     def value(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
-        """L(x), a scalar tensor. Differentiable in `x` where it is a tensor that requires grad."""
+        """L(x), a scalar tensor. Differentiable in `x` where it requires grad."""
+        if isinstance(x, Mapping):
+            x = self.space.flatten(x)
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             snapshot = self._snapshot(x, copy=False)
             blocks = self.space.unflatten(x)
-            return snapshot.average(lambda p, b: snapshot.total(p, blocks, b), "value") + snapshot.penalty(blocks)
+            mean = snapshot.average(lambda p, b: snapshot.total(p, blocks, b), "value")
+            return snapshot.plus_penalty("value", mean, lambda: snapshot.penalty(blocks))
         with torch.no_grad():
             snapshot = self._snapshot(self._flat(x), copy=False)
             blocks = self.space.unflatten(snapshot.x)
             # float64 sums: thousands of batch totals of one sign
             mean = snapshot.average(lambda p, b: snapshot.total(p, blocks, b).double(), "value")
-            return (mean + snapshot.penalty(blocks)).to(self.space.dtype)
+            return snapshot.plus_penalty("value", mean, lambda: snapshot.penalty(blocks)).to(self.space.dtype)
 
     def gradient(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
         """The gradient of L at `x`, flat ``(n,)``."""
         snapshot = self._snapshot(self._flat(x), copy=False)
-        leaves, blocks = snapshot.leaves(self.space)
+        with ordinary_mode(self.space.device):
+            leaves, blocks = snapshot.leaves(self.space)
 
-        def contribute(part: Part, batch: Batch) -> Tensor:
-            with torch.enable_grad():
-                total = snapshot.total(part, blocks, batch)
-                grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-            return self.space.join(grads)
+            def slope(value: Callable[[], Tensor]) -> Tensor:
+                with torch.enable_grad():
+                    y = value()
+                    if not y.requires_grad:
+                        return self.space.zeros()
+                    return self.space.join(torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True))
 
-        mean = snapshot.average(contribute, "gradient")
-        if not snapshot.penalties:
-            return mean
-        with torch.enable_grad():
-            grads = torch.autograd.grad(snapshot.penalty(blocks), leaves, allow_unused=True, materialize_grads=True)
-        return mean + self.space.join(grads)
+            mean = snapshot.average(lambda p, b: slope(lambda: snapshot.total(p, blocks, b)), "gradient")
+            return snapshot.plus_penalty("gradient", mean, lambda: slope(lambda: snapshot.penalty(blocks)))
 
     def check(self) -> Check:
         """Two passes: is this one fixed, finite function that agrees with the model's own loss? Raises if not."""

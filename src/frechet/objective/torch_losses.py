@@ -6,20 +6,22 @@ of terms), losses on probabilities (their Gauss-Newton matrix is another one), l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch.nn.functional as F
 from torch import nn
 
 from frechet.objective import criterion as c
 from frechet.objective.criterion import Criterion
+from frechet.objective.cross_entropy import cross_entropy
 
 _FUNCTIONS: dict[Callable[..., object], Callable[[], Criterion]] = {
-    F.cross_entropy: lambda: c.cross_entropy(class_dim=1),
+    F.cross_entropy: lambda: cross_entropy(class_dim=1),
     F.mse_loss: c.squared_error,
     F.binary_cross_entropy_with_logits: c.binary_cross_entropy,
     F.poisson_nll_loss: c.poisson,
     F.huber_loss: c.huber,
+    F.smooth_l1_loss: c.huber,
 }
 _REFUSED: dict[object, str] = {
     nn.NLLLoss: "it is linear in log-probabilities; drop the log_softmax and use cross_entropy()",
@@ -35,28 +37,27 @@ _REFUSED: dict[object, str] = {
     nn.KLDivLoss: "use cross_entropy() with probabilities as targets",
     F.kl_div: "use cross_entropy() with probabilities as targets",
 }
-_UNCALLED = (c.cross_entropy, c.squared_error, c.binary_cross_entropy, c.gaussian, c.poisson, c.huber, c.custom)
+_UNCALLED = (cross_entropy, c.squared_error, c.binary_cross_entropy, c.gaussian, c.poisson, c.huber, c.custom)
 
 
 def as_criterion(loss: object) -> Criterion:
     """The criterion meant by `loss`: a criterion itself, a torch loss module, or a torch loss function."""
     if isinstance(loss, Criterion):
         return loss
-    if loss in _UNCALLED:
-        name = getattr(loss, "__name__", "")
-        raise TypeError(f"Objective: criterion must be a criterion, got the function {name}; call it: {name}()")
-    refused = _REFUSED.get(type(loss)) or _REFUSED.get(loss)
-    if refused is not None:
-        name = getattr(loss, "__name__", type(loss).__name__)
-        raise TypeError(f"Objective: criterion {name} cannot be used: {refused}")
-    if isinstance(loss, nn.modules.loss._Loss):
-        return _from_module(loss)
-    if callable(loss) and loss in _FUNCTIONS:
-        return _FUNCTIONS[loss]()
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if isinstance(loss, Hashable):
+        refused = _REFUSED.get(type(loss)) or _REFUSED.get(loss)
+        if refused is not None:
+            raise TypeError(f"Objective: criterion {name} cannot be used: {refused}")
+        if loss in _UNCALLED or isinstance(loss, type):
+            raise TypeError(f"Objective: criterion must be a criterion, got {name} itself; call it: {name}()")
+        if isinstance(loss, nn.modules.loss._Loss):
+            return _from_module(loss)
+        if callable(loss) and loss in _FUNCTIONS:
+            return _FUNCTIONS[loss]()
     raise TypeError(
-        "Objective: criterion must be one of frechet's criteria or a torch loss, got "
-        f"{getattr(loss, '__name__', type(loss).__name__)}; wrap a loss of your own as "
-        "custom(lambda outputs, targets: per_example_losses)"
+        f"Objective: criterion must be one of frechet's criteria or a torch loss, got {name}; wrap a loss of your own "
+        "as custom(lambda outputs, targets: per_example_losses)"
     )
 
 
@@ -69,7 +70,7 @@ def _from_module(loss: nn.modules.loss._Loss) -> Criterion:
         )
     match loss:
         case nn.CrossEntropyLoss():
-            return c.cross_entropy(
+            return cross_entropy(
                 ignore_index=loss.ignore_index,
                 label_smoothing=loss.label_smoothing,
                 weight=loss.weight,

@@ -1,5 +1,8 @@
 """Derivatives and structured matrices as linear maps."""
 
+from frechet.operators.adapters import to_scipy
+from frechet.operators.check import OperatorCheck, check_operator
+from frechet.operators.closed_form import inverse, square_root
 from frechet.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.operators.jacobian import jacobian, ntk
@@ -19,7 +22,9 @@ from frechet.operators.structured import (
 __all__ = [
     "Fact",
     "LinearOperator",
+    "OperatorCheck",
     "block_diagonal",
+    "check_operator",
     "empirical_fisher",
     "fisher",
     "from_callable",
@@ -31,9 +36,12 @@ __all__ = [
     "hessian",
     "hessian_product",
     "identity",
+    "inverse",
     "jacobian",
     "jacobian_product",
     "kronecker",
     "ntk",
     "restriction",
+    "square_root",
+    "to_scipy",
 ]

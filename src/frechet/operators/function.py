@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from frechet.objective.kernels import WeightNormByFormula, ordinary, ordinary_mode
 from frechet.operators.operator import NONE, SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import grads, second_order
+from frechet.operators.products import columns, dual_numbers, grads, second_order
 from frechet.operators.route import Route
 from frechet.space import Space
 
@@ -30,8 +32,8 @@ def frozen_point(what: str, x: Tensor | Mapping[str, Tensor]) -> tuple[dict[str,
                 f"{what}: x must not require grad{where}: an operator carries no graph, so it would be a constant in a "
                 f"loss; use {what}_product(f, x, v), which autograd sees through, or pass x.detach()"
             )
-    Space.of(blocks)
-    return {name: b.detach().clone() for name, b in blocks.items()}, single
+    with ordinary_mode(Space.of(blocks).device):
+        return {name: b.detach().clone() for name, b in blocks.items()}, single
 
 
 def _call(f: Callable[..., object], blocks: Mapping[str, Tensor], single: bool) -> object:
@@ -76,18 +78,15 @@ class FunctionHessian(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         space = self.domain
-        with second_order("hessian"), torch.enable_grad():
+        with second_order("hessian", space.device), WeightNormByFormula(), torch.enable_grad():
+            leaves, vectors = _leaves(self.x), columns(space, V)
+            xs = list(leaves.values())
             if self.route == "forward":
-                gradient = torch.func.grad(self._value)
-                rows = [space.join(torch.func.jvp(gradient, (self.x,), (space.unflatten(v),))[1].values()) for v in V.T]
+                rows = [space.join(_gradient_tangent(self._value, leaves, v)) for v in vectors]
             else:
-                leaves = {name: b.detach().requires_grad_() for name, b in self.x.items()}
-                xs = list(leaves.values())
                 gradient = grads(self._value(leaves), xs, None, create_graph=True)
-                last = V.shape[1] - 1
-                rows = [
-                    space.join(grads(gradient, xs, space.split(v), retain_graph=i < last)) for i, v in enumerate(V.T)
-                ]
+                last = len(vectors) - 1
+                rows = [space.join(grads(gradient, xs, v, retain_graph=i < last)) for i, v in enumerate(vectors)]
         return torch.stack(rows).detach().T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
@@ -116,25 +115,48 @@ class FunctionJacobian(LinearOperator):
         return self.codomain.join(_outputs(_call(self.f, blocks, self.single)).values())
 
     def _matmat(self, V: Tensor) -> Tensor:
-        space = self.domain
-        with second_order("jacobian"), torch.enable_grad():
+        with second_order("jacobian", self.domain.device), WeightNormByFormula(), torch.enable_grad():
+            leaves, vectors = _leaves(self.x), columns(self.domain, V)
             if self.route == "forward":
-                rows = [torch.func.jvp(self._flat, (self.x,), (space.unflatten(v),))[1] for v in V.T]
+                rows = [_tangent(self._flat, self.x, v) for v in vectors]
             else:
-                leaves = {name: b.detach().requires_grad_() for name, b in self.x.items()}
                 y = self._flat(leaves)
                 u = torch.zeros_like(y).requires_grad_()
                 transposed = grads(y, list(leaves.values()), [u], create_graph=True)
-                rows = [grads(transposed, [u], space.split(v), retain_graph=True)[0] for v in V.T]
+                rows = [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
         return torch.stack(rows).detach().T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
-        leaves = {name: b.detach().requires_grad_() for name, b in self.x.items()}
-        xs, space = list(leaves.values()), self.domain
-        with second_order("jacobian"), torch.enable_grad():
-            y = self._flat(leaves)
-            rows = [space.join(grads(y, xs, [u], retain_graph=i + 1 < U.shape[1])) for i, u in enumerate(U.T)]
+        space = self.domain
+        with second_order("jacobian", space.device), WeightNormByFormula(), torch.enable_grad():
+            leaves = _leaves(self.x)
+            xs, y, last = list(leaves.values()), self._flat(leaves), U.shape[1] - 1
+            rows = [space.join(grads(y, xs, [u], retain_graph=i < last)) for i, u in enumerate(ordinary(U).T)]
         return torch.stack(rows).T
+
+
+def _leaves(x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: b.detach().requires_grad_() for name, b in x.items()}
+
+
+def _duals(x: Mapping[str, Tensor], v: list[Tensor]) -> dict[str, Tensor]:
+    return {name: forward_ad.make_dual(b, t) for (name, b), t in zip(x.items(), v, strict=True)}
+
+
+def _tangent(f: Callable[[Mapping[str, Tensor]], Tensor], x: Mapping[str, Tensor], v: list[Tensor]) -> Tensor:
+    with torch.no_grad(), dual_numbers():
+        y, tangent = forward_ad.unpack_dual(f(_duals(x, v)))
+        return torch.zeros_like(y) if tangent is None else tangent
+
+
+def _gradient_tangent(
+    f: Callable[[Mapping[str, Tensor]], Tensor], leaves: Mapping[str, Tensor], v: list[Tensor]
+) -> list[Tensor]:
+    with dual_numbers():
+        # with create_graph torch takes backward formulas that have a forward mode (silu, mish)
+        gradient = grads(f(_duals(leaves, v)), list(leaves.values()), None, create_graph=True)
+        tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
+        return [torch.zeros_like(g) if t is None else t for g, t in zip(gradient, tangents, strict=True)]
 
 
 def function_jacobian(
@@ -142,7 +164,7 @@ def function_jacobian(
 ) -> FunctionJacobian:
     """The Jacobian operator of `f` at `x`; one evaluation of `f` finds the codomain."""
     blocks, single = frozen_point("jacobian", x)
-    with torch.no_grad():
+    with torch.no_grad(), second_order("jacobian", Space.of(blocks).device):
         codomain = Space.of({n: y.detach() for n, y in _outputs(_call(f, blocks, single)).items()})
     if route not in (None, "reverse", "forward"):
         raise ValueError(f"jacobian: route must be 'reverse' or 'forward', got {route!r}")

@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import grads, second_order
+from frechet.operators.products import columns, dual_numbers, grads, second_order
 from frechet.operators.route import Route, chosen
 from frechet.space import Space, generator
 
@@ -55,30 +55,30 @@ class OutputProduct(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
-        leaves, blocks = s.leaves(space)
-        vectors = [space.split(v) for v in V.T]
         middle = self.middle()
+        with second_order(self.name, space.device):
+            leaves, blocks = s.leaves(space)
+            vectors = columns(space, V)
 
-        def contribute(part: Part, batch: Batch) -> Tensor:
-            rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
-            with torch.enable_grad():
-                y = s.forward(blocks, batch)
-                C = middle(part, y.detach(), batch.targets)
-                push = self._push(y, leaves, blocks, batch)
-                for i, v in enumerate(vectors):
-                    u = push(v)
-                    pulled = grads(y, leaves, [C(u).detach()], retain_graph=i + 1 < len(vectors))
-                    torch.cat([b.reshape(-1) for b in pulled], out=rows[i])
-            return rows
+            def contribute(part: Part, batch: Batch) -> Tensor:
+                rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
+                with torch.enable_grad():
+                    y = s.forward(blocks, batch)
+                    C = middle(part, y.detach(), batch.targets)
+                    push = self._push(y, leaves, blocks, batch)
+                    for i, v in enumerate(vectors):
+                        u = push(v)
+                        pulled = grads(y, leaves, [C(u).detach()], retain_graph=i + 1 < len(vectors))
+                        torch.cat([b.reshape(-1) for b in pulled], out=rows[i])
+                return rows
 
-        with second_order(self.name):
-            product = s.average(contribute, self.name, self.scale)
-            if self.penalized and s.penalties:
+            def of_penalty() -> Tensor:
                 with torch.enable_grad():
                     gradient = grads(s.penalty(blocks, convex_only=True), leaves, None, create_graph=True)
-                    rows = [space.join(grads(gradient, leaves, v, retain_graph=True)) for v in vectors]
-                product = product + torch.stack(rows)
-        return product.T
+                    return torch.stack([space.join(grads(gradient, leaves, v, retain_graph=True)) for v in vectors])
+
+            product = s.average(contribute, self.name, self.scale)
+            return (s.plus_penalty(self.name, product, of_penalty) if self.penalized else product).T
 
     def _push(
         self, y: Tensor, leaves: list[Tensor], blocks: dict[str, Tensor], batch: Batch
@@ -96,7 +96,7 @@ class OutputProduct(LinearOperator):
 
 def tangent(s: Snapshot, space: Space, blocks: Mapping[str, Tensor], v: list[Tensor], batch: Batch) -> Tensor:
     """J v on one batch by dual numbers."""
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), dual_numbers():
         duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
         primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch))
         return torch.zeros_like(primal) if derivative is None else derivative
@@ -113,12 +113,15 @@ def _made(
     scale: Callable[[Tensor, int], Tensor] | None = None,
     penalized: bool = False,
 ) -> OutputProduct:
-    if not isinstance(objective, Objective):
-        raise TypeError(f"{name}: objective must be an Objective, got {type(objective).__name__}")
     snapshot = objective.snapshot(x)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     way = chosen(route, snapshot.model, name, gauss_newton=True)
     return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized)
+
+
+def _require_objective(name: str, objective: object) -> None:
+    if not isinstance(objective, Objective):
+        raise TypeError(f"{name}: objective must be an Objective, got {type(objective).__name__}")
 
 
 def _signed(objective: Objective) -> frozenset[Fact]:
@@ -146,10 +149,10 @@ def gauss_newton(
         tensor([[1., 0.],
                 [0., 4.]])
     """
-    convex = isinstance(objective, Objective) and all(p.criterion.convex for p in objective.parts)
-    facts = _signed(objective) if convex else SYMMETRIC
-    if isinstance(objective, Objective) and any(w < 0 for w, p in objective.penalties if p.convex):
-        facts = SYMMETRIC
+    _require_objective("gauss_newton", objective)
+    convex = all(p.criterion.convex for p in objective.parts)
+    penalized = any(w < 0 for w, p in objective.penalties if p.convex)
+    facts = _signed(objective) if convex and not penalized else SYMMETRIC
 
     def middle() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
         return lambda part, y, targets: lambda u: part.criterion.hessian_product(y, targets, u)
@@ -172,11 +175,13 @@ def fisher(
     labels at every product. Penalties (priors) are left out. Label smoothing and class weights raise: they are no
     likelihood.
     """
-    if samples < 1:
-        raise ValueError(f"fisher: samples must be at least 1, got {samples}")
+    _require_objective("fisher", objective)
+    if samples < 1 or (seed is None and samples > 1):
+        raise ValueError(f"fisher: samples must be at least 1, and 1 without a seed, got {samples} with seed={seed}")
     for part in objective.parts:
-        probe = torch.zeros(0)
-        _require_likelihood(part, probe)
+        part.criterion.require_likelihood()
+    if seed is not None:
+        generator(seed)  # refuses a bad seed here, and not at the first product
 
     def exact() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
         return lambda part, y, targets: lambda u: part.criterion.fisher_product(y, targets, u)
@@ -195,12 +200,6 @@ def fisher(
     return _made("fisher", objective, x, restrict, route, _signed(objective), exact if seed is None else drawn)
 
 
-def _require_likelihood(part: Part, probe: Tensor) -> None:
-    check = getattr(part.criterion, "_require_likelihood", None)
-    if check is not None:
-        check()
-
-
 def empirical_fisher(
     objective: Objective,
     *,
@@ -215,6 +214,7 @@ def empirical_fisher(
     of the example's total times N/count, so that the mean of g is the objective's gradient. They agree where every
     example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently.
     """
+    _require_objective("empirical_fisher", objective)
     if per not in ("example", "term"):
         raise ValueError(f"empirical_fisher: per must be 'example' or 'term', got {per!r}")
 

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.function import FunctionHessian, frozen_point
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import grads, second_order
+from frechet.operators.products import columns, dual_numbers, grads, second_order
 from frechet.operators.route import Route, chosen
 from frechet.space import Space
 
@@ -45,18 +45,16 @@ class ObjectiveHessian(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
-        leaves, blocks = s.leaves(space)
-        vectors = [space.split(v) for v in V.T]
         rows = _reverse if self.route == "reverse" else _forward
+        with second_order("hessian", space.device):
+            leaves, blocks = s.leaves(space)
+            vectors = columns(space, V)
 
-        def contribute(part: Part, batch: Batch) -> Tensor:
-            return rows(lambda b: s.total(part, b, batch), leaves, blocks, vectors, space)
+            def contribute(part: Part, batch: Batch) -> Tensor:
+                return rows(lambda b: s.total(part, b, batch), leaves, blocks, vectors, space)
 
-        with second_order("hessian"):
             product = s.average(contribute, "hessian")
-            if s.penalties:
-                product = product + _reverse(s.penalty, leaves, blocks, vectors, space)
-        return product.T
+            return s.plus_penalty("hessian", product, lambda: _reverse(s.penalty, leaves, blocks, vectors, space)).T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
@@ -87,12 +85,13 @@ def _forward(
 ) -> Tensor:
     rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
     for i, v in enumerate(vectors):
-        with torch.enable_grad(), forward_ad.dual_level():
+        with torch.enable_grad(), dual_numbers():
             duals = [forward_ad.make_dual(p, t) for p, t in zip(leaves, v, strict=True)]
             value = f({**blocks, **dict(zip(space.names, duals, strict=True))})
-            gradient = grads(value, leaves, None)
+            # with create_graph torch takes backward formulas that have a forward mode (silu, mish)
+            gradient = grads(value, leaves, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
-            filled = [torch.zeros_like(p) if t is None else t for p, t in zip(leaves, tangents, strict=True)]
+            filled = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(leaves, tangents, strict=True)]
             _write(rows[i], filled)
     return rows
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective.kernels import ordinary
 from frechet.operators.function import function_jacobian
 from frechet.operators.gauss_newton import tangent
 from frechet.operators.operator import NONE, Fact, LinearOperator
-from frechet.operators.products import grads, second_order
+from frechet.operators.products import columns, grads, second_order
 from frechet.operators.route import Route, chosen
 from frechet.space import Space
 
@@ -38,11 +39,9 @@ class OutputJacobian(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
-        leaves, blocks = s.leaves(space)
-        vectors = [space.split(v) for v in V.T]
-        out, row = self.codomain.zeros(V.shape[1]), 0
+        row = 0
 
-        def visit(_part: Part, batch: Batch) -> None:
+        def visit(part: Part, batch: Batch) -> None:
             nonlocal row
             if self.route == "forward":
                 pushed = [tangent(s, space, blocks, v, batch) for v in vectors]
@@ -55,27 +54,35 @@ class OutputJacobian(LinearOperator):
             size = pushed[0].numel()
             for i, p in enumerate(pushed):
                 out[row : row + size, i] = p.reshape(-1)
+            if not bool(torch.isfinite(out[row : row + size]).all()):
+                raise s.nonfinite("jacobian", part, batch)
             row += size
 
-        with second_order("jacobian"):
+        with second_order("jacobian", space.device):
+            leaves, blocks = s.leaves(space)
+            vectors, out = columns(space, V), self.codomain.zeros(V.shape[1])
             s.sweep(visit)
         return out
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
-        leaves, blocks = s.leaves(space)
-        out, row = space.zeros(U.shape[1]), 0
+        row = 0
 
-        def visit(_part: Part, batch: Batch) -> None:
+        def visit(part: Part, batch: Batch) -> None:
             nonlocal row
             with torch.enable_grad():
                 y = s.forward(blocks, batch)
-                for i, u in enumerate(U.T):
+                for i, u in enumerate(cotangents):
                     piece = u[row : row + y.numel()].view(y.shape)
-                    out[:, i] += space.join(grads(y, leaves, [piece], retain_graph=i + 1 < U.shape[1]))
+                    out[:, i] += space.join(grads(y, leaves, [piece], retain_graph=i + 1 < len(cotangents)))
+            if not bool(torch.isfinite(out).all()):
+                raise s.nonfinite("jacobian", part, batch)
             row += y.numel()
 
-        s.sweep(visit)
+        with second_order("jacobian", space.device):
+            leaves, blocks = s.leaves(space)
+            cotangents, out = ordinary(U).T, space.zeros(U.shape[1])
+            s.sweep(visit)
         return out
 
 

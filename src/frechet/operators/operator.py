@@ -98,13 +98,21 @@ class LinearOperator(ABC):
             return self.codomain.unflatten(self @ self.domain.flatten(other))
         _check_vector(other, self.domain, f"{type(self).__name__} @ v")
         with torch.no_grad():
-            if other.ndim == 1:
-                return self._matmat(other.detach().unsqueeze(1))[:, 0]
-            return self._matmat(other.detach()) if other.shape[1] else self.codomain.zeros(0)
+            V = other.detach()
+            if V.ndim == 2 and not V.shape[1]:
+                return self.codomain.zeros(0)
+            result = self._matmat(V) if V.ndim == 2 else self._matmat(V.unsqueeze(1))[:, 0]
+            # a map that returns its input (the identity) must not hand out the caller's memory
+            shared = result.untyped_storage().data_ptr() == V.untyped_storage().data_ptr()
+            return result.clone() if shared and V.numel() else result
 
     def __rmatmul__(self, other: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         if isinstance(other, Tensor) and other.ndim == 2:
-            _check_vector(other.T, self.codomain, f"V @ {type(self).__name__}")
+            if other.shape[1] != self.codomain.dim:
+                raise ValueError(
+                    f"V @ {type(self).__name__}: expected shape (k, {self.codomain.dim}) for {self.codomain!r}, "
+                    f"got {tuple(other.shape)}"
+                )
             return (self.T @ other.T).T
         return self.T @ other
 
@@ -116,7 +124,7 @@ class LinearOperator(ABC):
             )
         for name in ("domain", "codomain"):
             if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"A + B: {name}s must be equal, got {getattr(self, name)} and {getattr(other, name)}")
+                raise ValueError(f"A + B: {name}s must be equal, {_got(getattr(self, name), getattr(other, name))}")
         terms = (*_terms(self), *_terms(other))
         return Sum(terms)
 
@@ -137,7 +145,9 @@ class LinearOperator(ABC):
                 f"c * A: c must be a number, got shape {tuple(c.shape)}; to compose write from_matrix(c) @ A, "
                 "for a row scaling from_diagonal(c) @ A"
             )
-        if not isinstance(c, numbers.Real | Tensor | np.ndarray):
+        if isinstance(c, Tensor):
+            c = c.detach().item()
+        if not isinstance(c, numbers.Real | np.ndarray):
             raise TypeError(f"c * A: c must be a real number, got {type(c).__name__}")
         scale = float(c)
         if isinstance(self, Scaled):
@@ -155,6 +165,15 @@ class LinearOperator(ABC):
 
 def _strongest(facts: frozenset[Fact]) -> str:
     return max(facts, key=list(Fact).index).value.replace("_", " ")
+
+
+def _got(a: Space, b: Space) -> str:
+    """Two different spaces, with the block that differs where their lines look alike."""
+    text = f"got {a!r} and {b!r}"
+    for name, shape, other, other_shape in zip(a.names, a.shapes, b.names, b.shapes, strict=False):
+        if repr(a) == repr(b) and (name, shape) != (other, other_shape):
+            return f"{text} with block '{name}' of shape {shape} and block '{other}' of shape {other_shape}"
+    return text
 
 
 def _check_vector(v: object, space: Space, what: str) -> None:
@@ -227,10 +246,6 @@ class Scaled(LinearOperator):
             return PSD
         return self.operator.facts & SYMMETRIC
 
-    @property
-    def T(self) -> LinearOperator:
-        return self if Fact.SYMMETRIC in self.facts else Scaled(self.scale, self.operator.T)
-
     def _matmat(self, V: Tensor) -> Tensor:
         return self.scale * self.operator._matmat(V)
 
@@ -257,10 +272,6 @@ class Sum(LinearOperator):
         shared = frozenset.intersection(*(t.facts for t in self.terms))
         definite = any(Fact.POSITIVE_DEFINITE in t.facts for t in self.terms)
         return PD if Fact.POSITIVE_SEMIDEFINITE in shared and definite else shared
-
-    @property
-    def T(self) -> LinearOperator:
-        return self if Fact.SYMMETRIC in self.facts else Sum(tuple(t.T for t in self.terms))
 
     def _matmat(self, V: Tensor) -> Tensor:
         return sum((t._matmat(V) for t in self.terms[1:]), start=self.terms[0]._matmat(V))
@@ -290,10 +301,6 @@ class Product(LinearOperator):
             return NONE
         # a congruence keeps the sign of its middle, but not definiteness: the outer factor may have a null space
         return self.factors[p // 2].facts & PSD if p % 2 else PSD
-
-    @property
-    def T(self) -> LinearOperator:
-        return self if Fact.SYMMETRIC in self.facts else Product(tuple(f.T for f in reversed(self.factors)))
 
     def _matmat(self, V: Tensor) -> Tensor:
         for factor in reversed(self.factors):
@@ -327,11 +334,22 @@ def _transposes(A: LinearOperator, B: LinearOperator) -> bool:
 
 def _product(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     if A.domain != B.codomain:
-        raise ValueError(f"A @ B: A's domain must equal B's codomain, got {A.domain!r} and {B.codomain!r}")
-    scale, factors = 1.0, []
-    for operator in (A, B):
-        while isinstance(operator, Scaled):
-            scale, operator = scale * operator.scale, operator.operator
-        factors.extend(operator.factors if isinstance(operator, Product) else (operator,))
-    product = Product(tuple(factors))
-    return product if scale == 1.0 else Scaled(scale, product)
+        raise ValueError(f"A @ B: A's domain must equal B's codomain, {_got(A.domain, B.codomain)}")
+    (a, left), (b, right) = _factors(A), _factors(B)
+    product = Product((*left, *right))
+    return product if a * b == 1.0 else Scaled(a * b, product)
+
+
+def _factors(A: LinearOperator) -> tuple[float, tuple[LinearOperator, ...]]:
+    """A as a number times factors, looking through transposes so that (A B)' A B is seen to be symmetric."""
+    match A:
+        case Scaled(scale, operator):
+            c, factors = _factors(operator)
+            return scale * c, factors
+        case Product(factors):
+            return 1.0, factors
+        case Adjoint(Scaled() | Product() as operator):
+            c, factors = _factors(operator)
+            return c, tuple(f.T for f in reversed(factors))
+        case _:
+            return 1.0, (A,)

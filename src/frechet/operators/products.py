@@ -13,33 +13,46 @@ with a dummy cotangent: Townsend, "A new trick for calculating Jacobian vector p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
-from frechet.objective.model import unfused_attention
+from frechet.objective.kernels import (
+    WeightNormByFormula,
+    ordinary,
+    ordinary_mode,
+    refuse_once_differentiable,
+    unfused_attention,
+)
+from frechet.space import Space
 
 Point = Tensor | Mapping[str, Tensor]
 
 
 @contextmanager
-def second_order(what: str) -> Iterator[None]:
+def second_order(what: str, device: torch.device) -> Iterator[None]:
     """Second derivatives inside: attention unfused, and autograd's complaint about a missing one in one sentence."""
     try:
-        with unfused_attention():
+        with ordinary_mode(device), unfused_attention():
             yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
         missing = (
             "is not implemented",
-            "once_differentiable",
             "does not support it",
             "forward AD",
-            "not support forward",
+            "implement the jvp",
+            "ZeroTensors are immutable",  # torch's mse_loss in forward mode
+            "does not currently support double backward",
         )
+        if isinstance(error, NotDifferentiable) and text.startswith("the backward of"):
+            raise NotDifferentiable(f"{what}: {text}") from None
         if isinstance(error, NotDifferentiable) or not any(m in text for m in missing):
             raise
         raise NotDifferentiable(
@@ -48,8 +61,35 @@ def second_order(what: str) -> Iterator[None]:
         ) from error
 
 
+@cache
+def _load_forward_rules() -> None:
+    """torch scripts its forward-mode rules at first use, and warns of its own deprecation, which `-W error` raises."""
+    with warnings.catch_warnings(), torch.enable_grad(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        x = torch.ones(1, requires_grad=True)
+        torch.autograd.grad(forward_ad.make_dual(x, torch.ones(1)).pow(2).sum(), x)
+
+
+@contextmanager
+def dual_numbers() -> Iterator[None]:
+    """Forward-mode differentiation inside."""
+    _load_forward_rules()
+    with forward_ad.dual_level():
+        yield
+
+
+def columns(space: Space, V: Tensor) -> list[list[Tensor]]:
+    """The columns of `V` ``(n, k)``, each as the blocks of `space`."""
+    return [space.split(v) for v in ordinary(V).T]
+
+
 def grads(
-    ys: Tensor | Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor] | None, **graph: bool
+    ys: Tensor | Sequence[Tensor],
+    xs: Sequence[Tensor],
+    us: Sequence[Tensor] | None,
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
 ) -> list[Tensor]:
     """autograd.grad with zeros where there is no dependence, and for outputs that depend on nothing."""
     ys = [ys] if isinstance(ys, Tensor) else list(ys)
@@ -57,7 +97,12 @@ def grads(
     if not pairs:
         return [torch.zeros_like(x) for x in xs]
     outs, cots = [y for y, _ in pairs], [u for _, u in pairs]
-    return list(torch.autograd.grad(outs, list(xs), cots, allow_unused=True, materialize_grads=True, **graph))
+    if create_graph:
+        refuse_once_differentiable(outs)
+    found = torch.autograd.grad(
+        outs, list(xs), cots, retain_graph, create_graph, allow_unused=True, materialize_grads=True
+    )
+    return list(found)
 
 
 def _blocks(x: Point) -> list[Tensor]:
@@ -70,7 +115,7 @@ def _like(x: Point, blocks: list[Tensor]) -> Tensor | dict[str, Tensor]:
 
 def _opened(x: Point) -> tuple[Point, list[Tensor]]:
     """`x` with blocks that can be differentiated, keeping the graph of those that already can."""
-    opened = [b if b.requires_grad else b.detach().requires_grad_() for b in _blocks(x)]
+    opened = [b if b.requires_grad else ordinary(b).detach().requires_grad_() for b in _blocks(x)]
     return _like(x, opened), opened
 
 
@@ -82,7 +127,7 @@ def _vector(name: str, x: Point, v: Point) -> list[Tensor]:
     for a, b in zip(_blocks(x), blocks, strict=True):
         if a.shape != b.shape:
             raise ValueError(f"{name}: v must have the shape of x, got {tuple(b.shape)} for {tuple(a.shape)}")
-    return blocks
+    return [ordinary(b) for b in blocks]
 
 
 def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | dict[str, Tensor]:
@@ -99,7 +144,7 @@ def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | di
         tensor([6., 6.])
     """
     vs = _vector("hessian_product", x, v)
-    with torch.enable_grad(), second_order("hessian_product"):
+    with second_order("hessian_product", vs[0].device), WeightNormByFormula(), torch.enable_grad():
         opened, xs = _opened(x)
         value = f(opened)
         if value.ndim:
@@ -118,7 +163,7 @@ def jacobian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor:
         tensor([2., 6.])
     """
     vs = _vector("jacobian_product", x, v)
-    with torch.enable_grad(), second_order("jacobian_product"):
+    with second_order("jacobian_product", vs[0].device), WeightNormByFormula(), torch.enable_grad():
         opened, xs = _opened(x)
         y = f(opened)
         u = torch.zeros_like(y).requires_grad_()
@@ -140,7 +185,7 @@ def gauss_newton_product(
         tensor([2., 4.])
     """
     vs = _vector("gauss_newton_product", x, v)
-    with torch.enable_grad(), second_order("gauss_newton_product"):
+    with second_order("gauss_newton_product", vs[0].device), WeightNormByFormula(), torch.enable_grad():
         opened, xs = _opened(x)
         y = f(opened)
         u = torch.zeros_like(y).requires_grad_()

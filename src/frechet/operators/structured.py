@@ -125,24 +125,22 @@ class Kronecker(LinearOperator):
     def facts(self) -> frozenset[Fact]:
         return self.A.facts & self.B.facts
 
-    @property
-    def T(self) -> LinearOperator:
-        return self if Fact.SYMMETRIC in self.facts else Kronecker(self.A.T, self.B.T)
-
     def _matmat(self, V: Tensor) -> Tensor:
-        return _kronecker(self.A._matmat, self.B._matmat, self.A.domain.dim, self.B.domain.dim, V)
+        return _kronecker(self.A._matmat, self.B._matmat, self.A.domain.dim, self.B.shape, V)
 
     def _rmatmat(self, U: Tensor) -> Tensor:
-        return _kronecker(self.A._rmatmat, self.B._rmatmat, self.A.codomain.dim, self.B.codomain.dim, U)
+        return _kronecker(
+            self.A._rmatmat, self.B._rmatmat, self.A.codomain.dim, (self.B.domain.dim, self.B.codomain.dim), U
+        )
 
 
-def _kronecker(A: Callable[[Tensor], Tensor], B: Callable[[Tensor], Tensor], nA: int, nB: int, V: Tensor) -> Tensor:
-    k = V.shape[1]
-    X = V.T.reshape(k * nA, nB)
-    X = B(X.T).T.reshape(k, nA, -1)  # (k, nA, mB)
-    mB = X.shape[2]
-    X = A(X.transpose(0, 1).reshape(nA, k * mB)).reshape(-1, k, mB)  # (mA, k, mB)
-    return X.transpose(0, 1).reshape(k, -1).T
+def _kronecker(
+    A: Callable[[Tensor], Tensor], B: Callable[[Tensor], Tensor], nA: int, shapeB: tuple[int, int], V: Tensor
+) -> Tensor:
+    (mB, nB), k = shapeB, V.shape[1]
+    X = B(V.T.reshape(k * nA, nB).T).T.reshape(k, nA, mB)
+    X = A(X.transpose(0, 1).reshape(nA, k * mB))  # (mA, k mB)
+    return X.reshape(X.shape[0], k, mB).transpose(0, 1).reshape(k, X.shape[0] * mB).T
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,13 +153,7 @@ class BlockDiagonal(LinearOperator):
 
     @property
     def facts(self) -> frozenset[Fact]:
-        return frozenset.intersection(*(b.facts for b in self.blocks))
-
-    @property
-    def T(self) -> LinearOperator:
-        if Fact.SYMMETRIC in self.facts:
-            return self
-        return BlockDiagonal(tuple(b.T for b in self.blocks), self.codomain, self.domain)
+        return frozenset.intersection(*(b.facts for b in self.blocks)) if self.domain == self.codomain else NONE
 
     def _matmat(self, V: Tensor) -> Tensor:
         parts = V.split([b.domain.dim for b in self.blocks])
@@ -184,7 +176,7 @@ class Restriction(LinearOperator):
         return PSD if self.domain == self.codomain else NONE
 
     def _matmat(self, V: Tensor) -> Tensor:
-        return torch.cat([V.T[:, self.domain.block(n)] for n in self.codomain.names], dim=1).T
+        return torch.cat([V.T[:, :0], *(V.T[:, self.domain.block(n)] for n in self.codomain.names)], dim=1).T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         out = self.domain.zeros(U.shape[1])
@@ -219,10 +211,17 @@ class FromCallable(LinearOperator):
     def _checked(self, result: Tensor, shape: tuple[int, int], which: str) -> Tensor:
         if tuple(result.shape) != shape:
             raise ValueError(f"from_callable: {which} must return shape {shape}, got {tuple(result.shape)}")
+        if result.dtype != self.domain.dtype:
+            raise TypeError(f"from_callable: {which} must return {self.domain.dtype}, got {result.dtype}")
         return result
 
 
 # --- constructors -----------------------------------------------------------------------------------------------------
+
+
+def _check_agrees(t: Tensor, space: Space, what: str) -> None:
+    if t.dtype != space.dtype or t.device != space.device:
+        raise TypeError(f"{what} must be {space.dtype} on {space.device} as its space, got {t.dtype} on {t.device}")
 
 
 def identity(space: Space) -> LinearOperator:
@@ -248,6 +247,8 @@ def from_matrix(
     )
     if (codomain.dim, domain.dim) != tuple(M.shape):
         raise ValueError(f"from_matrix: M must have shape ({codomain.dim}, {domain.dim}), got {tuple(M.shape)}")
+    _check_agrees(M, domain, "from_matrix: M")
+    _check_agrees(M, codomain, "from_matrix: M")
     known = declared(facts)
     if known and domain != codomain:
         raise ValueError(f"from_matrix: facts need a square operator on one space, got {domain!r} and {codomain!r}")
@@ -260,15 +261,25 @@ def from_diagonal(d: Tensor, *, domain: Space | None = None) -> LinearOperator:
         raise ValueError(f"from_diagonal: d must have shape (n,), got {tuple(d.shape)}")
     low = float(d.min()) if d.numel() else 1.0
     facts = PD if low > 0 else PSD if low >= 0 else SYMMETRIC
-    return Diagonal(d.detach(), euclidean(d.numel(), d.dtype, d.device) if domain is None else domain, facts)
+    space = euclidean(d.numel(), d.dtype, d.device) if domain is None else domain
+    if d.numel() != space.dim:
+        raise ValueError(f"from_diagonal: d must have shape ({space.dim},), got {tuple(d.shape)}")
+    _check_agrees(d, space, "from_diagonal: d")
+    return Diagonal(d.detach(), space, facts)
 
 
 def from_factors(U: Tensor, s: Tensor | None = None, *, domain: Space | None = None) -> LinearOperator:
     """U diag(s) U' with U ``(n, k)`` and s ``(k,)`` (ones if left out)."""
+    if U.ndim != 2:
+        raise ValueError(f"from_factors: U must have shape (n, k), got {tuple(U.shape)}")
     s = U.new_ones(U.shape[1]) if s is None else s
-    if U.ndim != 2 or s.shape != (U.shape[1],):
-        raise ValueError(f"from_factors: U must be (n, k) and s (k,), got {tuple(U.shape)} and {tuple(s.shape)}")
+    if s.shape != (U.shape[1],):
+        raise ValueError(f"from_factors: s must have shape ({U.shape[1]},), got {tuple(s.shape)}")
     space = euclidean(U.shape[0], U.dtype, U.device) if domain is None else domain
+    if U.shape[0] != space.dim:
+        raise ValueError(f"from_factors: U must have {space.dim} rows, got shape {tuple(U.shape)}")
+    _check_agrees(U, space, "from_factors: U")
+    _check_agrees(s, space, "from_factors: s")
     return LowRank(U.detach(), s.detach(), space, PSD if bool((s >= 0).all()) else SYMMETRIC)
 
 
@@ -285,6 +296,10 @@ def block_diagonal(
     """diag(A_1, ..., A_p) on the direct sum of the blocks' spaces, or on the `domain` and `codomain` given."""
     if not blocks:
         raise ValueError("block_diagonal: needs at least one operator, got none")
+    kinds = {(s.dtype, s.device) for b in blocks for s in (b.domain, b.codomain, domain or b.domain)}
+    if len(kinds) > 1:
+        listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        raise TypeError(f"block_diagonal: all blocks must have one dtype and device, got {listed}")
     domain = _direct_sum([b.domain for b in blocks]) if domain is None else domain
     codomain = _direct_sum([b.codomain for b in blocks]) if codomain is None else codomain
     shape = (sum(b.shape[0] for b in blocks), sum(b.shape[1] for b in blocks))
@@ -326,6 +341,8 @@ def from_callable(
     """
     domain = euclidean(domain, dtype) if isinstance(domain, int) else domain
     codomain = domain if codomain is None else euclidean(codomain, dtype) if isinstance(codomain, int) else codomain
+    if (domain.dtype, domain.device) != (codomain.dtype, codomain.device):
+        raise TypeError(f"from_callable: domain and codomain must share dtype and device, got {domain!r}, {codomain!r}")
     known = declared(facts)
     if known and domain != codomain:
         raise ValueError(f"from_callable: facts need a square operator on one space, got {domain!r} and {codomain!r}")

@@ -44,7 +44,8 @@ def generator(seed: int, *stream: int) -> torch.Generator:
     """A CPU generator for one stream of a seed; different streams are independent."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"generator: seed must be a non-negative int, got {seed!r}")
-    state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0]
+    # spawn_key and not a list: trailing zeros of a list are ignored, so (seed,) and (seed, 0) would be one stream
+    state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
@@ -145,6 +146,8 @@ class Space:
                 )
             if tree[name].dtype != self.dtype:
                 raise TypeError(f"Space.flatten: block '{name}' must be {self.dtype}, got {tree[name].dtype}")
+            if _normalized(tree[name].device) != self.device:
+                raise ValueError(f"Space.flatten: block '{name}' must be on {self.device}, got {tree[name].device}")
         return self.join([tree[name] for name in self.names])
 
     def join(self, blocks: Iterable[Tensor]) -> Tensor:
@@ -225,7 +228,9 @@ class Space:
         """The Euclidean norm as a float64 scalar tensor; of a block ``(n, k)`` the k norms of its columns."""
         if v.ndim == 1:
             return self.inner(v, v).sqrt()
-        return torch.stack([self.inner(c, c) for c in v.T]).sqrt() if v.shape[1] else self.zeros(0)[0].double()
+        if not v.shape[1]:
+            return torch.zeros(0, dtype=torch.float64, device=_double(v).device)
+        return torch.stack([self.inner(c, c) for c in v.T]).sqrt()
 
     def gram(self, U: Tensor, V: Tensor) -> Tensor:
         """U'V as a float64 matrix ``(k, l)``, from blocks ``(n, k)`` and ``(n, l)``."""
@@ -241,16 +246,15 @@ class Space:
 
         Householder QR of row chunks in float64, then of the stacked triangles (TSQR; Demmel, Grigori, Hoemmen and
         Langou 2012, doi 10.1137/080731992). A direction is dropped when its singular value is at most
-        ``k * eps * largest``; then R is no longer triangular.
+        ``min(n, k) * eps * largest``; then R is no longer triangular.
         """
-        k = V.shape[1]
         parts = [torch.linalg.qr(_double(V[a : a + QR_ROWS])) for a in range(0, max(self.dim, 1), QR_ROWS)]
         Q2, R = (torch.eye(parts[0][1].shape[0], dtype=torch.float64), parts[0][1])
         if len(parts) > 1:
             Q2, R = torch.linalg.qr(torch.cat([r for _, r in parts]))
         Q2 = Q2.to(R.device)
         P, S, W = torch.linalg.svd(R, full_matrices=False)
-        keep = k * self.eps * S.max() < S if S.numel() else S > 0
+        keep = len(S) * self.eps * S.max() < S if S.numel() else S > 0
         if not bool(keep.all()):
             Q2, R = Q2 @ P[:, keep], S[keep, None] * W[keep]
         Q = torch.empty(R.shape[0], self.dim, dtype=self.dtype, device=self.device)

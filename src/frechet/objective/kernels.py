@@ -1,0 +1,104 @@
+"""Where torch's second derivatives are missing or silently wrong, and what makes them right.
+
+1. Fused attention and the encoder layer's fast path have neither double backward nor forward mode: turned off.
+2. The derivative of the fused weight normalization has a wrong derivative (asymmetric Hessians): computed by formula.
+3. A function marked `once_differentiable` counts as a constant in a second derivative where unused inputs are allowed:
+   refused.
+4. In inference mode derivatives vanish; autocast rounds them to bfloat16: both are left.
+
+Each was measured against finite differences of gradients with torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
+
+from frechet.errors import NotDifferentiable
+
+
+@contextmanager
+def ordinary_mode(device: torch.device) -> Iterator[None]:
+    """Neither inference mode, in which derivatives silently vanish, nor autocast, which rounds them."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())  # leaving inference mode turns gradients on
+        for kind in {"cpu", device.type} - {"meta"}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def ordinary(t: Tensor) -> Tensor:
+    """`t`, copied where it was made in inference mode, since autograd refuses such tensors."""
+    if not t.is_inference():
+        return t
+    with torch.inference_mode(False):
+        return t.clone()
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Attention by kernels with second derivatives: fused ones have neither double backward nor forward mode."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+class WeightNormByFormula(TorchFunctionMode):
+    """Weight normalization as w = v g / |v| inside: the derivative of torch's fused kernel has a wrong derivative."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") == "_weight_norm":
+            v, g, dim = (*args, *(kwargs or {}).values())
+            return v * (g / torch.norm_except_dim(v, 2, dim))
+        return func(*args, **(kwargs or {}))
+
+
+def has_weight_norm(m: nn.Module) -> bool:
+    return isinstance(m, _WeightNorm) or any(isinstance(h, WeightNorm) for h in m._forward_pre_hooks.values())
+
+
+def nodes_of(ys: list[Tensor]) -> set[Any]:
+    """All nodes of the graph that `ys` hang on."""
+    waiting = [y.grad_fn for y in ys if y.grad_fn is not None]
+    nodes: set[Any] = set(waiting)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and node not in nodes:
+                nodes.add(node)
+                waiting.append(node)
+    return nodes
+
+
+_MARKED = once_differentiable(lambda ctx: None).__code__
+
+
+def refuse_once_differentiable(ys: list[Tensor]) -> None:
+    """Raise where the graph of `ys` holds a custom function whose backward is marked `once_differentiable`."""
+    for node in nodes_of(ys):
+        if isinstance(node, BackwardCFunction):
+            function: Callable[..., Any] | None = node._forward_cls.backward  # type: ignore[attr-defined]
+            while function is not None:
+                if getattr(function, "__code__", None) is _MARKED:
+                    raise NotDifferentiable(
+                        f"the backward of {node._forward_cls.__name__} is marked once_differentiable, so its second "  # type: ignore[attr-defined]
+                        "derivative would silently be left out; write a differentiable backward"
+                    )
+                function = getattr(function, "__wrapped__", None)

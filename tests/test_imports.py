@@ -1,0 +1,264 @@
+"""The rules on files that no type checker knows: who imports whom, and where vectors are reduced and drawn."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "frechet"
+ROOMS = [
+    "errors",
+    "space",
+    "objective",
+    "operators",
+    "linalg",
+    "calculus",
+    "solve",
+    "train",
+    "analyze",
+    "compress",
+    "generate",
+    "physics",
+    "report",
+]
+FORBIDDEN_NAMES = {"utils", "util", "common", "base", "helpers", "helper", "misc"}
+MOST_LINES = 400
+
+# The rooms of algorithms on vectors, where vectors are reduced, drawn and orthogonalized by their space alone.
+VECTOR_ROOMS = {"linalg", "solve", "train"}
+VECTOR_CALLS = {"norm", "vector_norm", "dot", "vdot", "randn", "randn_like", "rand", "rand_like", "normal_", "qr"}
+SPACE_NAMES = ("space", "domain", "codomain")
+
+# (file, call as written) -> why it does not touch a vector of the space
+SMALL_DENSE: dict[tuple[str, str], str] = {}
+
+# rooms in which nothing is printed or warned: everything but the report and the command line
+SILENT_ROOMS = set(ROOMS) - {"report", "errors"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(tree: ast.AST) -> list[tuple[int, str]]:
+    """Line and room of every import from the library; "" for an import of the top level."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                found.append((node.lineno, "relative"))
+            elif node.module == "frechet":
+                found += [(node.lineno, alias.name if alias.name in ROOMS else "") for alias in node.names]
+            elif (node.module or "").startswith("frechet."):
+                found.append((node.lineno, (node.module or "").split(".")[1]))
+        elif isinstance(node, ast.Import):
+            found += [
+                (node.lineno, [*alias.name.split("."), ""][1])
+                for alias in node.names
+                if alias.name.split(".")[0] == "frechet"
+            ]
+    return found
+
+
+def imports_from_below(tree: ast.AST, room: str) -> list[str]:
+    if room in ("__init__", "__main__"):  # the top level shows everything
+        return []
+    return [
+        f"line {line}: {room} imports from '{other or 'the top level'}'"
+        for line, other in imported_rooms(tree)
+        if other not in ROOMS or ROOMS.index(other) > ROOMS.index(room)
+    ]
+
+
+def spaces_of(tree: ast.AST) -> set[str]:
+    """Names that hold a space: annotated with Space, or assigned from `A.domain`, `A.codomain` or `x.space`."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg(arg=name, annotation=ast.Name(id="Space")):
+                found.add(name)
+            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+                found |= {
+                    t.id for t, v in zip(targets, values, strict=False) if isinstance(t, ast.Name) and is_space(v)
+                }
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if is_space(value):
+                found.add(name)
+    return found
+
+
+def is_space(value: ast.expr) -> bool:
+    return isinstance(value, ast.Attribute) and value.attr in SPACE_NAMES
+
+
+def calls_on_vectors(tree: ast.AST) -> list[tuple[int, str]]:
+    found, spaces = [], spaces_of(tree)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=name)) if name in VECTOR_CALLS:
+                found.append((node.lineno, ast.unparse(node)))
+            case ast.Call(func=ast.Attribute(value=value, attr=name)) if name in VECTOR_CALLS:
+                if not (is_space(value) or (isinstance(value, ast.Name) and value.id in spaces)):
+                    found.append((node.lineno, ast.unparse(node)))
+    return found
+
+
+def noises(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="print")):
+                found.append(f"line {node.lineno}: print")
+            # silencing a warning of torch's own is no noise
+            case ast.Attribute(value=ast.Name(id="warnings"), attr="warn") | ast.ImportFrom(module="warnings"):
+                found.append(f"line {node.lineno}: warnings")
+    return found
+
+
+def open_keywords(tree: ast.Module) -> list[str]:
+    public = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    for node in list(public):
+        if isinstance(node, ast.ClassDef):
+            public += [method for method in node.body if isinstance(method, ast.FunctionDef)]
+    return [
+        f"line {node.lineno}: {node.name}(**{node.args.kwarg.arg})"
+        for node in public
+        if isinstance(node, ast.FunctionDef)
+        and node.args.kwarg is not None
+        # __init__ is public, _private is not
+        and (not node.name.startswith("_") or node.name.startswith("__"))
+    ]
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@pytest.fixture(params=FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def path(request):
+    return request.param
+
+
+def test_every_file_lies_in_a_known_room(path):
+    assert room_of(path) in {*ROOMS, "__init__", "__main__"}
+
+
+def test_a_file_imports_only_from_its_room_or_above(path):
+    assert imports_from_below(parsed(path), room_of(path)) == []
+
+
+def test_no_file_is_named_after_where_code_was_put(path):
+    assert path.stem not in FORBIDDEN_NAMES
+    assert not FORBIDDEN_NAMES & set(path.relative_to(SOURCE).parts)
+
+
+def test_no_file_is_longer_than_a_reader_can_hold(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= MOST_LINES
+
+
+def test_vectors_are_reduced_and_drawn_by_the_space_alone(path):
+    if room_of(path) not in VECTOR_ROOMS:
+        return
+    name = str(path.relative_to(SOURCE))
+    found = [f"line {line}: {call}" for line, call in calls_on_vectors(parsed(path)) if (name, call) not in SMALL_DENSE]
+    assert found == []
+
+
+def test_algorithms_print_and_warn_nothing(path):
+    if room_of(path) in SILENT_ROOMS:
+        assert noises(parsed(path)) == []
+
+
+def test_public_functions_name_their_arguments(path):
+    assert open_keywords(parsed(path)) == []
+
+
+def test_every_exception_for_small_dense_work_is_still_needed():
+    used = {
+        (str(p.relative_to(SOURCE)), call)
+        for p in FILES
+        if room_of(p) in VECTOR_ROOMS
+        for _, call in calls_on_vectors(parsed(p))
+    }
+    assert set(SMALL_DENSE) <= used
+    assert all(len(reason) > 10 for reason in SMALL_DENSE.values())
+
+
+# --- each rule is seen to fail ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from frechet.linalg.trace import trace",
+        "from frechet.linalg import trace",
+        "import frechet.linalg.trace",
+        "import frechet",
+        "from frechet import trace",
+        "from frechet import linalg",
+        "from .trace import trace",
+        "from frechet.unknown import trace",
+        "def f():\n    from frechet.report import page",
+    ],
+)
+def test_an_import_from_below_is_found(line):
+    assert len(imports_from_below(ast.parse(line), "operators")) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from frechet.space import Space",
+        "from frechet.operators.operator import Fact",
+        "from frechet.errors import NoClosedForm",
+        "import torch",
+        "from frechetian import x",
+    ],
+)
+def test_an_import_from_above_is_allowed(line):
+    assert imports_from_below(ast.parse(line), "operators") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "v.norm()",
+        "torch.linalg.norm(v)",
+        "torch.linalg.vector_norm(v)",
+        "vector_norm(v)",
+        "torch.dot(u, v)",
+        "(A @ v).dot(v)",
+        "torch.randn(5)",
+        "rand(3)",
+        "torch.randn_like(v)",
+        "v.normal_()",
+        "torch.linalg.qr(V)",
+        "space = A.matrix\nspace.norm(v)",
+    ],
+)
+def test_a_reduction_past_the_space_is_found(line):
+    assert len(calls_on_vectors(ast.parse(line))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "A.domain.norm(v)",
+        "self.codomain.norm(v)",
+        "space = A.domain\nspace.norm(v)",
+        "space, image = A.domain, A.codomain\nimage.norm(v)",
+        "def f(X: Space): X.norm(v)",
+        "x = 'v.norm()'",
+    ],
+)
+def test_a_reduction_by_the_space_is_allowed(line):
+    assert calls_on_vectors(ast.parse(line)) == []
+
+
+def test_noise_and_open_keywords_are_found():
+    assert len(noises(ast.parse("print(1)\nwarnings.warn('x')\nfrom warnings import warn"))) == 3
+    assert noises(ast.parse("fingerprint(1)")) == []
+    assert len(open_keywords(ast.parse("def f(**options): ...\ndef _g(**options): ..."))) == 1
+    assert len(open_keywords(ast.parse("class C:\n def __init__(self, **options): ..."))) == 1
+    assert open_keywords(ast.parse("def f(x):\n def g(**graph): ...")) == []
