@@ -1,0 +1,44 @@
+"""Questions about a trained model."""
+
+from frechet.analyze.examples import (
+    ExampleCurvatures,
+    ExampleGradients,
+    example_curvatures,
+    example_gradients,
+)
+from frechet.analyze.layers import LayerTops, LayerTraces, layer_tops, layer_traces
+from frechet.analyze.noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
+from frechet.analyze.slices import Plane, Slices, loss_plane, loss_slices
+from frechet.analyze.stability import (
+    Interpolation,
+    Stability,
+    exact_mean_square_limit,
+    interpolation,
+    stability,
+    stable_learning_rate,
+)
+
+__all__ = [
+    "CurvatureNoiseScale",
+    "ExampleCurvatures",
+    "ExampleGradients",
+    "Interpolation",
+    "LayerTops",
+    "LayerTraces",
+    "NoiseScale",
+    "Plane",
+    "Slices",
+    "Stability",
+    "curvature_noise_scale",
+    "exact_mean_square_limit",
+    "example_curvatures",
+    "example_gradients",
+    "interpolation",
+    "layer_tops",
+    "layer_traces",
+    "loss_plane",
+    "loss_slices",
+    "noise_scale",
+    "stability",
+    "stable_learning_rate",
+]

@@ -1,0 +1,278 @@
+"""The gradient noise scale: the batch size at which the noise of a batch's gradient is as large as the gradient.
+
+    B = tr(Sigma) / |G|^2,    Sigma the covariance of one example's gradient g_i, G its mean
+
+With batches much smaller than B, twice the batch allows nearly twice the step; much larger than B, it buys nothing.
+From n examples, S = n/(n-1) (mean |g_i|^2 - |g|^2) and |g|^2 - S/n, g the mean, are unbiased for tr(Sigma), |G|^2.
+
+The interval takes the examples as independent draws from a population and B as the population's. It is the set of
+ratios r at which S - r |G|^2 is not significantly different from zero (Fieller), with the jackknife's variance of that
+difference, or the variance that |G|^2 = S/r would give it, whichever is larger. Near a minimum |g|^2 is mostly noise,
+the second is what holds then, and the interval has no upper end where |G| cannot be told from zero. For a part of a
+finite data set drawn without replacement it is on the safe side.
+
+**Source.** McCandlish, Kaplan, Amodei and the OpenAI Dota Team, "An empirical model of large-batch training" (2018),
+arXiv 1812.06162, sections 2.2 and A.1. Fieller, "Some problems in interval estimation", JRSS B 16 (1954). Efron and
+Stein, "The jackknife estimate of variance", Annals of Statistics 9 (1981), doi 10.1214/aos/1176345462.
+**Differs from the source.** (1) Norms of single examples' gradients replace the difference of two batch sizes.
+(2) The interval. (3) With r near the truth, Var |g|^2 = 4 G'Sigma G/n + 2 tr(Sigma^2)/n^2 for Gaussian gradients, with
+G'Sigma G = l |G|^2 and tr(Sigma^2) = l tr(Sigma), l = g'Sigma g/|g|^2: exact for one parameter or isotropic Sigma.
+**Cost.** `noise_scale`: two passes, no product. `curvature_noise_scale`: probes + 1 products, `probes` + 1 vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from frechet.analyze.examples import ExampleGradients, ExampleRoute, _one_part, _terms, example_gradients
+from frechet.linalg.result import Estimate
+from frechet.objective import Batch, Objective, Part
+from frechet.operators.hessian import hessian
+from frechet.operators.products import grads
+from frechet.space import generator
+
+GRID = 256  # places at which the test is tried before bisection
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseScale:
+    """B = tr(Sigma) / |G|^2 in examples, with the interval [lower, upper] at confidence `level`.
+
+    `upper` is infinite where |G| cannot be told from zero, and `value` where the unbiased |G|^2 is not even positive.
+    `on_these_data` is the ratio with the data themselves as the population: no sampling error, nothing estimated.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    level: float
+    gradient_variance: Estimate  # tr(Sigma)
+    gradient_squared: Estimate  # |G|^2; may be negative
+    on_these_data: float
+    examples: int
+    passes: int
+    products: int = 0
+
+    @property
+    def bounded(self) -> bool:
+        """Whether |G| differs from zero at this level, so that the interval has an upper end."""
+        return math.isfinite(self.upper)
+
+
+def noise_scale(
+    objective: Objective | ExampleGradients,
+    *,
+    x: Tensor | None = None,
+    level: float = 0.95,
+    route: ExampleRoute | None = None,
+) -> NoiseScale:
+    """The gradient noise scale tr(Sigma)/|G|^2, the critical batch size of the simple model, with an interval.
+
+    Takes an objective (at `x`, see `example_gradients` for `route`), or the `ExampleGradients` of one. The unit is
+    examples, not tokens: where examples have different numbers of terms, g_i is that of `example_gradients`, the share
+    of example i in the gradient of all. A penalty counts as part of G. Nothing is drawn.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, noise_scale, squared_error
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> y = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> noise = noise_scale(Objective(model, squared_error(), [(torch.ones(3, 1), y)]))  # g_i = -2 y_i
+        >>> round(float(noise.gradient_variance), 4), round(float(noise.gradient_squared), 4)  # 4 and 16 - 4/3
+        (4.0, 14.6667)
+        >>> round(noise.value, 4)
+        0.2727
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"noise_scale: level must lie between 0 and 1, got {level}")
+    if isinstance(objective, ExampleGradients):
+        if x is not None or route is not None:
+            raise ValueError("noise_scale: x and route must be left out with ExampleGradients; they are taken already")
+        found = objective
+    elif isinstance(objective, Objective):
+        found = example_gradients(objective, x=x, route=route)
+    else:
+        raise TypeError(f"noise_scale: needs an Objective or ExampleGradients, got {type(objective).__name__}")
+    n = found.examples
+    if n < 3:
+        raise ValueError(f"noise_scale: needs at least 3 examples to estimate a variance of gradients, got {n}")
+    a, b, g2 = found.squared_norms, found.inner, found.squared_gradient
+    S, G2 = _moments(a.mean(), torch.tensor(g2, dtype=torch.float64), n)
+    floor = 4 * torch.finfo(found.gradient.dtype).eps * float(a.mean())  # equal gradients differ by rounding
+    S = S if float(S) > floor else torch.zeros_like(S)
+    left_out = _moments((a.sum() - a) / (n - 1), (n * n * g2 - 2 * n * b + a) / (n - 1) ** 2, n - 1)
+    s, q = (n * whole - (n - 1) * part for whole, part in zip((S, G2), left_out, strict=True))  # pseudo-values
+    along = float(b.var()) / g2 if g2 > 0 else 0.0  # l, the variance of g_i along g
+    tests = _Difference(
+        float(S), float(G2), float(s.var()) / n, float(q.var()) / n, float(torch.cov(torch.stack([s, q]))[0, 1]) / n,
+        along, n,
+    )  # fmt: skip
+    lower, upper = tests.interval(float(stats.t.ppf(0.5 + level / 2, n - 1)))
+    value = float(S) / float(G2) if float(G2) > 0 else math.inf
+    total = max(float(a.mean()) - g2, 0.0)
+    error = torch.tensor([tests.variance_s, tests.null_variance(max(float(G2), 0.0))], dtype=torch.float64).sqrt()
+    variance, squared = (
+        Estimate(v, e, n, 0, None, degrees_of_freedom=n - 1, method="jackknife over examples")
+        for v, e in zip((S, G2), error, strict=True)
+    )
+    here = total / g2 if g2 > 0 else math.inf
+    return NoiseScale(value, lower, upper, level, variance, squared, here, n, found.passes)
+
+
+def _moments(mean_square: Tensor, squared_mean: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Unbiased tr(Sigma) and |G|^2 from mean |g_i|^2 and |mean g_i|^2 of n gradients."""
+    S = n / (n - 1) * (mean_square - squared_mean)
+    return S, squared_mean - S / n
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """S - r |G|^2 and its variance, as functions of the hypothetical ratio r."""
+
+    S: float
+    G2: float
+    variance_s: float
+    variance_q: float
+    covariance: float
+    along: float
+    n: int
+
+    def null_variance(self, squared: float) -> float:
+        """Variance of the estimated |G|^2 where it is `squared` in truth; at least the jackknife's."""
+        return max(self.variance_q, 4 * self.along * (squared + self.S / (2 * self.n)) / self.n)
+
+    def studentized(self, r: float) -> float:
+        """(S - r G2) / its standard error; r may be infinite."""
+        if math.isinf(r):
+            spread = math.sqrt(self.null_variance(0.0))
+            return -self.G2 / spread if spread > 0 else -math.copysign(math.inf, self.G2) if self.G2 else 0.0
+        variance = self.variance_s - 2 * r * self.covariance + r * r * self.variance_q
+        if r > 0:
+            variance += r * r * (self.null_variance(self.S / r) - self.variance_q)
+        d = self.S - r * self.G2
+        return d / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, d) if d else 0.0
+
+    def interval(self, t: float) -> tuple[float, float]:
+        """The smallest interval that holds every r >= 0 with a studentized difference in [-t, t]."""
+        if self.S == 0.0:
+            return 0.0, 0.0 if self.studentized(math.inf) < -t else math.inf
+        unit = self.S / max(abs(self.G2), math.sqrt(self.null_variance(0.0)), 1e-300)
+        grid = [unit * math.tan(0.5 * math.pi * i / GRID) for i in range(GRID)] + [math.inf]
+        values = [self.studentized(r) for r in grid]
+        low = next((i for i, v in enumerate(values) if v <= t), GRID)
+        high = next(i for i in range(GRID, -1, -1) if values[i] >= -t)
+        lower = grid[low] if low == 0 else self._crossing(grid[low - 1], grid[low], t)
+        upper = math.inf if high == GRID else self._crossing(grid[high], grid[high + 1], -t)
+        return lower, max(lower, upper)
+
+    def _crossing(self, a: float, b: float, level: float) -> float:
+        """Where the studentized difference passes `level` between a (above it) and b (below it)."""
+        b = 1e9 * a if math.isinf(b) else b
+        for _ in range(60):
+            middle = 0.5 * (a + b)
+            a, b = (middle, b) if self.studentized(middle) > level else (a, middle)
+        return 0.5 * (a + b)
+
+
+@dataclass(frozen=True, eq=False)
+class CurvatureNoiseScale:
+    """B = tr(H Sigma) / G'HG in examples, and the learning rate |G|^2 / G'HG that minimizes the quadratic model.
+
+    [lower, upper] accounts for the random probes of tr(H Sigma), not for the sampling of the data.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    level: float
+    weighted_variance: Estimate  # tr(H Sigma)
+    gradient_curvature: float  # g'Hg, g the gradient on all these data
+    learning_rate: float
+    examples: int
+    seed: int
+    products: int
+    passes: int
+
+
+def curvature_noise_scale(
+    objective: Objective, *, seed: int, probes: int = 16, x: Tensor | None = None, level: float = 0.95
+) -> CurvatureNoiseScale:
+    """tr(H Sigma)/G'HG: the noise scale of an optimal step of the quadratic model, and that step's learning rate.
+
+    A probe is v = n^-1/2 sum_i e_i (g_i - g) with random signs e, so v'Hv has mean (n-1)/n tr(H Sigma): one weighted
+    gradient and one Hessian product. G'HG is g'Hg minus its bias tr(H Sigma)/n; where that is not positive (no
+    descent along the gradient ends in this quadratic model), `value` and `upper` are infinite and `lower` takes g'Hg as
+    it is. Measured over 400 seeds, the interval of tr(H Sigma) at 0.95 covers 0.92 with 16 probes where a single
+    direction is all of H Sigma, and 0.94 with four of them.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, curvature_noise_scale, squared_error
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> y = torch.tensor([[1.0], [2.0], [3.0]])  # L = mean (w - y)^2, H = 2, g = -4
+        >>> found = curvature_noise_scale(Objective(model, squared_error(), [(torch.ones(3, 1), y)]), seed=0)
+        >>> found.gradient_curvature, found.learning_rate
+        (32.0, 0.5)
+    """
+    snapshot, _ = _one_part("curvature_noise_scale", objective, x)
+    if probes < 2:
+        raise ValueError(f"curvature_noise_scale: probes must be at least 2, got {probes}")
+    space = snapshot.space
+    leaves, blocks = snapshot.leaves(space)
+    streams = [generator(seed, j) for j in range(probes)]
+    sums = torch.zeros(probes, dtype=torch.float64)
+    examples = 0
+
+    def contribute(part: Part, batch: Batch) -> Tensor:
+        nonlocal examples, sums
+        rows = torch.empty(probes + 1, space.dim, dtype=space.dtype, device=space.device)
+        with torch.enable_grad():
+            terms = _terms(snapshot, part, blocks, batch)
+            examples += len(terms)
+            signs = torch.stack([torch.randint(0, 2, (len(terms),), generator=g) * 2 - 1 for g in streams])
+            sums = sums + signs.sum(1)
+            weights = torch.cat([torch.ones(1, len(terms)), signs]).to(terms.device, terms.dtype)
+            for row, c in zip(rows, weights, strict=True):
+                row.copy_(space.join(grads(terms, leaves, [c], retain_graph=True)))
+        return rows
+
+    with torch.no_grad():
+        rows = snapshot.average(contribute, "curvature_noise_scale")
+        n = examples
+        if n < 2:
+            raise ValueError(f"curvature_noise_scale: needs at least 2 examples, got {n}")
+        # rows hold weight/count * sum e_i grad total_i; times n that is sum e_i g_i without the penalties
+        shifts = (sums / n).to(rows)[:, None]
+        V = ((rows[1:] - shifts * rows[0]) * math.sqrt(n)).T
+        g = rows[0]
+        if snapshot.penalties:
+            with torch.enable_grad():
+                g = g + space.join(grads(snapshot.penalty(blocks), leaves, None))
+        block = torch.cat([V.T, g[None]]).T
+        image = hessian(objective, snapshot.x) @ block
+        curvatures = torch.stack([space.inner(v, u) for v, u in zip(block.T, image.T, strict=True)])
+    draws = curvatures[:-1] * (n / (n - 1))
+    spread = draws.std() / math.sqrt(probes)
+    weighted = Estimate(
+        draws.mean(), spread, probes, probes, seed, degrees_of_freedom=probes - 1, method="random signs of examples"
+    )
+    gHg, g2 = float(curvatures[-1]), float(space.inner(g, g))
+
+    def ratio(trace: float) -> float:
+        remaining = gHg - trace / n
+        return trace / remaining if remaining > 0 else math.inf
+
+    low, high = (float(end) for end in weighted.interval(level))
+    value = ratio(float(draws.mean()))
+    # where nothing is left of G'HG without its bias, all of g'Hg stands for it at the lower end
+    lower = ratio(low) if math.isfinite(ratio(low)) else max(low, 0.0) / gHg if gHg > 0 else 0.0
+    upper = max(ratio(high), value)
+    rate = g2 / gHg if gHg > 0 else math.inf
+    return CurvatureNoiseScale(value, lower, upper, level, weighted, gHg, rate, n, seed, probes + 1, 2)

@@ -1,0 +1,229 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from frechet.analyze import examples
+from frechet.analyze.examples import example_curvatures, example_gradients
+from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
+from frechet.objective import Objective, causal_lm, cross_entropy, custom, l2, squared_error
+from frechet.operators.hessian import hessian
+
+
+class Tokens(nn.Module):
+    """A small transformer with affine normalization and a padding mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.body = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(4, 6)
+
+    def forward(self, input_ids, attention_mask):
+        return {"logits": self.head(self.body(self.embed(input_ids), src_key_padding_mask=attention_mask == 0))}
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+def token_batch(size, length=5):
+    ids = torch.randint(0, 6, (size, length))
+    mask = torch.ones_like(ids)
+    for i in range(size):
+        mask[i, length - 1 - i % 3 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def tensors(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def problem(name):
+    """An objective, its one-example functions by other code, and the flat point."""
+    torch.manual_seed(0)
+    if name == "mlp":
+        model, data = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), [(4, 3, 2), (1, 3, 2)]
+        batches = [(tensors(b, i), tensors(b, o)) for b, i, o in data]
+        loss, criterion, split = lambda y, t: ((y - t) ** 2).sum(), squared_error(), None
+    elif name == "conv":
+        model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.GroupNorm(1, 2), nn.GELU(), nn.Flatten(), nn.Linear(8, 3))
+        batches = [(tensors(b, 1, 3, 3), torch.randint(0, 3, (b,))) for b in (3, 2)]
+        loss, criterion, split = lambda y, t: F.cross_entropy(y, t, reduction="sum"), nn.CrossEntropyLoss(), None
+    elif name == "lstm":
+        model, batches = Recurrent(), [(tensors(b, 4, 2), torch.randint(0, 2, (b,))) for b in (2, 2)]
+        loss, criterion, split = lambda y, t: F.cross_entropy(y, t, reduction="sum"), cross_entropy(), None
+    else:
+        model, batches, criterion, split = Tokens(), [token_batch(b) for b in (3, 2)], cross_entropy(), causal_lm
+        loss = lambda y, t: F.cross_entropy(y["logits"].flatten(0, 1), t.flatten(), reduction="sum")  # noqa: E731
+    model = model.double().eval()
+    objective = 2.0 * Objective(model, criterion, batches, split=split, penalty=l2(0.3))
+    singles = []
+    for batch in batches:
+        inputs, targets = (split or (lambda b: b))(batch)
+        for i in range(targets.shape[0]):
+            one = {k: v[i : i + 1] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[i : i + 1]
+            singles.append((one, targets[i : i + 1]))
+    counts = [t.numel() if t.is_floating_point() else int((t != -100).sum()) for _, t in singles]
+    scale = 2.0 * len(singles) / sum(counts)
+
+    def function(i):
+        one, target = singles[i]
+        keywords = one if isinstance(one, dict) else {}
+
+        def f(x):
+            state = objective.space.unflatten(x)
+            args = () if keywords else (one,)
+            with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no double backward
+                y = torch.func.functional_call(model, state, args, keywords)
+            return scale * loss(y, target) + 0.3 * (x * x).sum()
+
+        return f
+
+    return objective, [function(i) for i in range(len(singles))]
+
+
+def gradient(f, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(f(x), x)[0]
+
+
+ROUTES = [(name, route) for name in ("mlp", "conv", "tokens") for route in ("vmap", "loop")] + [("lstm", None)]
+
+
+@pytest.mark.parametrize(("name", "route"), ROUTES)
+def test_norms_inner_products_and_losses_are_those_of_single_examples(name, route):
+    objective, functions = problem(name)
+    x = objective.point
+    G = torch.stack([gradient(f, x) for f in functions])
+    found = example_gradients(objective, route=route)
+    close = {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(found.squared_norms, G.square().sum(1), **close)
+    torch.testing.assert_close(found.inner, G @ G.mean(0), **close)
+    torch.testing.assert_close(found.gradient, objective.gradient(), **close)
+    values = torch.stack([f(x) for f in functions])
+    torch.testing.assert_close(found.losses + found.penalty, values, **close)
+    assert (found.examples, found.passes, found.route) == (len(functions), 2, route or "loop")
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "tokens", "lstm"])
+def test_curvatures_are_those_of_dense_hessians_of_single_examples(name):
+    objective, functions = problem(name)
+    x, space = objective.point, objective.space
+    V, W = space.random(range(2), 1, "gaussian"), space.random(range(3), 2, "gaussian")
+    found = example_curvatures(objective, V, W)
+    # reverse over reverse: forward modes are wrong through affine layer norms
+    H = torch.stack([torch.autograd.functional.hessian(f, x) for f in functions])
+    torch.testing.assert_close(found.values, V.T @ H @ W, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(found.values.mean(0), V.T @ (hessian(objective) @ W), rtol=1e-9, atol=1e-11)
+    same = example_curvatures(objective, V)
+    torch.testing.assert_close(same.values, torch.stack([V[:, j] @ H @ V[:, j] for j in range(2)], 1))
+
+
+def test_squares_over_an_orthonormal_basis_add_up_to_the_frobenius_norm():
+    objective, functions = problem("mlp")
+    basis = torch.eye(objective.space.dim, dtype=torch.float64)
+    H = torch.stack([torch.autograd.functional.hessian(f, objective.point) for f in functions])
+    found = example_curvatures(objective, basis, basis)
+    torch.testing.assert_close(found.values.square().sum((1, 2)), H.square().sum((1, 2)))
+
+
+def test_batches_may_be_cut_anywhere():
+    objective, _ = problem("mlp")
+    inputs, targets = (torch.cat(parts) for parts in zip(*objective.parts[0].data, strict=True))
+    again = 2.0 * Objective(
+        objective.model, squared_error(), [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])], penalty=l2(0.3)
+    )
+    V = objective.space.random(range(2), 0)
+    a, b = example_gradients(objective), example_gradients(again)
+    torch.testing.assert_close(a.squared_norms, b.squared_norms)
+    torch.testing.assert_close(example_curvatures(objective, V).values, example_curvatures(again, V).values)
+
+
+def test_small_chunks_give_the_same_numbers(monkeypatch):
+    objective, _ = problem("conv")
+    whole = example_gradients(objective)
+    monkeypatch.setattr(examples, "CHUNK_BYTES", 2 * 8 * objective.space.dim)
+    torch.testing.assert_close(example_gradients(objective).squared_norms, whole.squared_norms)
+
+
+def test_an_example_without_terms_has_no_gradient():
+    model = nn.Linear(2, 3)
+    data = [(torch.ones(3, 2), torch.tensor([0, -100, 2]))]
+    found = example_gradients(Objective(model, cross_entropy(), data))
+    assert found.squared_norms[1] == 0
+    assert found.squared_norms.dtype == torch.float64
+    assert (found.examples, found.terms) == (3, 2.0)
+
+
+def test_a_loss_linear_in_the_parameters_has_no_curvature():
+    objective = Objective(nn.Linear(2, 1), custom(lambda y, t: (y - t).sum(1)), [(torch.ones(3, 2), torch.ones(3, 1))])
+    V = objective.space.random(range(2), 0)
+    assert bool((example_curvatures(objective, V, V).values == 0).all())
+    assert example_curvatures(objective, V[:, :0]).values.shape == (3, 0)
+    assert example_curvatures(objective, V, V[:, :0]).values.shape == (3, 2, 0)
+
+
+def test_another_point_and_inference_mode():
+    objective, functions = problem("mlp")
+    x = objective.point + 0.1
+    with torch.inference_mode():
+        found = example_gradients(objective, x=x)
+    torch.testing.assert_close(found.squared_norms[0], gradient(functions[0], x).square().sum())
+
+
+def test_a_model_that_couples_examples_is_refused():
+    class Centered(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) - super().forward(x).mean(0)
+
+    objective = Objective(Centered(2, 1), squared_error(), [(torch.randn(4, 2), torch.randn(4, 1))])
+    for route in ("vmap", "loop"):
+        with pytest.raises(UnusableObjective, match="the output of example 0 alone must be its output in the batch"):
+            example_gradients(objective, route=route)
+
+
+def test_a_model_that_vmap_cannot_enter_says_to_loop():
+    class Branching(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if y.sum() > 0 else -y
+
+    objective = Objective(Branching(2, 1), squared_error(), [(torch.ones(1, 2), torch.ones(1, 1))])
+    with pytest.raises(NotDifferentiable, match=r"route='vmap' cannot go through this model.*pass route='loop'"):
+        example_gradients(objective)
+    assert example_gradients(objective, route="loop").examples == 1
+
+
+def test_bad_arguments_are_named():
+    objective, _ = problem("mlp")
+    V = objective.space.random(range(2), 0)
+    with pytest.raises(ValueError, match="route must be 'vmap' or 'loop', got 'forward'"):
+        example_gradients(objective, route="forward")
+    with pytest.raises(ValueError, match="objective must have one data term, got 2"):
+        example_gradients(objective + objective)
+    with pytest.raises(TypeError, match="example_curvatures: objective must be an Objective, got Linear"):
+        example_curvatures(nn.Linear(1, 1), V)
+    with pytest.raises(ValueError, match=r"W must be a block \(26, k\)"):
+        example_curvatures(objective, V, V[:3])
+    with pytest.raises(ValueError, match="V must be a block"):
+        example_curvatures(objective, V.float())
+    ignored = Objective(nn.Linear(2, 3), cross_entropy(), [(torch.ones(1, 2), torch.tensor([-100]))])
+    with pytest.raises(ValueError, match="at least one term that counts"):
+        example_curvatures(ignored, ignored.space.zeros(1))
+    bad = Objective(nn.Linear(2, 1), squared_error(), [(torch.full((1, 2), torch.nan), torch.ones(1, 1))])
+    with pytest.raises(NonFinite, match="batch 0"):
+        example_gradients(bad)
+    with pytest.raises(NonFinite, match="example 0 has a curvature that is NaN or infinite"):
+        example_curvatures(bad, bad.space.random(range(1), 0))
+    scalar = Objective(
+        nn.Linear(2, 1), custom(lambda y, t: (y - t).square().sum()), [(torch.ones(2, 2), torch.ones(2, 1))]
+    )
+    with pytest.raises(ValueError, match="one value per example"):
+        example_curvatures(scalar, scalar.space.zeros(1))
