@@ -1,0 +1,374 @@
+"""The report as data: one frozen tree of plain Python values, and its JSON form ``frechet.report/1``.
+
+Every field below is a key of the same name in ``report.json``, tuples are arrays, an absent section is ``null`` and has
+an entry in ``left_out`` that says why. JSON has no infinities: a float that is not finite is written as the string
+``"inf"``, ``"-inf"`` or ``"nan"``. Any change of a field changes the number after the slash, so a reader never guesses:
+`from_json` refuses other versions, missing keys, unknown keys and wrong types, and names the place.
+
+Units: seconds are wall-clock seconds, bytes are bytes, a product is one operator-vector product, a pass reads every
+batch once. Intervals cover the true value with probability `level`; ``level == 1`` is a bound, not a probability.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from frechet.linalg.result import Estimate
+
+SCHEMA = "frechet.report/1"
+
+OperatorName = Literal["hessian", "gauss_newton"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a number cost. `shared` names the computation when the same products served other numbers too."""
+
+    products: int
+    data_passes: int
+    seconds: float
+    peak_bytes: int | None = None  # above what was allocated before; None where the device cannot say
+    shared: str = ""  # e.g. "the Krylov space of the Hessian"; empty: spent on this number alone
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with its interval. `exact`: nothing was drawn and nothing iterated (the interval is rounding only)."""
+
+    value: float
+    lower: float
+    upper: float
+    level: float  # 0.95: a confidence interval; 1.0: a bound
+    exact: bool
+    cost: Cost
+    method: str
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.lower > self.upper:
+            raise ValueError(f"Measured: lower must be at most upper, got [{self.lower}, {self.upper}]")
+        if not 0 < self.level <= 1:
+            raise ValueError(f"Measured: level must lie in (0, 1], got {self.level}")
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """An eigenvalue of the operator lies within `residual` of `value`."""
+
+    value: float
+    residual: float
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Eigenvalues:
+    """Ends of one spectrum: `largest` in decreasing order, `smallest` (most negative) in increasing order."""
+
+    largest: tuple[Eigenvalue, ...]
+    smallest: tuple[Eigenvalue, ...]
+    cost: Cost
+    method: str
+    tolerance: float | None = None  # converged means residual <= tolerance * largest absolute eigenvalue
+
+
+@dataclass(frozen=True)
+class Density:
+    """The spectral density smoothed by a Gaussian of standard deviation `width`, with a pointwise band."""
+
+    grid: tuple[float, ...]  # increasing
+    value: tuple[float, ...]  # integrates to 1 over the eigenvalue axis
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    level: float
+    width: float
+    probes: int
+    steps: int  # Lanczos steps per probe
+    deflated: int  # eigenvalues that were placed exactly, outside the random part
+    cost: Cost
+    method: str
+
+    def __post_init__(self) -> None:
+        lengths = {len(x) for x in (self.grid, self.value, self.lower, self.upper)}
+        if len(lengths) != 1:
+            raise ValueError(f"Density: grid, value, lower and upper must have one length, got {sorted(lengths)}")
+
+
+@dataclass(frozen=True)
+class EffectiveDimension:
+    """How many directions have curvature well above `damping`; `definition` says the sum that was taken."""
+
+    damping: float
+    number: Measured
+    definition: str = "sum of lambda / (lambda + damping)"
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What was learnt of one operator, `hessian` or `gauss_newton`."""
+
+    operator: OperatorName
+    dimension: int
+    eigenvalues: Eigenvalues | None = None
+    density: Density | None = None
+    trace: Measured | None = None
+    frobenius_norm: Measured | None = None
+    stable_rank: Measured | None = None  # squared Frobenius norm / squared largest absolute eigenvalue
+    effective_dimensions: tuple[EffectiveDimension, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One parameter block: its part of the trace and the top eigenvalue of its diagonal block."""
+
+    name: str
+    size: int
+    trace: Measured
+    share: Measured  # of the whole trace; may be negative or above 1 where the operator is indefinite
+    top: Eigenvalue | None = None
+
+
+@dataclass(frozen=True)
+class Layers:
+    operator: OperatorName
+    layers: tuple[Layer, ...]  # in the model's order
+    cost: Cost
+    method: str
+
+
+@dataclass(frozen=True)
+class SgdBound:
+    """Two upper bounds on the learning rate of a stable interpolating minimum at one batch size.
+
+    `identity`: 2 tr(H) / ((1-p) |H|_F^2 + p mean_i |H_i|_F^2); `top`: the same with the top eigenvector's projector.
+    p = (n - B) / (B (n - 1)). Either condition is necessary; None where it was not computed.
+    """
+
+    batch_size: int
+    identity: Measured | None
+    top: Measured | None
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """How far the model is from a minimum that fits every example."""
+
+    loss: float
+    gradient_norm: float
+    near_zero: float | None = None  # an example's loss below this counts as near zero
+    near_zero_share: float | None = None  # share of examples below it
+    accuracy: float | None = None  # share of terms predicted right; None for regression
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    gradient_descent: Measured | None  # 2 / largest Hessian eigenvalue; inf where no eigenvalue is positive
+    sgd: tuple[SgdBound, ...]  # in increasing batch size
+    interpolation: Interpolation
+    caveat: str
+    cost: Cost
+    current: float | None = None  # learning rate in use, where the user gave one
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gradient noise: `noise_scale` = tr(S) / |G|^2, `critical_batch_size` = tr(H S) / G'HG, S per example."""
+
+    noise_scale: Measured
+    critical_batch_size: Measured | None
+    gradient_norm_squared: Measured | None
+    gradient_variance: Measured | None  # tr(S)
+    examples: int
+    cost: Cost
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The loss at x + alpha * v for a unit eigenvector v, and its second-order Taylor polynomial."""
+
+    direction: str  # "largest eigenvalue", "most negative eigenvalue"
+    eigenvalue: float
+    alpha: tuple[float, ...]
+    loss: tuple[float, ...]  # nan or inf where the loss was not finite
+    quadratic: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(x) for x in (self.alpha, self.loss, self.quadratic)}
+        if len(lengths) != 1:
+            raise ValueError(f"Slice: alpha, loss and quadratic must have one length, got {sorted(lengths)}")
+
+
+@dataclass(frozen=True)
+class Slices:
+    operator: OperatorName
+    slices: tuple[Slice, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str  # class name
+    trainable: int  # parameters
+    frozen: int
+    blocks: int  # trainable parameter tensors, tied ones once
+
+
+@dataclass(frozen=True)
+class Data:
+    examples: int
+    terms: int
+    batches: int
+    population: int | None = None  # examples that the sample was drawn from; None: all the data
+    sample_seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    device: str
+    dtype: str
+    frechet: str
+    torch: str
+    python: str
+    platform: str
+    threads: int
+    allocator: str  # settings in force, or "default"
+
+
+@dataclass(frozen=True)
+class Header:
+    title: str
+    source: str  # "digits (built in)" or "path/to/file.py:make"
+    model: Model
+    criterion: str
+    data: Data
+    environment: Environment
+    seed: int
+    date: str  # ISO 8601 with offset
+    command: str  # that reproduces the report
+    route: str  # how products were computed, e.g. "reverse"
+    budget: str  # "5 minutes", "400 products", "none"
+    loss: float
+    gradient_norm: float
+    remarks: tuple[str, ...] = ()  # one sentence each
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class SectionCost:
+    section: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Report:
+    header: Header
+    hessian: Curvature | None = None
+    gauss_newton: Curvature | None = None
+    layers: Layers | None = None
+    learning_rate: LearningRate | None = None
+    noise: Noise | None = None
+    slices: Slices | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    costs: tuple[SectionCost, ...] = ()  # in the order of work; each product counted once
+    total: Cost = Cost(0, 0, 0.0)
+
+
+def from_estimate(estimate: Estimate, *, cost: Cost, level: float = 0.95, unit: str = "") -> Measured:
+    """A scalar `Estimate` with its `level` interval as a `Measured`.
+
+    Example:
+        >>> from frechet.linalg.result import exact_estimate
+        >>> from frechet.report.schema import Cost, from_estimate
+        >>> m = from_estimate(exact_estimate(3.0), cost=Cost(0, 0, 0.0))
+        >>> m.lower, m.value, m.upper, m.exact
+        (3.0, 3.0, 3.0, True)
+    """
+    if estimate.value.numel() != 1:
+        raise ValueError(f"from_estimate: estimate must be one number, got shape {tuple(estimate.value.shape)}")
+    lower, upper = estimate.interval(level)
+    return Measured(
+        float(estimate.value), float(lower), float(upper), level, estimate.exact, cost, estimate.method, unit
+    )
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """`report` as a tree of dicts, lists, strings, numbers and None that `json.dumps(..., allow_nan=False)` accepts."""
+    return {"schema": SCHEMA, **_encoded(report)}
+
+
+def dumps(report: Report) -> str:
+    """The text of ``report.json``."""
+    return json.dumps(to_json(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_json(tree: Mapping[str, Any]) -> Report:
+    """The report that `to_json` wrote. Raises ValueError for another version or a tree of another shape."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"from_json: tree must be a JSON object, got {type(tree).__name__}")
+    version = tree.get("schema")
+    if version != SCHEMA:
+        raise ValueError(
+            f"from_json: schema must be '{SCHEMA}', got {version!r}; read it with the version of frechet that wrote it"
+        )
+    return _decoded(Report, {key: value for key, value in tree.items() if key != "schema"}, "report")
+
+
+def _encoded(x: Any) -> Any:
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {f.name: _encoded(getattr(x, f.name)) for f in dataclasses.fields(x)}
+    if isinstance(x, tuple):
+        return [_encoded(item) for item in x]
+    if isinstance(x, float) and not math.isfinite(x):
+        return "nan" if math.isnan(x) else ("inf" if x > 0 else "-inf")
+    if x is None or type(x) in (bool, int, float, str):
+        return x
+    raise TypeError(f"to_json: values must be plain bool, int, float, str, tuple or None, got {type(x).__name__} {x!r}")
+
+
+def _decoded(kind: Any, x: Any, place: str) -> Any:
+    origin = get_origin(kind)
+    if origin is UnionType:
+        if x is None:
+            return None
+        (inner,) = (t for t in get_args(kind) if t is not NoneType)
+        return _decoded(inner, x, place)
+    if origin is tuple:
+        if not isinstance(x, list):
+            raise _wrong(place, "an array", x)
+        return tuple(_decoded(get_args(kind)[0], item, f"{place}[{i}]") for i, item in enumerate(x))
+    if origin is Literal:
+        if x not in get_args(kind):
+            raise _wrong(place, f"one of {', '.join(get_args(kind))}", x)
+        return x
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(x, Mapping):
+            raise _wrong(place, "an object", x)
+        hints = get_type_hints(kind)
+        if x.keys() != hints.keys():
+            missing, unknown = sorted(hints.keys() - x.keys()), sorted(x.keys() - hints.keys())
+            raise ValueError(f"from_json: {place} must have the keys of {SCHEMA}, missing {missing}, unknown {unknown}")
+        return kind(**{name: _decoded(hints[name], x[name], f"{place}.{name}") for name in hints})
+    if kind is float:
+        if isinstance(x, str) and x in ("inf", "-inf", "nan"):
+            return float(x)
+        if isinstance(x, bool) or not isinstance(x, int | float):
+            raise _wrong(place, "a number", x)
+        return float(x)
+    if type(x) is not kind:
+        raise _wrong(place, f"of type {kind.__name__}", x)
+    return x
+
+
+def _wrong(place: str, expected: str, got: object) -> ValueError:
+    return ValueError(f"from_json: {place} must be {expected}, got {got!r:.60}")

@@ -1,0 +1,244 @@
+import json
+import re
+import sys
+
+import pytest
+
+from frechet.report import command
+from frechet.report.assemble import ALLOCATOR
+
+PROBLEM = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from frechet import Objective, cross_entropy, squared_error, causal_lm
+
+torch.manual_seed(0)
+X, y = torch.randn(40, 3), torch.randn(40, 1)
+labels = torch.randint(0, 3, (40,))
+PAIRS = [(X[:25], y[:25]), (X[25:], y[25:])]
+
+def net(*extra):
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), *extra, nn.Linear(5, 1))
+
+def make():
+    return Objective(net(), squared_error(), PAIRS)
+
+def empty():
+    return Objective(net(), squared_error(), [])
+
+def nan():
+    bad = X[25:].clone(); bad[3, 1] = float("nan")
+    return Objective(net(), squared_error(), [(X[:25], y[:25]), (bad, y[25:])])
+
+def shuffled():
+    return Objective(net(), squared_error(), DataLoader(TensorDataset(X, y), batch_size=8, shuffle=True))
+
+def dropout():
+    return Objective(net(nn.Dropout(0.5)), squared_error(), PAIRS)
+
+def batchnorm():
+    return Objective(net(nn.BatchNorm1d(5)), squared_error(), PAIRS)
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(7, 4); self.l = nn.Linear(4, 7)
+    def forward(self, input_ids):
+        return self.l(self.e(input_ids))
+
+def unshifted():
+    ids = torch.randint(0, 7, (6, 5))
+    return Objective(Tokens(), cross_entropy(), [{"input_ids": ids, "labels": ids}])
+
+def mixed():
+    model = net(); model[2].double()
+    return Objective(model, squared_error(), PAIRS)
+
+def integers():
+    model = net(); model.register_parameter("table", nn.Parameter(torch.arange(3), requires_grad=False))
+    return Objective(model, squared_error(), PAIRS)
+
+def frozen():
+    return Objective(net().requires_grad_(False), squared_error(), PAIRS)
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x); return x.exp()
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].exp()
+
+class ExpOnce(nn.Module):
+    def forward(self, x):
+        return Once.apply(x)
+
+def once():
+    return Objective(net(ExpOnce()), squared_error(), PAIRS)
+
+def half():
+    return Objective(net().half(), squared_error(), PAIRS)
+"""
+
+# what a user may get wrong, and the sentence that says so
+WRONG = {
+    "empty": "data must hold at least one batch",
+    "nan": "batch 1 .*inputs hold NaN",
+    "shuffled": "shuffle=False",
+    "dropout": r"'2' \(Dropout\).*model.eval\(\)",
+    "batchnorm": r"'2' \(BatchNorm1d\).*model.eval\(\)",
+    "unshifted": "split=causal_lm",
+    "mixed": "one dtype",
+    "integers": "'table' must be floating point",
+    "frozen": "must have a trainable parameter",
+    "once": "marked once_differentiable",
+    "half": "float32 or float64",
+    "absent": "has no function 'absent'",
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "problem.py"
+    path.write_text(PROBLEM)
+    return path
+
+
+@pytest.fixture
+def frechet(monkeypatch, capfd):
+    for name in ALLOCATOR:  # the tests run in this process: no start under other settings
+        monkeypatch.setenv(name, "1073741824")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["frechet", *map(str, arguments)])
+        try:
+            command.main()
+            code = 0
+        except SystemExit as done:
+            code = done.code
+        out = capfd.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def test_a_report_is_written_whole_and_says_what_it_measured(frechet, file, tmp_path):
+    code, out, err = frechet("report", f"{file}:make", "--out", tmp_path / "r", "--steps", 12, "--top", 2)
+    assert code == 0, err
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["index.html", "report.json"]
+    tree = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert tree["schema"] == "frechet.report/1"
+    assert tree["left_out"] == []
+    for section in ("hessian", "gauss_newton", "layers", "learning_rate", "noise", "slices"):
+        assert tree[section] is not None
+    assert tree["header"]["data"]["examples"] == 40
+    assert "index.html" in out
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "problem:make" in page
+
+
+def test_a_budget_of_products_is_kept_and_what_it_cost_is_named(frechet, file, tmp_path):
+    code, _, err = frechet("report", f"{file}:make", "--out", tmp_path / "r", "--products", 60)
+    assert code == 0, err
+    tree = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert tree["total"]["products"] <= 60
+    assert tree["left_out"]
+    assert all("budget" in entry["why"] or "left out" in entry["why"] for entry in tree["left_out"])
+    assert tree["header"]["budget"] == "60 products"
+
+
+def test_check_says_that_a_good_objective_is_usable(frechet, file):
+    code, out, _ = frechet("check", f"{file}:make")
+    assert code == 0
+    assert out.rstrip().endswith("usable")
+    assert "a Hessian product takes" in out
+    assert "two passes under different seeds agree" in out
+
+
+@pytest.mark.parametrize("command_name", ["report", "check"])
+@pytest.mark.parametrize("name", list(WRONG))
+def test_bad_input_is_one_sentence_and_exit_code_2_and_writes_nothing(frechet, file, tmp_path, name, command_name):
+    out = tmp_path / "r"
+    out.mkdir()
+    (out / "index.html").write_text("old")
+    arguments = ["--out", out] if command_name == "report" else []
+    code, _, err = frechet(command_name, f"{file}:{name}", *arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith("frechet: ")
+    assert re.search(WRONG[name], err), err
+    assert [(p.name, p.read_text()) for p in out.iterdir() if p.suffix == ".html"] == [("index.html", "old")]
+    assert not (out / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("report", "nowhere.py:make"), "file 'nowhere.py' does not exist"),
+        (("report", "digits", "--budget", "soon"), "--budget must be a time such as 90s, 5m or 2h, got 'soon'"),
+        (("report", "digits", "--batch-sizes", "1,zero"), "--batch-sizes must be positive integers"),
+        (("report", "digits", "--products", "0"), "--products"),
+        (("report", "digits", "--out", "/proc/nowhere/r"), "/proc/nowhere/r"),
+        (("rapport",), "rapport"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_exit_code_2(frechet, arguments, sentence):
+    code, _, err = frechet(*arguments)
+    assert code == 2
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_an_interrupted_run_keeps_its_work_and_goes_on(frechet, file, tmp_path, monkeypatch):
+    out = tmp_path / "r"
+    real = command.measure
+
+    def interrupted(objective, settings, run):
+        stage = run.stage
+
+        def watched(name, compute, **more):
+            if name == "Gauss-Newton density":
+                raise KeyboardInterrupt
+            return stage(name, compute, **more)
+
+        run.stage = watched
+        real(objective, settings, run)
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    arguments = ("report", f"{file}:make", "--out", out, "--steps", 12, "--top", 2)
+    code, _, err = frechet(*arguments)
+    assert code == 2
+    assert "--resume" in err
+    assert [p.name for p in out.iterdir()] == [command.CHECKPOINT]
+
+    monkeypatch.setattr(command, "measure", real)
+    code, text, err = frechet(*arguments, "--resume")
+    assert code == 0, err
+    assert "Hessian eigenvalues" not in text.split("index.html")[0].split("Gauss-Newton density")[0].split("[5/")[0]
+    assert sorted(p.name for p in out.iterdir()) == ["index.html", "report.json"]
+    resumed = json.loads((out / "report.json").read_text())
+    frechet("report", f"{file}:make", "--out", tmp_path / "s", "--steps", 12, "--top", 2)
+    whole = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert resumed["hessian"]["eigenvalues"]["largest"] == whole["hessian"]["eigenvalues"]["largest"]
+    assert resumed["gauss_newton"]["trace"]["value"] == whole["gauss_newton"]["trace"]["value"]
+    assert resumed["total"]["products"] == whole["total"]["products"]
+
+
+def test_a_disk_that_fills_up_leaves_the_old_report(frechet, file, tmp_path, monkeypatch):
+    import errno
+
+    out = tmp_path / "r"
+    out.mkdir()
+    (out / "index.html").write_text("old")
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, f"cannot write {path}: the disk is full")
+
+    monkeypatch.setattr(command, "write_atomic", full)
+    code, _, err = frechet("report", f"{file}:make", "--out", out, "--steps", 8, "--top", 1)
+    assert code == 2
+    assert "the disk is full" in err
+    assert (out / "index.html").read_text() == "old"
