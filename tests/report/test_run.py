@@ -72,7 +72,9 @@ class Killed(Exception):
 
 def algorithms():
     return {
-        "eigsh": lambda A, observe, resume: eigsh(A, 3, which="both", seed=1, rtol=1e-8, observe=observe, resume=resume),
+        "eigsh": lambda A, observe, resume: eigsh(
+            A, 3, which="both", seed=1, rtol=1e-8, observe=observe, resume=resume
+        ),
         "density": lambda A, observe, resume: spectral_density(
             A, seed=1, probes=3, steps=12, observe=observe, resume=resume
         ),

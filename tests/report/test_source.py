@@ -43,7 +43,10 @@ def test_a_file_can_import_what_lies_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("digit", "source must be one of digits, digits-mlp, text, regression or path/to/file.py:function, got 'digit'"),
+        (
+            "digit",
+            "source must be one of digits, digits-mlp, text, regression or path/to/file.py:function, got 'digit'",
+        ),
         ("{file}", r"did you mean .*mine.py:make\?"),
         ("nowhere.py:make", "file 'nowhere.py' does not exist"),
         ("{file}:make_it", "has no function 'make_it'"),

@@ -1,11 +1,11 @@
 import io
 from dataclasses import replace
 
-from report_sample import report as sample
 from rich.console import Console
 
 from frechet.report.schema import LeftOut
 from frechet.report.terminal import show
+from report_sample import report as sample
 
 
 def printed(report, **options):
