@@ -9,6 +9,7 @@ from frechet.linalg.krylov import Arnoldi, GolubKahan, Lanczos, arnoldi, golub_k
 from frechet.linalg.log_determinant import log_determinant
 from frechet.linalg.precondition import jacobi, nystrom, pivoted_cholesky
 from frechet.linalg.result import Estimate, Solution, Spectrum, Status
+from frechet.linalg.sequential import EstimateState
 from frechet.linalg.sketch import gaussian_sketch, hadamard_sketch, sparse_sign_sketch
 from frechet.linalg.svds import svds
 from frechet.linalg.trace import trace
@@ -19,6 +20,7 @@ __all__ = [
     "DensityState",
     "EigshState",
     "Estimate",
+    "EstimateState",
     "GolubKahan",
     "Lanczos",
     "Solution",

@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ from frechet.report.schema import dumps
 from frechet.report.source import load
 from frechet.report.terminal import show
 
-VERSION = "0.1.0"
+VERSION = version("frechet")
 USER_ERRORS = (ValueError, TypeError, OSError, UnusableObjective, NonFinite, NotDifferentiable, NotConverged)
 CHECKPOINT = "unfinished.pt"
 INTERRUPTED = 130  # what typer returns for Ctrl-C
