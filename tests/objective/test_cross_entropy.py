@@ -19,6 +19,7 @@ SETTINGS = {
     "weight": {"weight": weight},
     "both": {"label_smoothing": 0.2, "weight": weight},
     "another ignore_index": {"ignore_index": 255},
+    "another ignore_index and weight": {"ignore_index": 255, "weight": weight},
     "a class is ignored": {"ignore_index": 1, "weight": weight},
 }
 settings = pytest.mark.parametrize("name", SETTINGS)
@@ -157,3 +158,8 @@ def test_wrong_settings_are_refused():
         for ask in (lambda c=criterion: c.fisher_product(logits, tokens, logits), criterion.require_likelihood):
             with pytest.raises(ValueError, match=f"fisher: cross_entropy must be a likelihood, got {got}"):
                 ask()
+
+
+def test_targets_that_are_no_class_are_named():
+    with pytest.raises(ValueError, match="targets must lie between 0 and 1 or be ignore_index=-100, got 0 to 7"):
+        cross_entropy().terms(torch.zeros(3, 2), torch.tensor([0, -100, 7]))

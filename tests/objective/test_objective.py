@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,6 +107,29 @@ def test_nothing_of_the_callers_is_changed():
     assert torch.equal(targets, Y)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
+
+
+class Drawing(torch.utils.data.Dataset):
+    """Draws from every global generator, to no effect."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return X[i] + 0 * (float(torch.rand(())) + np.random.rand() + random.random()), Y[i]
+
+
+def test_every_global_generator_is_left_as_it_was():
+    objective = Objective(mlp(nn.Tanh()), squared_error(), DataLoader(Drawing(), batch_size=2))
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    objective.value()
+    objective.gradient()
+    hessian(objective).dense()
+    jacobian(objective).T.dense()
+    objective.check()
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
 
 
 def test_value_and_gradient_in_inference_mode_and_under_autocast():

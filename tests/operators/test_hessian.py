@@ -126,10 +126,14 @@ def test_later_training_changes_no_operator(route):
 def test_another_point_leaves_the_model_alone():
     case, x = prepared(tanh_mlp)
     H = hessian(case.objective, 2 * x)
+    y = 2 * x
+    given = hessian(case.objective, y)
     params = case.space.unflatten(2 * x)
     close(hessian(case.objective, params).dense(), H.dense())
     close(H.dense(), torch.autograd.functional.hessian(case.loss, 2 * x))
     assert torch.equal(case.objective.point, x)
+    y.zero_()  # the point was copied
+    close(given.dense(), H.dense())
 
 
 def test_no_graph_and_no_gradient_is_left_behind():

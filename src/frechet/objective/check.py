@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from frechet.errors import UnusableObjective
+from frechet.errors import NotDifferentiable, UnusableObjective
 from frechet.objective.data import Batch, untouched_generators
 from frechet.objective.kernels import nodes_of
 from frechet.objective.model import call, exact_math
@@ -61,7 +61,7 @@ class _Call:
 def check(objective: Objective) -> Check:
     """Raise `UnusableObjective` if `objective` is random, unrepeatable or contradicts the model's own loss."""
     snapshot = objective.snapshot()
-    value = float(objective.value())  # names the batch of a NaN before anything else is asked
+    value = _value(objective)  # names the batch of a NaN before anything else is asked
     start = time.perf_counter()
     first = _pass(snapshot, seed=1)
     seconds = time.perf_counter() - start
@@ -83,6 +83,20 @@ def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
         blocks = snapshot.space.unflatten(snapshot.x)
         snapshot.sweep(visit, reseed=seed)
     return rows
+
+
+def _value(objective: Objective) -> float:
+    """The objective's value; what the user's model or data raise on the way is told in one sentence."""
+    try:
+        return float(objective.value())
+    except NotDifferentiable:
+        raise
+    except (IndexError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
+        message = (str(error).strip().splitlines() or [""])[0]
+        raise UnusableObjective(
+            f"check: the model or the data raised {type(error).__name__}: {message}; call the model on one batch to see "
+            "where"
+        ) from error
 
 
 def _compare(snapshot: Snapshot, first: list[_Row], second: list[_Row]) -> None:
@@ -210,7 +224,7 @@ def _own_loss(snapshot: Snapshot) -> float | None:
                 continue
             ours = float(snapshot.total(part, state, batch) / part.criterion.count(batch.targets))
         theirs = float(loss)
-        if abs(ours - theirs) > 1e-3 * max(abs(ours), abs(theirs)) + 1e-6:
+        if abs(ours - theirs) > 1e-4 * max(abs(ours), abs(theirs)) + 1e-6:
             raise UnusableObjective(
                 f"check: on batch 0 the criterion gives {ours:.6g} and the model's own loss is {theirs:.6g}; "
                 "a causal language model needs split=causal_lm, another ignore_index or smoothing its own criterion"

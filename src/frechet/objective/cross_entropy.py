@@ -53,14 +53,21 @@ class CrossEntropy(Criterion):
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
         logits, labels = self._rows(outputs, targets)
-        values = F.cross_entropy(
-            logits,
-            labels,
-            weight=self._weight(logits),
-            ignore_index=self.ignore_index,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )
+        try:
+            values = F.cross_entropy(
+                logits,
+                labels,
+                weight=self._weight(logits),
+                ignore_index=self.ignore_index,
+                reduction="none",
+                label_smoothing=self.label_smoothing,
+            )
+        except IndexError as error:
+            kept = labels[labels != self.ignore_index]
+            raise ValueError(
+                f"cross_entropy: targets must lie between 0 and {logits.shape[1] - 1} or be ignore_index="
+                f"{self.ignore_index}, got {int(kept.min())} to {int(kept.max())}"
+            ) from error
         return values if values.shape[0] == outputs.shape[0] else values.view(outputs.shape[0], -1).sum(1)
 
     def count(self, targets: Tensor) -> Tensor:

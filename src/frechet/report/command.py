@@ -42,7 +42,7 @@ CHECKPOINT = "unfinished.pt"
 INTERRUPTED = 130  # what typer returns for Ctrl-C
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Curvature of PyTorch models: exact products, error bars, costs.",
 )  # fmt: skip
 
@@ -182,7 +182,7 @@ def main() -> None:
     sys.argv[0] = "frechet"
     code = 0
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], prog_name="frechet", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except USER_ERRORS as error:
