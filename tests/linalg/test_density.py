@@ -230,3 +230,15 @@ def test_bad_arguments_are_named():
     nan = from_callable(lambda V: V * math.nan, euclidean(5), facts="symmetric")
     with pytest.raises(NonFinite, match=r"spectral_density: product 1 \(A @ v\) holds a NaN"):
         spectral_density(nan, seed=0)
+
+
+def test_eigenpairs_of_the_same_seed_do_not_know_the_probes():
+    # ten Ritz vectors after ten products span the whole Krylov space, and so the vector that began it
+    A = from_diagonal(torch.linspace(-1, 3, 300, dtype=torch.float64))
+    few = eigsh(A, 5, which="both", seed=0, max_products=10)
+    assert few.vectors.shape[1] == few.products == 10
+    density = spectral_density(A, seed=0, probes=4, steps=5, deflate=few)
+    assert density.lengths == (5, 5, 5, 5)
+    z = A.domain.random(0, 0, "gaussian")
+    shared = (few.vectors.T @ z).square().sum() / (z @ z)
+    assert float(shared) < 0.15  # 10 of 300 dimensions by chance; all of it before

@@ -42,6 +42,9 @@ from frechet.space import Space
 Which = Literal["largest", "smallest", "both"]
 Method = Literal["lanczos", "lobpcg"]
 
+STREAM = (
+    1 << 40
+)  # probes far from 0, 1, ...: what deflates an estimate of the same seed must not be drawn from its probes
 MISSED = 0.01  # probability with which the search for further copies may overlook one
 
 
@@ -199,7 +202,7 @@ def _lanczos(run: _Run, wanted: int, size: int, start: Tensor | None, copies: bo
             restarts += 1
         if fresh:
             drawn += 1
-            g = space.random(drawn - 1, run.seed, "gaussian")
+            g = space.random(STREAM + drawn - 1, run.seed, "gaussian")
             if append(space, W, j + p, g, 0.0, "eigsh: random vector")[1] == 0.0:
                 continue
             p += 1
@@ -349,7 +352,8 @@ def _applied(A: LinearOperator, W: Tensor, scale: float, products: int) -> tuple
 
 def _guesses(space: Space, start: Tensor | None, b: int, seed: int) -> Tensor:
     """The start block, filled up with random vectors."""
-    drawn = space.random(range(b if start is None else max(b - start.shape[1], 0)), seed, "gaussian")
+    missing = b if start is None else max(b - start.shape[1], 0)
+    drawn = space.random(range(STREAM, STREAM + missing), seed, "gaussian")
     return drawn if start is None else torch.cat([start.T, drawn.T]).T
 
 

@@ -72,7 +72,6 @@ def report(
     settings = Settings(top, probes, steps, batch_sizes=_sizes(batch_sizes), seed=seed)
     limit = _seconds(budget)
     folder = ensure_writable(out)
-    began = time.monotonic()
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console()
@@ -82,7 +81,7 @@ def report(
     with progress(console, list(WEIGHTS)) as bar:
         run = Run(
             objective.space.device, WEIGHTS, checkpoint, _fingerprint(source, settings, objective), products,
-            None if limit is None else max(0.0, limit - (time.monotonic() - began)), bar,
+            limit, bar,
         )  # fmt: skip
         if resume and not run.load():
             console.print(f"nothing to resume in {folder}: starting", markup=False, highlight=False)

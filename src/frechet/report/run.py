@@ -136,7 +136,7 @@ class Run:
             if time.monotonic() - self.saved > SAVE_EVERY and self.checkpoint is not None:
                 self.partial[name] = {"state": state, "cost": cost()}
                 self._save()
-            return False
+            return self.seconds is not None and self.elapsed > self.seconds
 
         self.show(name, products, limit)
         result = compute(observe, earlier["state"] if earlier else None)

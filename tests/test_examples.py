@@ -1,0 +1,86 @@
+"""The scripts in examples run, end in seconds, and find what their docstrings say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def same_generator_afterwards():
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_rng_state(state)
+    torch.set_num_threads(threads)
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def printed(module: ModuleType, result: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    """What the script prints of a result that is already there."""
+    monkeypatch.setattr(module, "run", lambda: result)
+    module.main()
+    return capsys.readouterr().out
+
+
+def test_every_script_is_tested_here():
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert SCRIPTS
+    assert [s.stem for s in SCRIPTS if f'"{s.stem}"' not in text] == []
+
+
+def test_sharpness_rises_to_the_limit_of_the_learning_rate_and_stays(monkeypatch, capsys):
+    module = script("sharpness_during_training", monkeypatch)
+    rows = module.run()
+    limit = 2 / module.RATE
+    assert rows[0].sharpness + rows[0].residual < 0.7 * limit
+    assert all(0.8 * limit < row.sharpness < 1.3 * limit for row in rows[-3:])
+    assert rows[-1].loss < 0.15 * rows[0].loss
+    assert all(row.residual <= 1e-2 * row.sharpness for row in rows)
+    # the earlier vector is worth its keep: the last Hessians cost less than the first
+    assert sum(row.products for row in rows[-5:]) < 5 * rows[0].products
+    out = printed(module, rows, monkeypatch, capsys)
+    assert len(out.splitlines()) == len(rows) + 3
+    assert out.splitlines()[-1].split()[0] == str(module.STEPS)
+
+
+def test_influence_predicts_what_retraining_shows(monkeypatch, capsys):
+    module = script("solve_with_curvature", monkeypatch)
+    found = module.run(3)
+    assert found.gradient_norm < 1e-9
+    assert found.preconditioned < found.plain / 2
+    assert len(found.influences) == 3
+    for row in found.influences:
+        assert row.predicted * row.measured > 0
+        assert 0.8 < row.measured / row.predicted < 1.4
+    out = printed(module, found, monkeypatch, capsys)
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == [str(row.example) for row in found.influences]
+
+
+def test_the_trace_of_a_layer_predicts_the_loss_around(monkeypatch, capsys):
+    module = script("per_layer", monkeypatch)
+    rows = module.run()
+    assert [row.name for row in rows] == ["0", "3", "5"]
+    for row in rows:
+        assert row.lower < row.trace < row.upper
+        assert 0.4 < row.measured / row.predicted < 2.5
+        assert row.residual < 0.02 * row.top
+    out = printed(module, rows, monkeypatch, capsys)
+    assert len(out.splitlines()) == 1 + len(rows)
