@@ -247,6 +247,8 @@ def test_kinks_are_seen_in_modules_and_in_functions():
 
 def test_what_the_model_raises_is_one_sentence():
     data = [(torch.ones(2, 5), torch.zeros(2, 1))]
-    sentence = r"the model or the data raised RuntimeError: .*shapes cannot be multiplied.*; call the model on one batch"
+    sentence = (
+        r"the model or the data raised RuntimeError: .*shapes cannot be multiplied.*; call the model on one batch"
+    )
     with pytest.raises(UnusableObjective, match=sentence):
         Objective(nn.Linear(3, 1), squared_error(), data).check()

@@ -3,6 +3,9 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from frechet.errors import NotDifferentiable
+from frechet.objective import Objective, squared_error
+from frechet.operators.check import check_operator
 from frechet.operators.gauss_newton import fisher, gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.operators.jacobian import jacobian
@@ -11,12 +14,12 @@ from frechet.operators.route import chosen, lacks_forward
 from objective_cases import MAKERS, conv_net_with_batch_norm, prepared
 
 
-def test_the_default_is_reverse_except_for_gauss_newton_of_convolutions():
+def test_the_default_is_reverse_for_hessians_and_forward_where_first_derivatives_do():
     for make in MAKERS:
         objective = prepared(make)[0].objective
-        convolves = any(isinstance(m, nn.Conv2d) for m in objective.model.modules())
         assert hessian(objective).route == "reverse"
-        assert gauss_newton(objective).route == ("forward" if convolves else "reverse")
+        lacking = lacks_forward(objective.model) is not None
+        assert gauss_newton(objective).route == ("reverse" if lacking else "forward")
     objective = prepared(conv_net_with_batch_norm)[0].objective
     assert fisher(objective).route == jacobian(objective).route == "forward"
     assert gauss_newton(objective, route="reverse").route == "reverse"
@@ -58,3 +61,26 @@ def test_an_embedding_with_padding_would_not_be_symmetric_in_forward_mode():
         forward = forward_ad.unpack_dual(nn.functional.embedding(tokens, dual, padding_idx=0)).tangent
     (backward,) = torch.autograd.grad(nn.functional.embedding(tokens, weight, padding_idx=0).sum(), weight)
     assert float(forward.sum()) != float(backward.sum())  # once they agree, the refusal can go
+
+
+class FunctionalEmbedding(nn.Module):
+    def __init__(self, padding_idx):
+        super().__init__()
+        self.table, self.padding_idx = nn.Parameter(torch.randn(5, 3, dtype=torch.float64)), padding_idx
+
+    def forward(self, x):
+        return nn.functional.embedding(x, self.table, padding_idx=self.padding_idx).tanh().sum(1)
+
+
+@pytest.mark.parametrize("operator", [gauss_newton, lambda o: fisher(o), jacobian])
+def test_a_functional_embedding_with_a_padding_row_is_refused_in_forward_mode_and_right_in_reverse(operator):
+    data = [(torch.tensor([[0, 1], [2, 0]]), torch.zeros(2, 3, dtype=torch.float64))]
+    padded = Objective(FunctionalEmbedding(0), squared_error(), data)
+    with pytest.raises(NotDifferentiable, match="padding_idx=0 .* use route='reverse'"):
+        A = operator(padded)
+        A @ A.domain.random(0, 0)
+    plain = operator(Objective(FunctionalEmbedding(None), squared_error(), data))
+    assert check_operator(plain, seed=0).checked()
+    G = gauss_newton(padded, route="reverse")
+    assert check_operator(G, seed=0).checked()
+    assert float(G.dense()[:3].abs().max()) == 0.0  # the padding row has no curvature

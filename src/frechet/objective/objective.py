@@ -138,23 +138,23 @@ class Snapshot:
         self,
         contribute: Callable[[Part, Batch], Tensor],
         what: str,
-        scale: Callable[[Tensor, int], Tensor] | None = None,
+        scale: Callable[[float, int], float] | None = None,
     ) -> Tensor:
         """sum_j w_j scale_j sum over batches of contribute, in one pass; scale(count, examples) is 1 / count."""
         total: Tensor | None = None
         with self._running():
             for part in self.parts:
                 sums: Tensor | None = None
-                count, examples = torch.zeros((), dtype=torch.float64), 0
+                count, examples = None, 0
                 for batch in part.batches(self.space.device):
-                    piece = contribute(part, batch)
+                    piece, terms = contribute(part, batch), part.criterion.count(batch.targets)
                     sums = piece if sums is None else sums + piece
-                    count = count.to(piece.device) + part.criterion.count(batch.targets).to(piece.device)
+                    count = terms if count is None else count + terms
                     examples += len_of(batch)
-                if sums is None or float(count) <= 0:
+                number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
+                if sums is None or number <= 0:
                     raise ValueError(f"{what}: the data must hold at least one term that counts, got none")
-                factor = 1 / count if scale is None else scale(count, examples)
-                part_total = sums * (part.weight * factor).to(sums.dtype)
+                part_total = sums * (part.weight * (1 / number if scale is None else scale(number, examples)))
                 total = part_total if total is None else total + part_total
             assert total is not None  # an objective has at least one part
             # one cheap reduction first: a finite sum has finite terms

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.function import FunctionHessian, frozen_point
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import columns, dual_numbers, grads, second_order
+from frechet.operators.products import columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen
 from frechet.space import Space
 
@@ -46,7 +46,7 @@ class ObjectiveHessian(LinearOperator):
     def _matmat(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
         rows = _reverse if self.route == "reverse" else _forward
-        with second_order("hessian", space.device):
+        with differentiating("hessian", space.device):
             leaves, blocks = s.leaves(space)
             vectors = columns(space, V)
 

@@ -19,8 +19,8 @@ from frechet.objective.kernels import ordinary
 from frechet.operators.function import function_jacobian
 from frechet.operators.gauss_newton import tangent
 from frechet.operators.operator import NONE, Fact, LinearOperator
-from frechet.operators.products import columns, grads, second_order
-from frechet.operators.route import Route, chosen
+from frechet.operators.products import columns, differentiating, grads
+from frechet.operators.route import Route, chosen, refuse_padded_embedding
 from frechet.space import Space
 
 
@@ -58,7 +58,7 @@ class OutputJacobian(LinearOperator):
                 raise s.nonfinite("jacobian", part, batch)
             row += size
 
-        with second_order("jacobian", space.device):
+        with differentiating("jacobian", space.device):
             leaves, blocks = s.leaves(space)
             vectors, out = columns(space, V), self.codomain.zeros(V.shape[1])
             s.sweep(visit)
@@ -79,7 +79,7 @@ class OutputJacobian(LinearOperator):
                 raise s.nonfinite("jacobian", part, batch)
             row += y.numel()
 
-        with second_order("jacobian", space.device):
+        with differentiating("jacobian", space.device):
             leaves, blocks = s.leaves(space)
             cotangents, out = ordinary(U).T, space.zeros(U.shape[1])
             s.sweep(visit)
@@ -110,15 +110,19 @@ def jacobian(
         return function_jacobian(of, x, route)
     snapshot = of.snapshot(x)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
-    blocks, sizes = snapshot.space.unflatten(snapshot.x), []
+    way, sizes = chosen(route, snapshot.model, "jacobian", gauss_newton=True), []
+    _, blocks = snapshot.leaves(space)
 
     def visit(_part: Part, batch: Batch) -> None:
-        sizes.append(snapshot.forward(blocks, batch).numel())
+        with torch.set_grad_enabled(way == "forward" and batch.index == 0):
+            y = snapshot.forward(blocks, batch)
+            refuse_padded_embedding(y, "jacobian")
+        sizes.append(y.numel())
 
     with torch.no_grad():
         snapshot.sweep(visit)
     outputs = Space(("outputs",), ((sum(sizes),),), space.dtype, space.device)
-    return OutputJacobian(snapshot, space, outputs, chosen(route, snapshot.model, "jacobian", gauss_newton=True))
+    return OutputJacobian(snapshot, space, outputs, way)
 
 
 def ntk(

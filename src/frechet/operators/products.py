@@ -37,9 +37,16 @@ Point = Tensor | Mapping[str, Tensor]
 
 @contextmanager
 def second_order(what: str, device: torch.device) -> Iterator[None]:
-    """Second derivatives inside: attention unfused, and autograd's complaint about a missing one in one sentence."""
+    """Second derivatives inside, outside of a pass over data, which unfuses attention itself."""
+    with differentiating(what, device), unfused_attention():
+        yield
+
+
+@contextmanager
+def differentiating(what: str, device: torch.device) -> Iterator[None]:
+    """Derivatives inside: no inference mode, and autograd's complaint about a missing one in one sentence."""
     try:
-        with ordinary_mode(device), unfused_attention():
+        with ordinary_mode(device):
             yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
