@@ -76,9 +76,8 @@ class FunctionalEmbedding(nn.Module):
 def test_a_functional_embedding_with_a_padding_row_is_refused_in_forward_mode_and_right_in_reverse(operator):
     data = [(torch.tensor([[0, 1], [2, 0]]), torch.zeros(2, 3, dtype=torch.float64))]
     padded = Objective(FunctionalEmbedding(0), squared_error(), data)
-    with pytest.raises(NotDifferentiable, match="padding_idx=0 .* use route='reverse'"):
-        A = operator(padded)
-        A @ A.domain.random(0, 0)
+    with pytest.raises(NotDifferentiable, match=r"padding_idx=0 .* use route='reverse'"):
+        operator(padded).dense()
     plain = operator(Objective(FunctionalEmbedding(None), squared_error(), data))
     assert check_operator(plain, seed=0).checked()
     G = gauss_newton(padded, route="reverse")

@@ -142,3 +142,30 @@ def test_a_point_without_positive_curvature_has_no_largest_learning_rate():
     report, _ = measured(Objective(Valley(), squared_error(), data))  # (w^2 - 2)^2 at 0
     assert report.learning_rate is None or math.isinf(report.learning_rate.gradient_descent.value)
     render(report)
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return Square.apply(x)
+
+
+def test_an_operation_without_forward_mode_is_measured_in_reverse_and_said():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), Squared(), nn.Linear(3, 1)).double()
+    data = [(torch.randn(20, 2, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64))]
+    o = Objective(model, squared_error(), data)
+    report, _ = measured(o)
+    assert report.header.route == "Hessian by reverse mode, Gauss-Newton by reverse mode"
+    top = float(torch.linalg.eigvalsh(gauss_newton(o, route="reverse").dense())[-1])
+    assert abs(report.gauss_newton.eigenvalues.largest[0].value - top) < 1e-3 * top

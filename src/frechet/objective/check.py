@@ -94,8 +94,8 @@ def _value(objective: Objective) -> float:
     except (IndexError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
         message = (str(error).strip().splitlines() or [""])[0]
         raise UnusableObjective(
-            f"check: the model or the data raised {type(error).__name__}: {message}; call the model on one batch to see "
-            "where"
+            f"check: the model or the data raised {type(error).__name__}: {message}; call the model on one batch to "
+            "see where"
         ) from error
 
 
