@@ -12,7 +12,8 @@ from frechet.objective.criterion import (
 )
 from frechet.objective.cross_entropy import cross_entropy
 from frechet.objective.data import Batch, Subsample, causal_lm, default_split, subsample
-from frechet.objective.objective import Objective, Part, Penalty, Snapshot, l2
+from frechet.objective.objective import Objective
+from frechet.objective.snapshot import Part, Penalty, Snapshot, l2
 
 __all__ = [
     "Batch",

@@ -17,7 +17,8 @@ from frechet.objective.kernels import nodes_of
 from frechet.objective.model import call, exact_math
 
 if TYPE_CHECKING:
-    from frechet.objective.objective import Objective, Part, Snapshot
+    from frechet.objective.objective import Objective
+    from frechet.objective.snapshot import Part, Snapshot
 
 # autograd's names of operations whose first derivative jumps
 _KINKS = (
