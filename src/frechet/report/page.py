@@ -34,8 +34,8 @@ GLOSSARY = {
     "Critical batch size": "The same with both weighted by the Hessian: the batch size at which noise costs as much "
     "progress as it leaves.",
     "Product": "One multiplication of the matrix by a vector over all the data; it costs two to four gradients.",
-    "Interval": "[a, b] or ± covers the true value with 95 % probability over the random probes, or surely where it comes "
-    "from a residual. It does not count what another sample of data would change.",
+    "Interval": "[a, b] or ± covers the true value with 95 % probability over the random probes, or surely where it "
+    "comes from a residual. It does not count what another sample of data would change.",
 }
 
 
