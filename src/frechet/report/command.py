@@ -61,7 +61,7 @@ def report(
     seed: SeedOption = 0,
     top: Annotated[int, typer.Option(min=1, help="Eigenvalues from each end.")] = 5,
     probes: Annotated[int, typer.Option(min=8, help="Random vectors of the spectral density.")] = 8,
-    steps: Annotated[int, typer.Option(min=8, help="Lanczos steps per probe.")] = 40,
+    steps: Annotated[int, typer.Option(min=8, help="Lanczos steps per probe.")] = 32,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes for SGD, separated by commas.")] = "1,8,32,128",
     budget: Annotated[str | None, typer.Option(help="Bound of the time: 90s, 5m, 2h.")] = None,
     products: Annotated[int | None, typer.Option(min=1, help="Bound of the operator-vector products.")] = None,

@@ -74,7 +74,7 @@ class Eigenvalues:
     smallest: tuple[Eigenvalue, ...]
     cost: Cost
     method: str
-    tolerance: float | None = None  # converged means residual <= tolerance * largest absolute eigenvalue
+    tolerance: float | None = None  # converged means residual <= tolerance * its own size
 
 
 @dataclass(frozen=True)
