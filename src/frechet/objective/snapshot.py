@@ -115,14 +115,46 @@ class Snapshot:
         scale: Callable[[float, int], float] | None = None,
     ) -> Tensor:
         """sum_j w_j scale_j sum over batches of contribute, in one pass; scale(count, examples) is 1 / count."""
+
+        def add(part: Part, batch: Batch, sums: Tensor | None) -> Tensor:
+            piece = contribute(part, batch)
+            return piece if sums is None else sums + piece
+
+        return self._averaged(add, what, scale)
+
+    def average_rows(
+        self,
+        contribute: Callable[[Part, Batch, list[list[Tensor]]], None],
+        space: Space,
+        k: int,
+        what: str,
+        scale: Callable[[float, int], float] | None = None,
+    ) -> Tensor:
+        """As `average`, for k vectors of `space` as rows ``(k, n)`` to which `contribute` adds, block by block.
+
+        Adding in place keeps the peak over many batches at that of one: k vectors and one batch's graph.
+        """
+
+        def add(part: Part, batch: Batch, sums: Tensor | None) -> Tensor:
+            rows = torch.zeros(k, space.dim, dtype=space.dtype, device=space.device) if sums is None else sums
+            contribute(part, batch, [space.split(row) for row in rows])
+            return rows
+
+        return self._averaged(add, what, scale)
+
+    def _averaged(
+        self,
+        add: Callable[[Part, Batch, Tensor | None], Tensor],
+        what: str,
+        scale: Callable[[float, int], float] | None,
+    ) -> Tensor:
         total: Tensor | None = None
         with self._running():
             for part in self.parts:
                 sums: Tensor | None = None
                 count, examples = None, 0
                 for batch in part.batches(self.space.device):
-                    piece, terms = contribute(part, batch), part.criterion.count(batch.targets)
-                    sums = piece if sums is None else sums + piece
+                    sums, terms = add(part, batch, sums), part.criterion.count(batch.targets)
                     count = terms if count is None else count + terms
                     examples += len_of(batch)
                 number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
@@ -133,13 +165,13 @@ class Snapshot:
             assert total is not None  # an objective has at least one part
             # one cheap reduction first: a finite sum has finite terms
             if not math.isfinite(float(total.detach().sum())) and not bool(torch.isfinite(total.detach()).all()):
-                self._name_nonfinite(contribute, what)
+                self._name_nonfinite(add, what)
         return total
 
-    def _name_nonfinite(self, contribute: Callable[[Part, Batch], Tensor], what: str) -> None:
+    def _name_nonfinite(self, add: Callable[[Part, Batch, Tensor | None], Tensor], what: str) -> None:
         for part in self.parts:
             for batch in part.batches(self.space.device):
-                if not bool(torch.isfinite(contribute(part, batch)).all()):
+                if not bool(torch.isfinite(add(part, batch, None)).all()):
                     raise self.nonfinite(what, part, batch)
         raise NonFinite(f"{what}: the sum over all batches overflows {self.space.dtype}, though each batch is finite")
 

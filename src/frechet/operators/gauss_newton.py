@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import columns, differentiating, dual_numbers, grads
+from frechet.operators.products import add_into, columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen, refuse_padded_embedding
 from frechet.space import Space, generator
 
@@ -61,23 +61,21 @@ class OutputProduct(LinearOperator):
             leaves, blocks = s.leaves(space)
             vectors = columns(space, V)
 
-            def contribute(part: Part, batch: Batch) -> Tensor:
-                rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
+            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
                 with torch.enable_grad():
                     y, push = self._push(leaves, blocks, vectors, batch)
                     C = middle(part, y.detach(), batch.targets)
                     for i in range(len(vectors)):
                         u = push(i)
                         pulled = grads(y, leaves, [C(u).detach()], retain_graph=i + 1 < len(vectors))
-                        torch.cat([b.reshape(-1) for b in pulled], out=rows[i])
-                return rows
+                        add_into(rows[i], pulled)
 
             def of_penalty() -> Tensor:
                 with torch.enable_grad():
                     gradient = grads(s.penalty(blocks, convex_only=True), leaves, None, create_graph=True)
                     return torch.stack([space.join(grads(gradient, leaves, v, retain_graph=True)) for v in vectors])
 
-            product = s.average(contribute, self.name, self.scale)
+            product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
             return (s.plus_penalty(self.name, product, of_penalty) if self.penalized else product).T
 
     def _push(

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.function import FunctionHessian, frozen_point
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import columns, differentiating, dual_numbers, grads
+from frechet.operators.products import add_into, columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen
 from frechet.space import Space
 
@@ -45,16 +45,21 @@ class ObjectiveHessian(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
-        rows = _reverse if self.route == "reverse" else _forward
+        add = _reverse if self.route == "reverse" else _forward
         with differentiating("hessian", space.device):
             leaves, blocks = s.leaves(space)
             vectors = columns(space, V)
 
-            def contribute(part: Part, batch: Batch) -> Tensor:
-                return rows(lambda b: s.total(part, b, batch), leaves, blocks, vectors, space)
+            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
+                add(lambda b: s.total(part, b, batch), leaves, blocks, vectors, rows)
 
-            product = s.average(contribute, "hessian")
-            return s.plus_penalty("hessian", product, lambda: _reverse(s.penalty, leaves, blocks, vectors, space)).T
+            def of_penalty() -> Tensor:
+                rows = torch.zeros(len(vectors), space.dim, dtype=space.dtype, device=space.device)
+                _reverse(s.penalty, leaves, blocks, vectors, [space.split(row) for row in rows])
+                return rows
+
+            product = s.average_rows(contribute, space, len(vectors), "hessian")
+            return s.plus_penalty("hessian", product, of_penalty).T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
@@ -65,15 +70,13 @@ def _reverse(
     leaves: list[Tensor],
     blocks: dict[str, Tensor],
     vectors: list[list[Tensor]],
-    space: Space,
-) -> Tensor:
-    """The rows (k, n) of the Hessian of `f` times the vectors."""
-    rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
+    rows: list[list[Tensor]],
+) -> None:
+    """Add the Hessian of `f` times each vector to its row."""
     with torch.enable_grad():
         gradient = grads(f(blocks), leaves, None, create_graph=True)
-        for i, v in enumerate(vectors):
-            _write(rows[i], grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
-    return rows
+        for i, (v, row) in enumerate(zip(vectors, rows, strict=True)):
+            add_into(row, grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
 
 
 def _forward(
@@ -81,23 +84,18 @@ def _forward(
     leaves: list[Tensor],
     blocks: dict[str, Tensor],
     vectors: list[list[Tensor]],
-    space: Space,
-) -> Tensor:
-    rows = torch.empty(len(vectors), space.dim, dtype=space.dtype, device=space.device)
-    for i, v in enumerate(vectors):
+    rows: list[list[Tensor]],
+) -> None:
+    names = [name for name, block in blocks.items() if block.requires_grad]  # the leaves, in their order
+    for v, row in zip(vectors, rows, strict=True):
         with torch.enable_grad(), dual_numbers():
             duals = [forward_ad.make_dual(p, t) for p, t in zip(leaves, v, strict=True)]
-            value = f({**blocks, **dict(zip(space.names, duals, strict=True))})
+            value = f({**blocks, **dict(zip(names, duals, strict=True))})
             # with create_graph torch takes backward formulas that have a forward mode (silu, mish)
             gradient = grads(value, leaves, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
             filled = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(leaves, tangents, strict=True)]
-            _write(rows[i], filled)
-    return rows
-
-
-def _write(row: Tensor, blocks: list[Tensor]) -> None:
-    torch.cat([b.reshape(-1) for b in blocks], out=row)
+        add_into(row, filled)
 
 
 def hessian(

@@ -90,6 +90,13 @@ def columns(space: Space, V: Tensor) -> list[list[Tensor]]:
     return [space.split(v) for v in ordinary(V).T]
 
 
+@torch.no_grad()
+def add_into(row: list[Tensor], blocks: list[Tensor]) -> None:
+    """Add `blocks` to the views in `row`, in place."""
+    for view, block in zip(row, blocks, strict=True):
+        view.add_(block)
+
+
 def grads(
     ys: Tensor | Sequence[Tensor],
     xs: Sequence[Tensor],
