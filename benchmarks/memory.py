@@ -3,8 +3,8 @@
 On a CPU the peak is the high-water mark of resident memory above what is resident before the product; on a GPU the peak
 of allocated memory above what is allocated before. Model and vectors are there before, the product's result is not.
 A product on one example comes first, so that the kernels' code is loaded. The C library is told to map every block
-above 64 KiB alone and to give it back when it is freed: resident memory then follows the tensors (within 2 % for large blocks and 15 % for a few MiB of the sum
-of torch's own allocations where compared), not the heap's fragments.
+above 64 KiB alone and to give it back when it is freed: resident memory then follows the tensors, not the heap's
+fragments (where compared, within 2 % of the sum of torch's own allocations for large blocks, 15 % for a few MiB).
 """
 
 from __future__ import annotations
