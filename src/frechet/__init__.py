@@ -84,6 +84,7 @@ from frechet.objective import (
 )
 from frechet.operators import (
     Fact,
+    Linearized,
     LinearOperator,
     OperatorCheck,
     block_diagonal,
@@ -103,6 +104,7 @@ from frechet.operators import (
     jacobian,
     jacobian_product,
     kronecker,
+    linearize,
     ntk,
     restriction,
     square_root,
@@ -149,6 +151,7 @@ __all__ = [
     "LayerTops",
     "LayerTraces",
     "LinearOperator",
+    "Linearized",
     "LsmrState",
     "MinresState",
     "NoClosedForm",
@@ -216,6 +219,7 @@ __all__ = [
     "lanczos",
     "layer_tops",
     "layer_traces",
+    "linearize",
     "log_determinant",
     "loss_plane",
     "loss_slices",

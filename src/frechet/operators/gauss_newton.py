@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import add_into, columns, differentiating, dual_numbers, grads
+from frechet.operators.products import Adding, Leaves, Put, add_into, columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen, refuse_padded_embedding
 from frechet.space import Space, generator
 
@@ -46,6 +46,7 @@ class OutputProduct(LinearOperator):
     middle: Middle
     scale: Callable[[float, int], float] | None
     penalized: bool
+    drawn: bool  # the middle factor draws random numbers, batch after batch
 
     @property
     def codomain(self) -> Space:
@@ -56,27 +57,38 @@ class OutputProduct(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
-        middle = self.middle()
         with differentiating(self.name, space.device):
-            leaves, blocks = s.leaves(space)
-            vectors = columns(space, V)
+            leaves, vectors = s.leaves(space), columns(space, V)
+            add = self.adding()
 
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                with torch.enable_grad():
-                    y, push = self._push(leaves, blocks, vectors, batch)
-                    C = middle(part, y.detach(), batch.targets)
-                    for i in range(len(vectors)):
-                        u = push(i)
-                        pulled = grads(y, leaves, [C(u).detach()], retain_graph=i + 1 < len(vectors))
-                        add_into(rows[i], pulled)
-
-            def of_penalty() -> Tensor:
-                with torch.enable_grad():
-                    gradient = grads(s.penalty(blocks, convex_only=True), leaves, None, create_graph=True)
-                    return torch.stack([space.join(grads(gradient, leaves, v, retain_graph=True)) for v in vectors])
+                add(leaves, part, batch, vectors, lambda i, blocks: add_into(rows[i], blocks))
 
             product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
-            return (s.plus_penalty(self.name, product, of_penalty) if self.penalized else product).T
+            if not self.penalized:
+                return product.T
+            return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
+
+    def adding(self) -> Adding:
+        """How the unscaled product on a batch is computed, for one pass over the data."""
+        middle = self.middle()
+
+        def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], put: Put) -> None:
+            with torch.enable_grad():
+                y, push = self._push(*leaves, vectors, batch)
+                C = middle(part, y.detach(), batch.targets)
+                for i in range(len(vectors)):
+                    u = C(push(i)).detach()
+                    put(i, grads(y, leaves[0], [u], retain_graph=i + 1 < len(vectors)))
+
+        return add
+
+    def of_penalty(self, leaves: Leaves, vectors: list[list[Tensor]]) -> Tensor:
+        """The convex penalties' Hessian times each vector, as rows."""
+        with torch.enable_grad():
+            gradient = grads(self.snapshot.penalty(leaves[1], convex_only=True), leaves[0], None, create_graph=True)
+            products = [grads(gradient, leaves[0], v, retain_graph=True) for v in vectors]
+        return torch.stack([self.domain.join(p) for p in products])
 
     def _push(
         self, leaves: list[Tensor], blocks: dict[str, Tensor], vectors: list[list[Tensor]], batch: Batch
@@ -120,11 +132,12 @@ def _made(
     middle: Middle,
     scale: Callable[[float, int], float] | None = None,
     penalized: bool = False,
+    drawn: bool = False,
 ) -> OutputProduct:
     snapshot = objective.snapshot(x)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     way = chosen(route, snapshot.model, name, gauss_newton=True)
-    return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized)
+    return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized, drawn)
 
 
 def _require_objective(name: str, objective: object) -> None:
@@ -205,7 +218,8 @@ def fisher(
 
         return on_batch
 
-    return _made("fisher", objective, x, restrict, route, _signed(objective), exact if seed is None else drawn)
+    middle = exact if seed is None else drawn
+    return _made("fisher", objective, x, restrict, route, _signed(objective), middle, drawn=seed is not None)
 
 
 def empirical_fisher(

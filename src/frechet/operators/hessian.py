@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.function import FunctionHessian, frozen_point
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import add_into, columns, differentiating, dual_numbers, grads
+from frechet.operators.products import Adding, Leaves, Put, add_into, columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen
 from frechet.space import Space
 
@@ -34,6 +34,8 @@ class ObjectiveHessian(LinearOperator):
     snapshot: Snapshot
     domain: Space
     route: Route
+    name = "hessian"
+    scale = None  # of a sum over a data set: one over the number of terms
 
     @property
     def codomain(self) -> Space:
@@ -45,21 +47,26 @@ class ObjectiveHessian(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
-        add = _reverse if self.route == "reverse" else _forward
         with differentiating("hessian", space.device):
-            leaves, blocks = s.leaves(space)
-            vectors = columns(space, V)
+            leaves, vectors = s.leaves(space), columns(space, V)
+            add = self.adding()
 
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                add(lambda b: s.total(part, b, batch), leaves, blocks, vectors, rows)
+                add(leaves, part, batch, vectors, lambda i, blocks: add_into(rows[i], blocks))
 
-            def of_penalty() -> Tensor:
-                rows = torch.zeros(len(vectors), space.dim, dtype=space.dtype, device=space.device)
-                _reverse(s.penalty, leaves, blocks, vectors, [space.split(row) for row in rows])
-                return rows
+            product = s.average_rows(contribute, space, len(vectors), self.name)
+            return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
 
-            product = s.average_rows(contribute, space, len(vectors), "hessian")
-            return s.plus_penalty("hessian", product, of_penalty).T
+    def adding(self) -> Adding:
+        """How the unscaled product on a batch is computed, for one pass over the data."""
+        s, add = self.snapshot, _reverse if self.route == "reverse" else _forward
+        return lambda leaves, part, batch, vectors, put: add(lambda b: s.total(part, b, batch), *leaves, vectors, put)
+
+    def of_penalty(self, leaves: Leaves, vectors: list[list[Tensor]]) -> Tensor:
+        """The penalties' Hessian times each vector, as rows."""
+        rows: list[Tensor] = []
+        _reverse(self.snapshot.penalty, *leaves, vectors, lambda i, blocks: rows.append(self.domain.join(blocks)))
+        return torch.stack(rows)
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
@@ -70,13 +77,13 @@ def _reverse(
     leaves: list[Tensor],
     blocks: dict[str, Tensor],
     vectors: list[list[Tensor]],
-    rows: list[list[Tensor]],
+    put: Put,
 ) -> None:
-    """Add the Hessian of `f` times each vector to its row."""
+    """Put the Hessian of `f` times each vector."""
     with torch.enable_grad():
         gradient = grads(f(blocks), leaves, None, create_graph=True)
-        for i, (v, row) in enumerate(zip(vectors, rows, strict=True)):
-            add_into(row, grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
+        for i, v in enumerate(vectors):
+            put(i, grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
 
 
 def _forward(
@@ -84,10 +91,10 @@ def _forward(
     leaves: list[Tensor],
     blocks: dict[str, Tensor],
     vectors: list[list[Tensor]],
-    rows: list[list[Tensor]],
+    put: Put,
 ) -> None:
     names = [name for name, block in blocks.items() if block.requires_grad]  # the leaves, in their order
-    for v, row in zip(vectors, rows, strict=True):
+    for i, v in enumerate(vectors):
         with torch.enable_grad(), dual_numbers():
             duals = [forward_ad.make_dual(p, t) for p, t in zip(leaves, v, strict=True)]
             value = f({**blocks, **dict(zip(names, duals, strict=True))})
@@ -95,7 +102,7 @@ def _forward(
             gradient = grads(value, leaves, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
             filled = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(leaves, tangents, strict=True)]
-        add_into(row, filled)
+        put(i, filled)
 
 
 def hessian(

@@ -19,7 +19,7 @@ from frechet.objective.kernels import ordinary
 from frechet.operators.function import function_jacobian
 from frechet.operators.gauss_newton import tangent
 from frechet.operators.operator import NONE, Fact, LinearOperator
-from frechet.operators.products import columns, differentiating, grads
+from frechet.operators.products import Leaves, Put, add_into, columns, differentiating, grads
 from frechet.operators.route import Route, chosen, refuse_padded_embedding
 from frechet.space import Space
 
@@ -43,14 +43,7 @@ class OutputJacobian(LinearOperator):
 
         def visit(part: Part, batch: Batch) -> None:
             nonlocal row
-            if self.route == "forward":
-                pushed = [tangent(s, space, blocks, v, batch) for v in vectors]
-            else:
-                with torch.enable_grad():
-                    y = s.forward(blocks, batch)
-                    u = torch.zeros_like(y).requires_grad_()
-                    transposed = grads(y, leaves, [u], create_graph=True)
-                    pushed = [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
+            pushed = self.push(leaves, batch, vectors)
             size = pushed[0].numel()
             for i, p in enumerate(pushed):
                 out[row : row + size, i] = p.reshape(-1)
@@ -59,7 +52,7 @@ class OutputJacobian(LinearOperator):
             row += size
 
         with differentiating("jacobian", space.device):
-            leaves, blocks = s.leaves(space)
+            leaves = s.leaves(space)
             vectors, out = columns(space, V), self.codomain.zeros(V.shape[1])
             s.sweep(visit)
         return out
@@ -70,20 +63,35 @@ class OutputJacobian(LinearOperator):
 
         def visit(part: Part, batch: Batch) -> None:
             nonlocal row
-            with torch.enable_grad():
-                y = s.forward(blocks, batch)
-                for i, u in enumerate(cotangents):
-                    piece = u[row : row + y.numel()].view(y.shape)
-                    out[:, i] += space.join(grads(y, leaves, [piece], retain_graph=i + 1 < len(cotangents)))
+            row += self.pull(leaves, batch, [u[row:] for u in cotangents], lambda i, blocks: add_into(rows[i], blocks))
             if not bool(torch.isfinite(out).all()):
                 raise s.nonfinite("jacobian", part, batch)
-            row += y.numel()
 
         with differentiating("jacobian", space.device):
-            leaves, blocks = s.leaves(space)
+            leaves = s.leaves(space)
             cotangents, out = ordinary(U).T, space.zeros(U.shape[1])
+            rows = [space.split(row) for row in out.T]
             s.sweep(visit)
         return out
+
+    def push(self, leaves: Leaves, batch: Batch, vectors: list[list[Tensor]]) -> list[Tensor]:
+        """J v on one batch for each vector, shaped like the outputs."""
+        if self.route == "forward":
+            return [tangent(self.snapshot, self.domain, leaves[1], v, batch) for v in vectors]
+        with torch.enable_grad():
+            y = self.snapshot.forward(leaves[1], batch)
+            u = torch.zeros_like(y).requires_grad_()
+            transposed = grads(y, leaves[0], [u], create_graph=True)
+            return [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
+
+    def pull(self, leaves: Leaves, batch: Batch, cotangents: list[Tensor], put: Put) -> int:
+        """Put J'u of one batch for each u, flat and no shorter than the batch's outputs, whose number it returns."""
+        with torch.enable_grad():
+            y = self.snapshot.forward(leaves[1], batch)
+            for i, u in enumerate(cotangents):
+                piece = u[: y.numel()].view(y.shape)
+                put(i, grads(y, leaves[0], [piece], retain_graph=i + 1 < len(cotangents)))
+        return y.numel()
 
 
 def jacobian(

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
+from frechet.objective import Batch, Part
 from frechet.objective.kernels import (
     WeightNormByFormula,
     ordinary,
@@ -33,6 +34,9 @@ from frechet.objective.kernels import (
 from frechet.space import Space
 
 Point = Tensor | Mapping[str, Tensor]
+Leaves = tuple[list[Tensor], dict[str, Tensor]]  # differentiable blocks, and all parameters with these among them
+Put = Callable[[int, list[Tensor]], None]  # takes the product with vector i
+Adding = Callable[[Leaves, Part, Batch, list[list[Tensor]], Put], None]  # the product with each vector on one batch
 
 
 @contextmanager

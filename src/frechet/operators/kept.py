@@ -1,0 +1,103 @@
+"""What is kept of a linearization: tapes within a bound on memory, recorded, compared with a product, played back."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from frechet.operators.products import columns
+from frechet.operators.tape import Map, Tape, Untraceable, record
+from frechet.space import Space
+
+SMALL = 1 << 24  # bytes: a tape of at most this size spends its time in calls rather than in arithmetic
+TOGETHER = 16  # vectors that go through such a tape at once
+
+
+@dataclass(eq=False)
+class Room:
+    """What is kept so far, and how much more may be."""
+
+    most: float
+    compile: bool
+    tapes: list[Tape] = field(default_factory=list)
+    storages: dict[int, int] = field(default_factory=dict)  # bytes; the parameters' are shared by all tapes
+    routes: set[str] = field(default_factory=set)
+    batches: int = 0
+    recomputed: int = 0
+    plain: float = 0.0  # seconds of the first batch's product, and of the same one played back
+    played: float = 0.0
+    released: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.storages.values())
+
+    def record(self, product: Map, vector: list[Tensor]) -> Tape:
+        tape = record(product, vector, self.most - self.bytes)
+        tape = tape.compiled() if self.compile else tape
+        self.tapes.append(tape)
+        self.storages.update(tape.storages)
+        return tape
+
+    def clear(self) -> None:
+        for tape in self.tapes:
+            tape.constants.clear()
+        self.tapes.clear()
+        self.storages.clear()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def recorded(room: Room, product: Map, space: Space, same: Map | None = None) -> Tape:
+    """The tape of a product on one batch; it is compared with `same`, which is not recorded."""
+    probe, other = (space.random(range(i, i + 1), 0) for i in range(2))
+    # every block a tensor of its own: views of one vector would look like writes into it
+    tape = room.record(product, [b.clone() for b in columns(space, probe)[0]])
+    if same is not None:
+        [v] = columns(space, other)
+        t0 = _now(space.device)
+        expected = [b.detach() for b in same(v)]
+        t1 = _now(space.device)
+        found = tape(v)
+        room.plain, room.played = t1 - t0, _now(space.device) - t1
+        error = sum(float((a - b).square().sum()) for a, b in zip(expected, found, strict=True))
+        size = sum(float(a.square().sum()) for a in expected)
+        if not error <= space.eps * size:  # relative 2-norm: the square root of eps
+            raise Untraceable(
+                "a second product differs from the recorded one, so they use more than PyTorch operations"
+            )
+    return tape
+
+
+def goes_in_blocks(tape: Tape, v: list[Tensor]) -> bool:
+    """Whether the tape is small, and vmap plays it back without falling back to a loop."""
+    if tape.bytes > SMALL:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            together = tape.block([torch.stack([b, 2 * b]) for b in v])
+    except (RuntimeError, NotImplementedError, UserWarning):
+        return False
+    return all(bool(torch.isfinite(t).all()) for t in together)
+
+
+def play(tape: Tape, vectors: list[list[Tensor]], blocks: bool, put: Callable[[int, list[Tensor]], None]) -> None:
+    if not blocks or len(vectors) == 1:
+        for i, v in enumerate(vectors):
+            put(i, tape(v))
+        return
+    for a in range(0, len(vectors), TOGETHER):
+        some = vectors[a : a + TOGETHER]
+        together = tape.block([torch.stack(list(column)) for column in zip(*some, strict=True)])
+        for i in range(len(some)):
+            put(a + i, [t[i] for t in together])

@@ -1,0 +1,156 @@
+"""A sum over a data set of which some batches' products are kept: Hessian, Gauss-Newton, Fisher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from frechet.objective import Batch, Part, Snapshot
+from frechet.operators.gauss_newton import OutputProduct
+from frechet.operators.hessian import ObjectiveHessian
+from frechet.operators.kept import SMALL, Room, goes_in_blocks, play, recorded
+from frechet.operators.operator import Fact, LinearOperator
+from frechet.operators.products import Adding, add_into, columns, differentiating
+from frechet.operators.route import lacks_forward
+from frechet.operators.tape import Map, Tape
+from frechet.space import Space
+
+Key = tuple[int, int]  # part, batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Absent:
+    """Stands for a batch whose product is kept: of the batch itself only the targets are needed, to count."""
+
+    targets: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _Rest:
+    """A data set whose first batches are kept."""
+
+    absent: list[_Absent]
+    data: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.absent
+        yield from islice(self.data, len(self.absent), None)
+
+
+def _without(s: Snapshot, targets: dict[Key, Any], complete: bool) -> Snapshot:
+    """The snapshot whose passes do not read the batches in `targets`."""
+    parts = []
+    for j, part in enumerate(s.parts):
+        absent = [_Absent(t) for (i, _), t in targets.items() if i == j]
+        data = absent if complete else _Rest(absent, part.data)
+        parts.append(replace(part, data=data, split=_split(part)))
+    return replace(s, parts=tuple(parts))
+
+
+def _split(part: Part) -> Callable[[Any], tuple[Any, Any]]:
+    return lambda raw: (None, raw.targets) if isinstance(raw, _Absent) else part.split(raw)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KeptProduct(LinearOperator):
+    """A sum over batches whose products are tapes, or the operator's own where there is none."""
+
+    operator: ObjectiveHessian | OutputProduct
+    rest: Snapshot
+    tapes: Mapping[Key, Tape]
+    blocks: bool
+
+    @property
+    def domain(self) -> Space:
+        return self.operator.domain
+
+    @property
+    def codomain(self) -> Space:
+        return self.operator.domain
+
+    @property
+    def facts(self) -> frozenset[Fact]:
+        return self.operator.facts
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        A, s, space = self.operator, self.rest, self.operator.domain
+        with differentiating(A.name, space.device):
+            leaves, vectors = s.leaves(space), columns(space, V)
+            add = A.adding()
+
+            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
+                def put(i: int, blocks: list[Tensor]) -> None:
+                    add_into(rows[i], blocks)
+
+                tape = self.tapes.get((s.parts.index(part), batch.index))
+                if tape is None:
+                    add(leaves, part, batch, vectors, put)
+                else:
+                    play(tape, vectors, self.blocks, put)
+
+            product = s.average_rows(contribute, space, len(vectors), A.name, A.scale)
+            if isinstance(A, OutputProduct) and not A.penalized:
+                return product.T
+            return s.plus_penalty(A.name, product, lambda: A.of_penalty(leaves, vectors)).T
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        return self._matmat(U)
+
+
+def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct:
+    s, space = A.snapshot, A.domain
+    leaves, tapes, targets = s.leaves(space), {}, {}
+    operator, full, blocks, add = A, False, False, A.adding()
+
+    def product_on(part: Part, batch: Batch, add: Adding) -> Map:
+        def product(v: list[Tensor]) -> list[Tensor]:
+            found: list[Tensor] = []
+            add(leaves, part, batch, [v], lambda _, blocks: found.extend(blocks))
+            return found
+
+        return product
+
+    def visit(part: Part, batch: Batch) -> None:
+        nonlocal operator, full, blocks, add
+        if not full:
+            first = not tapes
+            try:
+                # labels that are drawn must be the same ones in the product to compare with
+                same = product_on(part, batch, A.adding()) if first else None
+                tape = recorded(room, product_on(part, batch, add), space, same)
+                if first and _prefers_forward(operator, tape):
+                    operator = replace(A, route="forward")
+                    add = operator.adding()
+                    room.clear()
+                    tape = recorded(room, product_on(part, batch, add), space, same)
+                if first:
+                    blocks = goes_in_blocks(tape, columns(space, space.random(range(1), 0))[0])
+                key = (s.parts.index(part), batch.index)
+                tapes[key], targets[key] = tape, batch.targets
+                room.batches += 1
+                return
+            except MemoryError:
+                full = True
+        room.recomputed += 1
+
+    with differentiating(A.name, space.device):
+        s.sweep(visit)
+    room.routes.add(operator.route)
+    if full and isinstance(A, OutputProduct) and A.drawn:
+        raise ValueError(
+            f"linearize: memory must hold all batches of a Monte Carlo {A.name}, whose labels are drawn in one stream, "
+            f"got {int(room.most)} bytes; give more memory or use the operator itself"
+        )
+    return KeptProduct(operator, _without(s, targets, not full), tapes, blocks)
+
+
+def _prefers_forward(A: ObjectiveHessian | OutputProduct, tape: Tape) -> bool:
+    """Whether a Hessian has convolutions large enough for the waste of their second backward to matter."""
+    model = A.snapshot.model
+    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    hessian = isinstance(A, ObjectiveHessian) and A.route == "reverse"
+    return hessian and convolves and tape.bytes > SMALL and lacks_forward(model) is None

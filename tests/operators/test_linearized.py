@@ -1,0 +1,272 @@
+import gc
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from frechet.errors import NonFinite, NotDifferentiable
+from frechet.objective import Objective, custom, l2, squared_error
+from frechet.operators import (
+    fisher,
+    from_callable,
+    gauss_newton,
+    hessian,
+    identity,
+    jacobian,
+    linearize,
+    ntk,
+)
+from frechet.operators.gauss_newton import empirical_fisher
+from frechet.operators.route import lacks_forward
+from laws import LAWS, block, close
+from objective_cases import (
+    MAKERS,
+    binary,
+    conv_net_with_batch_norm,
+    gauss_newton_of,
+    hessian_of,
+    jacobian_of,
+    mlp,
+    penalized_sum,
+    poisson_counts,
+    prepared,
+    ragged,
+    randn,
+    tanh_mlp,
+    weight_norm,
+)
+
+named = pytest.mark.parametrize("make", MAKERS, ids=lambda m: m.__name__)
+
+
+def routes(objective):
+    return ["reverse"] if lacks_forward(objective.model) else ["reverse", "forward"]
+
+
+@named
+def test_the_hessian_is_the_dense_one(make):
+    objective, H = prepared(make)[0].objective, hessian_of(make)
+    for route in routes(objective):
+        L = linearize(hessian(objective, route=route))
+        V = block(L.domain, 3, 1)
+        assert L.route == route
+        close(L @ V, H @ V)
+        close(L @ V[:, 0], H @ V[:, 0])
+
+
+@named
+def test_gauss_newton_is_the_dense_one(make):
+    objective, G = prepared(make)[0].objective, gauss_newton_of(make)
+    if make is penalized_sum:
+        G = G + 0.3 * torch.eye(len(G), dtype=G.dtype)  # the convex penalty is in
+    for route in routes(objective):
+        L = linearize(gauss_newton(objective, route=route))
+        V = block(L.domain, 2, 1)
+        close(L @ V, G @ V)
+
+
+@named
+def test_the_jacobian_and_the_kernel_are_the_dense_ones(make):
+    objective, J = prepared(make)[0].objective, jacobian_of(make)
+    for route in routes(objective):
+        L, K = linearize(jacobian(objective, route=route)), linearize(ntk(objective, route=route))
+        V, U = block(L.domain, 2, 1), block(L.codomain, 2, 2)
+        close(L @ V, J @ V)
+        close(L.T @ U, J.T @ U)
+        close(K @ U, J @ (J.T @ U))
+
+
+@pytest.mark.parametrize("make", [tanh_mlp, binary], ids=lambda m: m.__name__)
+def test_the_fisher_matrices_stay_what_they_are(make):
+    objective = prepared(make)[0].objective
+    for A in (
+        fisher(objective),
+        fisher(objective, seed=3, samples=2),
+        empirical_fisher(objective, per="example"),
+        empirical_fisher(objective, per="term"),
+    ):
+        close(linearize(A).dense(), A.dense())
+
+
+@pytest.mark.parametrize("route", ["reverse", "forward"])
+@pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
+def test_it_obeys_every_law(law, route):
+    objective = prepared(penalized_sum)[0].objective
+    law(linearize(hessian(objective, route=route)), SimpleNamespace(dense=hessian_of(penalized_sum)))
+    objective, J = prepared(poisson_counts)[0].objective, jacobian_of(poisson_counts)
+    law(linearize(jacobian(objective, route=route)), SimpleNamespace(dense=J))
+    law(linearize(ntk(objective, route=route)), SimpleNamespace(dense=J @ J.T))
+
+
+@pytest.mark.parametrize("route", ["reverse", "forward"])
+def test_functions_are_linearized_too(route):
+    x = randn(3)
+
+    def f(x):
+        return torch.stack([x[0] * x[1], x[2].sin(), x.prod(), x[0] ** 3])
+
+    J = torch.autograd.functional.jacobian(f, x)
+    H = torch.autograd.functional.hessian(lambda x: f(x).prod(), x)
+    for law in LAWS:
+        law(linearize(jacobian(f, x, route=route)), SimpleNamespace(dense=J))
+        law(linearize(hessian(lambda x: f(x).prod(), x, route=route)), SimpleNamespace(dense=H))
+
+
+def test_composites_are_linearized_factor_by_factor():
+    objective, H, J = prepared(tanh_mlp)[0].objective, hessian_of(tanh_mlp), jacobian_of(tanh_mlp)
+    A, K = hessian(objective), jacobian(objective)
+    L = linearize(2 * A + 0.5 * K.T @ K - 0.1 * identity(A.domain))
+    close(L.dense(), 2 * H + 0.5 * J.T @ J - 0.1 * torch.eye(len(H), dtype=H.dtype))
+    assert L.facts == (2 * A + 0.5 * K.T @ K - 0.1 * identity(A.domain)).facts
+
+
+def test_batches_that_do_not_fit_are_recomputed():
+    for make in (tanh_mlp, conv_net_with_batch_norm, penalized_sum):
+        objective, H = prepared(make)[0].objective, hessian_of(make)
+        whole = linearize(hessian(objective))
+        some = linearize(hessian(objective), memory=int(whole.bytes * 0.8))
+        assert whole.recomputed == 0
+        assert some.recomputed > 0
+        assert 0 < some.batches < whole.batches
+        assert some.bytes <= whole.bytes * 0.8
+        V = block(some.domain, 3, 1)
+        close(some @ V, H @ V)
+        assert "recomputed" in repr(some)
+
+
+def test_a_kept_product_reads_the_data_no_more():
+    reads = []
+
+    class Data:
+        def __iter__(self):
+            reads.append(None)
+            yield from ragged(randn(5, 2), randn(5, 2, seed=9))
+
+    H = hessian(Objective(prepared(tanh_mlp)[0].objective.model, squared_error(), Data()))
+    L = linearize(H)
+    assert len(reads) == 1
+    close(L.dense(), hessian_of(tanh_mlp))
+    assert len(reads) == 1
+
+
+def test_later_training_changes_nothing():
+    case = conv_net_with_batch_norm()
+    L = linearize(hessian(case.objective))
+    v = block(L.domain, 1, 1)
+    before = L @ v
+    with torch.no_grad():
+        for t in (*case.objective.model.parameters(), *case.objective.model.buffers()):
+            t.add_(1)
+    case.objective.model.train()
+    assert torch.equal(L @ v, before)
+
+
+def test_it_holds_memory_until_it_is_released():
+    objective = prepared(tanh_mlp)[0].objective
+    with linearize(hessian(objective)) as L:
+        assert L.bytes > 0
+        assert "MiB held" in repr(L)
+    assert L.bytes == 0
+    assert "released" in repr(L)
+    with pytest.raises(RuntimeError, match="its memory was released; make another"):
+        L @ block(L.domain, 1, 0)
+
+
+def test_what_it_says_it_holds_is_what_it_holds():
+    model = nn.Sequential(nn.Linear(50, 400), nn.Tanh(), nn.Linear(400, 1)).double()
+    objective = Objective(model, squared_error(), [(randn(300, 50), randn(300, 1))])
+
+    def alive():
+        gc.collect()
+        seen = {}
+        for o in gc.get_objects():
+            if type(o) is torch.Tensor:
+                seen[o.untyped_storage().data_ptr()] = o.untyped_storage().nbytes()
+        return sum(seen.values())
+
+    H = hessian(objective)
+    before = alive()
+    L = linearize(H)
+    parameters_and_inputs = H.snapshot.x.nbytes + 300 * 50 * 8  # there before, and read by the tape
+    assert abs(alive() - before + parameters_and_inputs - L.bytes) < 0.05 * L.bytes
+    # the activations, their slopes, and the gradient in them
+    assert L.bytes < 6 * 300 * 400 * 8
+
+
+def test_a_vector_that_is_not_finite_is_named():
+    L = linearize(hessian(prepared(tanh_mlp)[0].objective))
+    with pytest.raises(NonFinite, match="batch 0 gives a NaN"):
+        L @ torch.full_like(block(L.domain, 1, 0), torch.nan)
+
+
+def test_mean_squared_error_of_torch_inside_a_custom_loss_does_not_crash_the_process():
+    def terms(f, y):
+        return F.mse_loss(f, y, reduction="none").sum(1)
+
+    model, X, Y = mlp(nn.Tanh()), randn(5, 2), randn(5, 2, seed=9)
+    objective = Objective(model, custom(terms), ragged(X, Y))
+    close(linearize(hessian(objective)).dense(), 2 * hessian_of(tanh_mlp))
+    close(linearize(gauss_newton(objective)).dense(), 2 * gauss_newton_of(tanh_mlp))
+    mean = Objective(model, custom(lambda f, y: F.mse_loss(f, y, reduction="none").mean(1)), ragged(X, Y))
+    for route in ("reverse", "forward"):
+        close(linearize(hessian(mean, route=route)).dense(), hessian_of(tanh_mlp))
+
+
+def test_code_outside_of_pytorch_is_found_out():
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return (
+                Doubled.apply(torch.from_numpy(g.detach().numpy().copy())) if not g.requires_grad else Doubled.apply(g)
+            )
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp(nn.Tanh())
+
+        def forward(self, x):
+            return Doubled.apply(self.inner(x))
+
+    objective = Objective(Model(), squared_error(), ragged(randn(5, 2), randn(5, 2, seed=9)))
+    jacobian(objective, route="reverse").T @ randn(10)
+    with pytest.raises(NotDifferentiable, match="cannot be recorded: a second product differs"):
+        linearize(jacobian(objective, route="reverse"))
+
+
+def test_bad_arguments_are_told_in_one_sentence():
+    H = hessian(prepared(tanh_mlp)[0].objective)
+    with pytest.raises(TypeError, match=r"A must be an operator, got Objective; write linearize\(hessian"):
+        linearize(prepared(tanh_mlp)[0].objective)
+    with pytest.raises(ValueError, match="memory must be a positive number of bytes, got 0"):
+        linearize(H, memory=0)
+    with pytest.raises(MemoryError, match="memory must hold the linearization of one batch at least, got 100 bytes"):
+        linearize(H, memory=100)
+    with pytest.raises(MemoryError, match="memory must hold all batches of a Jacobian, got 100 bytes"):
+        linearize(jacobian(prepared(tanh_mlp)[0].objective), memory=100)
+    with pytest.raises(TypeError, match="must hold a derivative"):
+        linearize(from_callable(lambda V: V, 3, facts="symmetric"))
+    with pytest.raises(TypeError, match="must not be linearized already"):
+        linearize(linearize(H))
+    whole = linearize(fisher(prepared(binary)[0].objective, seed=0))
+    with pytest.raises(ValueError, match="memory must hold all batches of a Monte Carlo fisher"):
+        linearize(fisher(prepared(binary)[0].objective, seed=0), memory=int(whole.bytes * 0.8))
+
+
+def test_it_tells_when_it_has_paid_for_itself():
+    L = linearize(hessian(prepared(weight_norm)[0].objective))
+    assert L.pays_after >= 1
+    assert L.seconds > 0
+
+
+def test_penalties_without_data_dependence_are_added_once():
+    X, Y, model = randn(5, 2), randn(5, 2, seed=9), prepared(tanh_mlp)[0].objective.model
+    objective = Objective(model, squared_error(), ragged(X, Y), penalty=l2(0.7))
+    expected = hessian_of(tanh_mlp)
+    close(linearize(hessian(objective)).dense(), expected + 0.7 * torch.eye(len(expected), dtype=expected.dtype))
