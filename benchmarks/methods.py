@@ -58,17 +58,18 @@ class Counted:
 
 
 def frechet_trace(s: Setting, seed: int) -> Answer:
-    from frechet import hessian, trace
+    from frechet import hessian, linearize, trace
 
-    found = trace(hessian(peers.objective(s.problem, s.batches)), seed=seed, rtol=s.rtol)
+    with linearize(hessian(peers.objective(s.problem, s.batches))) as H:
+        found = trace(H, seed=seed, rtol=s.rtol)
     return Answer(found.products, float(found.value))
 
 
 def frechet_eigsh(s: Setting, seed: int) -> Answer:
-    from frechet import eigsh, hessian
+    from frechet import eigsh, hessian, linearize
 
-    H = hessian(peers.objective(s.problem, s.batches))
-    found = eigsh(H, s.pairs, which="largest", seed=seed, rtol=s.rtol)
+    with linearize(hessian(peers.objective(s.problem, s.batches))) as H:
+        found = eigsh(H, s.pairs, which="largest", seed=seed, rtol=s.rtol)
     return Answer(found.products, values=found.values.numpy(), vectors=found.vectors)
 
 

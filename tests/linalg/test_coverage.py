@@ -8,6 +8,8 @@ from scipy import stats
 from frechet.linalg import xtrace
 from frechet.linalg.diagonal import diagonal
 from frechet.linalg.frobenius import frobenius_norm
+from frechet.linalg.hutchinson import xtrace_then_probes
+from frechet.linalg.sequential import run
 from frechet.linalg.trace import trace
 from frechet.operators.structured import from_callable
 from frechet.space import euclidean
@@ -86,6 +88,17 @@ def test_the_value_at_which_a_tolerance_stopped_the_run_is_covered(method, rtol)
     for e in found:
         low, high = e.interval()
         assert not e.converged or float(high - low) / 2 <= rtol * abs(float(e)) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["Hessian", "power"])
+def test_a_run_that_went_from_xtrace_to_probes_is_covered(name):
+    A, M = problem(name)
+    settings = {"rtol": 0.02, "block": 64, "observe": None, "resume": None}
+    found = [
+        run("trace", xtrace_then_probes(A, s, 20), A.domain, seed=s, products=120, **settings) for s in range(SEEDS)
+    ]
+    assert share(found, M.trace()) >= LEAST
+    assert sum(e.products > 40 for e in found) > SEEDS / 2
 
 
 @pytest.mark.parametrize("name", ["GGN", "power"])

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from frechet.linalg.diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, closed_diagonal
+from frechet.linalg.hutchinson import Deflated, Samples, inners
 from frechet.linalg.result import Estimate, exact_estimate
 from frechet.linalg.sequential import Reading, Sampler, check_request, degrees_of_freedom, finite, run
-from frechet.linalg.trace import Deflated, Samples, inners
 from frechet.linalg.xtrace import draw
 from frechet.operators.normal_form import normal_form
 from frechet.operators.operator import Adjoint, LinearOperator, Product, Scaled, Sum
