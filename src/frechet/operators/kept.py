@@ -15,7 +15,7 @@ from frechet.operators.tape import Map, Tape, Untraceable, record
 from frechet.space import Space
 
 SMALL = 1 << 24  # bytes: a tape of at most this size spends its time in calls rather than in arithmetic
-TOGETHER = 16  # vectors that go through such a tape at once
+TOGETHER = 8  # vectors that go through such a tape at once: more would leave the caches
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ Cost: recording 2 to 6 gradients; memory: the constants, 2 to 3 times what a gra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 Map = Callable[[list[Tensor]], list[Tensor]]
 
@@ -67,11 +66,15 @@ class _Constant:
 @dataclass(frozen=True, eq=False)
 class _Step:
     operation: Any
-    arguments: list[Any]  # leaves: slots, constants, and whatever is no tensor
-    spec: TreeSpec
+    args: Any  # nested as they were given, tensors as slots and constants
+    kwargs: dict[str, Any]
     results: list[_Slot | None]
     writes: list[_Slot] = field(default_factory=list)
     single: bool = True  # one tensor is returned, and not a tuple or list of them
+
+    @property
+    def reads(self) -> list[_Slot]:
+        return [a for a in _leaves((*self.args, *self.kwargs.values())) if isinstance(a, _Slot)]
 
 
 def _storage(t: Tensor) -> int:
@@ -83,8 +86,25 @@ def _place(t: Tensor) -> tuple[Any, ...]:
     return (_storage(t), t.storage_offset(), tuple(t.shape), t.stride(), t.dtype)
 
 
-def _tensors(leaves: Iterable[Any]) -> list[Tensor]:
-    return [a for a in leaves if isinstance(a, Tensor)]
+def _leaves(nested: Any) -> Iterator[Any]:
+    for a in nested:
+        if isinstance(a, list | tuple):
+            yield from _leaves(a)
+        else:
+            yield a
+
+
+def _mapped(f: Callable[[Tensor], Any], nested: Any) -> Any:
+    """`nested` with f of every tensor in it; operations take nothing but lists and tuples of tensors."""
+    if isinstance(nested, Tensor):
+        return f(nested)
+    if isinstance(nested, list | tuple):
+        return type(nested)([_mapped(f, a) for a in nested])
+    return nested
+
+
+def _tensors(*nested: Any) -> list[Tensor]:
+    return [a for a in _leaves(nested) if isinstance(a, Tensor)]
 
 
 class _Recorder(TorchDispatchMode):
@@ -108,15 +128,13 @@ class _Recorder(TorchDispatchMode):
         return self._seen(func, args, kwargs or {})
 
     def _seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, spec = tree_flatten((args, kwargs))
-        tensors = _tensors(leaves)
+        tensors = _tensors(args, list(kwargs.values()))
         mutable = func._schema.is_mutable
         if any(t._is_zerotensor() for t in tensors):  # torch's symbolic zeros have no memory behind them
             if mutable:
                 raise Untraceable(f"{func} writes into a symbolic zero")
-            leaves = [_zeros(a) if isinstance(a, Tensor) and a._is_zerotensor() else a for a in leaves]
-            args, kwargs = tree_unflatten(leaves, spec)
-            tensors = _tensors(leaves)
+            args = _mapped(lambda t: _zeros(t) if t._is_zerotensor() else t, args)
+            tensors = _tensors(args, list(kwargs.values()))
         written = _written(func, args, kwargs) if mutable else []
         if func in _SHAPE_ONLY or not any(_storage(t) in self.moving for t in tensors):
             for t in written:
@@ -132,13 +150,13 @@ class _Recorder(TorchDispatchMode):
                 raise Untraceable(f"{func} writes into the vector")
             if _storage(t) not in self.moving:
                 self._thaw(t)
-        arguments = [self.cell(a) if isinstance(a, Tensor) else a for a in leaves]
+        cells = _mapped(self.cell, args), {name: _mapped(self.cell, a) for name, a in kwargs.items()}
         returned = func(*args, **kwargs)
         if torch.Tag.inplace_view in func.tags:  # unsqueeze_ and its like write a shape, not numbers
-            self.steps.append(_Step(_view_of(func), arguments, spec, [self._slot(returned)]))
+            self.steps.append(_Step(_view_of(func), *cells, [self._slot(returned)]))
             return returned
         if written:
-            self.steps.append(_Step(func, arguments, spec, [], [self._slot(t) for t in written]))
+            self.steps.append(_Step(func, *cells, [], [self._slot(t) for t in written]))
             return returned
         single = isinstance(returned, Tensor)
         if not single and not isinstance(returned, tuple | list):
@@ -148,7 +166,7 @@ class _Recorder(TorchDispatchMode):
             raise Untraceable(f"{func} returns more than tensors for a tensor that depends on the vector")
         if not (single and _place(returned) in self.slots):  # an alias has its slot
             named = [None if r is None or r._is_zerotensor() else self._slot(r) for r in results]
-            self.steps.append(_Step(func, arguments, spec, named, single=single))
+            self.steps.append(_Step(func, *cells, named, single=single))
         return returned
 
     def cell(self, t: Tensor) -> _Slot | _Constant:
@@ -190,9 +208,8 @@ class _Recorder(TorchDispatchMode):
         self.steps.append(_step(aten.clone.default, before, result=self._slot(whole)))
 
 
-def _step(operation: Any, *arguments: Any, result: _Slot) -> _Step:
-    leaves, spec = tree_flatten((arguments, {}))
-    return _Step(operation, leaves, spec, [result])
+def _step(operation: Any, *args: Any, result: _Slot) -> _Step:
+    return _Step(operation, args, {}, [result])
 
 
 def _view_of(func: Any) -> Any:
@@ -213,7 +230,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     found: list[Tensor] = []
     for i, a in enumerate(func._schema.arguments):
         if a.alias_info is not None and a.alias_info.is_write:
-            found += _tensors(tree_flatten(args[i] if i < len(args) else kwargs.get(a.name))[0])
+            found += _tensors(args[i] if i < len(args) else kwargs.get(a.name))
     return found
 
 
@@ -277,10 +294,9 @@ def _needed(steps: list[_Step], results: list[_Slot | _Constant]) -> list[_Step]
         made = any(r is not None and r.index in read for r in step.results)
         if made or any(w.storage in storages for w in step.writes):
             kept.append(step)
-            for a in step.arguments:
-                if isinstance(a, _Slot):
-                    read.add(a.index)
-                    storages.add(a.storage)
+            for a in step.reads:
+                read.add(a.index)
+                storages.add(a.storage)
     return kept[::-1]
 
 
@@ -317,17 +333,15 @@ def _written_out(
 
     last = {r.index: len(steps) for r in results if isinstance(r, _Slot)}
     for i in range(len(steps) - 1, -1, -1):
-        for a in steps[i].arguments:
-            if isinstance(a, _Slot):
-                last.setdefault(a.index, i)
+        for a in steps[i].reads:
+            last.setdefault(a.index, i)
     lines = ["def run(v, c, o):", *(f" s{slot.index} = v[{i}]" for i, slot in enumerate(vector))]
     for i, step in enumerate(steps):
-        args, kwargs = tree_unflatten(step.arguments, step.spec)
-        call = ", ".join([*map(text, args), *(f"{name}={text(a)}" for name, a in kwargs.items())])
+        call = ", ".join([*map(text, step.args), *(f"{name}={text(a)}" for name, a in step.kwargs.items())])
         names = [f"s{r.index}" if r is not None and r.index in last else "_" for r in step.results]
         target = "_" if not names else names[0] if step.single else "".join(n + ", " for n in names)
         lines.append(f" {target} = {text(step.operation)}({call})")
-        dead = {f"s{a.index}" for a in step.arguments if isinstance(a, _Slot) and last[a.index] == i}
+        dead = {f"s{a.index}" for a in step.reads if last[a.index] == i}
         dead |= {"_"} & set(names) if len(names) > 1 else set()
         if dead:
             lines.append(f" {' = '.join(sorted(dead))} = None")
