@@ -57,7 +57,7 @@ class ExampleGradients:
 
 @dataclass(frozen=True, eq=False)
 class ExampleCurvatures:
-    """v_a'H_i w_b of all examples in data order: ``(N, k, l)``, or ``(N, k)`` of v_a'H_i v_a where W was left out."""
+    """v_a'H_i w_b of all examples in data order: ``(N, k, l)``, or ``(N, k)`` of v_a'H_i w_a where paired."""
 
     values: Tensor  # float64
     examples: int
@@ -84,9 +84,75 @@ def example_gradients(
         >>> example_gradients(Objective(model, squared_error(), data)).squared_norms  # (2 (w x - y) x)^2
         tensor([ 4., 16.], dtype=torch.float64)
     """
-    snapshot, part = _one_part("example_gradients", objective, x)
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def use(G: Tensor, losses: Tensor, walk: Walk) -> None:
+        space = walk.snapshot.space
+        rows.append((space.norm(G.T) ** 2, space.gram(G.T, walk.mean[:, None])[:, 0], losses))
+
+    walk = walk_gradients("example_gradients", objective, x, route, use)
+    norms, inner, losses = (torch.cat(parts).cpu().double() for parts in zip(*rows, strict=True))
+    squared = float(walk.snapshot.space.inner(walk.mean, walk.mean))
+    return ExampleGradients(
+        *(norms, inner, losses * walk.scale, walk.penalty, walk.mean, squared, walk.examples, walk.terms),
+        passes=2,
+        route=walk.route,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What a first pass over the data tells of the examples: their mean gradient, and what their totals are scaled by.
+
+    g_i = scale * (gradient of total_i) + common.
+    """
+
+    snapshot: Snapshot
+    part: Part
+    mean: Tensor  # (n,)
+    common: Tensor  # (n,), the penalties' gradient
+    penalty: float
+    scale: float
+    examples: int
+    terms: float
+    route: ExampleRoute
+
+
+def walk_gradients(
+    what: str,
+    objective: Objective,
+    x: Tensor | None,
+    route: ExampleRoute | None,
+    use: Callable[[Tensor, Tensor, Walk], None],
+) -> Walk:
+    """Two passes: the mean gradient, then `use(G, losses, walk)` for chunks of examples with gradients G ``(m, n)``."""
+    walk = started(what, objective, x, route)
+    snapshot, space = walk.snapshot, walk.snapshot.space
+    with ordinary_mode(space.device):
+        leaves, blocks = snapshot.leaves(space)
+        step = max(1, CHUNK_BYTES // max(1, space.dim * walk.mean.element_size()))
+
+        def visit(part: Part, batch: Batch) -> None:
+            with torch.no_grad():
+                outputs = snapshot.forward(blocks, batch).detach()
+                losses = part.criterion.terms(outputs, batch.targets)
+                score = part.criterion.score(outputs, batch.targets) * walk.scale
+                for a in range(0, outputs.shape[0], step):
+                    b = min(a + step, outputs.shape[0])
+                    G, alone = chunk_gradients(snapshot, leaves, blocks, batch, score, a, b, walk.route)
+                    check_alone(what, alone, outputs[a:b], space.eps, batch.index, a)
+                    G += walk.common
+                    use(G, losses[a:b], walk)
+
+        snapshot.sweep(visit)
+    return walk
+
+
+def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRoute | None) -> Walk:
+    """The first pass."""
+    snapshot, part = _one_part(what, objective, x)
     if route not in (None, "vmap", "loop"):
-        raise ValueError(f"example_gradients: route must be 'vmap' or 'loop', got {route!r}")
+        raise ValueError(f"{what}: route must be 'vmap' or 'loop', got {route!r}")
     way = route or ("loop" if any(isinstance(m, LOOPED) for m in snapshot.model.modules()) else "vmap")
     space = snapshot.space
     with ordinary_mode(space.device):
@@ -100,46 +166,24 @@ def example_gradients(
                 return space.join(grads(terms.sum(), leaves, None))
 
         with torch.no_grad():
-            mean = snapshot.average(contribute, "example_gradients")
+            mean = snapshot.average(contribute, what)
         count, examples = sum(c for c, _ in counted), sum(n for _, n in counted)
-        scale = part.weight * examples / count
-        common = torch.zeros_like(mean)
-        penalty = torch.zeros(())
+        common, penalty = torch.zeros_like(mean), torch.zeros(())
         if snapshot.penalties:
             with torch.enable_grad():
                 penalty = snapshot.penalty(blocks)
                 common = space.join(grads(penalty, leaves, None))
-        mean = mean + common
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        step = max(1, CHUNK_BYTES // max(1, space.dim * mean.element_size()))
-
-        def visit(part: Part, batch: Batch) -> None:
-            with torch.no_grad():
-                outputs = snapshot.forward(blocks, batch).detach()
-                losses = part.criterion.terms(outputs, batch.targets)
-                score = part.criterion.score(outputs, batch.targets) * scale
-                for a in range(0, outputs.shape[0], step):
-                    b = min(a + step, outputs.shape[0])
-                    G, alone = _chunk(snapshot, leaves, blocks, batch, score, a, b, way)
-                    _check_alone(alone, outputs[a:b], space.eps, batch.index, a)
-                    G += common
-                    rows.append((space.norm(G.T) ** 2, space.gram(G.T, mean[:, None])[:, 0], losses[a:b]))
-
-        snapshot.sweep(visit)
-        norms, inner, losses = (torch.cat(parts).cpu().double() for parts in zip(*rows, strict=True))
-        squared = float(space.inner(mean, mean))
-        return ExampleGradients(
-            norms, inner, losses * scale, float(penalty.detach()), mean, squared, examples, count, passes=2, route=way
-        )
+    scale = part.weight * examples / count
+    return Walk(snapshot, part, mean + common, common, float(penalty.detach()), scale, examples, count, way)
 
 
 def example_curvatures(
-    objective: Objective, V: Tensor, W: Tensor | None = None, *, x: Tensor | None = None
+    objective: Objective, V: Tensor, W: Tensor | None = None, *, paired: bool = False, x: Tensor | None = None
 ) -> ExampleCurvatures:
     """The curvatures v'H_i w of every example along given directions: columns v of V ``(n, k)`` and w of W ``(n, l)``.
 
-    Without W the k curvatures v'H_i v. Exact, in reverse mode. Their mean over the examples is v'H w with H the
-    objective's Hessian.
+    Without W the k curvatures v'H_i v; ``paired=True`` gives v'H_i w of the k pairs of columns only. Exact, in reverse
+    mode. Their mean over the examples is v'H w with H the objective's Hessian.
 
     Example:
         >>> import torch
@@ -157,6 +201,9 @@ def example_curvatures(
         if block.ndim != 2 or block.shape[0] != space.dim or block.dtype != space.dtype or block.device != space.device:
             got = f"{block.dtype} on {block.device} of shape {tuple(block.shape)}"
             raise ValueError(f"example_curvatures: {name} must be a block ({space.dim}, k) of {space!r}, got {got}")
+    if paired and W is not None and W.shape != V.shape:
+        raise ValueError(f"example_curvatures: W must have V's {V.shape[1]} columns to be paired, got {W.shape[1]}")
+    paired = paired or W is None
     with ordinary_mode(space.device):
         leaves, blocks = snapshot.leaves(space)
         lefts = columns(space, V.detach())
@@ -169,13 +216,13 @@ def example_curvatures(
         found = []
         for j, w in enumerate(rights):
             product = grads(gradient, leaves, w, create_graph=True)  # sum_i c_i H_i w
-            ends = [lefts[j]] if W is None else lefts
+            ends = [lefts[j]] if paired else lefts
             column = [grads(product, [c], v, retain_graph=True)[0].detach() for v in ends]
             found.append(torch.stack(column, 1) if column else values.detach().new_zeros(len(values), 0))
         if not found:
-            shape = (len(values), 0) if W is None else (len(values), len(lefts), 0)
+            shape = (len(values), 0) if paired else (len(values), len(lefts), 0)
             return values.detach().new_zeros(shape)
-        return torch.cat(found, 1) if W is None else torch.stack(found, 2)
+        return torch.cat(found, 1) if paired else torch.stack(found, 2)
 
     parts: list[Tensor] = []
     count = 0.0
@@ -226,7 +273,7 @@ def _terms(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Bat
     return terms
 
 
-def _chunk(
+def chunk_gradients(
     snapshot: Snapshot,
     leaves: list[Tensor],
     blocks: dict[str, Tensor],
@@ -284,7 +331,7 @@ def _mapped(
     return torch.cat([g.reshape(len(score), -1) for g in by_block.values()], 1), outputs.squeeze(1)
 
 
-def _check_alone(alone: Tensor, together: Tensor, eps: float, index: int, first: int) -> None:
+def check_alone(what: str, alone: Tensor, together: Tensor, eps: float, index: int, first: int) -> None:
     """Raise where an example's output alone is not that in its batch: then there are no per-example gradients."""
     size = float(together.abs().max()) if together.numel() else 0.0
     if alone.shape == together.shape:
@@ -293,7 +340,7 @@ def _check_alone(alone: Tensor, together: Tensor, eps: float, index: int, first:
             return
         first += int(off.nonzero()[0])
     raise UnusableObjective(
-        f"example_gradients: batch {index}: the output of example {first} alone must be its output in the batch, got "
+        f"{what}: batch {index}: the output of example {first} alone must be its output in the batch, got "
         "another one; the model couples the examples of a batch, or an input without example axis has the batch's "
         "length"
     )

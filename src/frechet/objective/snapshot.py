@@ -157,13 +157,14 @@ class Snapshot:
             contribute(part, batch, [space.split(row) for row in rows])
             return rows
 
-        return self._averaged(add, what, scale)
+        return self._averaged(add, what, scale, in_place=True)
 
     def _averaged(
         self,
         add: Callable[[Part, Batch, Tensor | None], Tensor],
         what: str,
         scale: Callable[[float, int], float] | None,
+        in_place: bool = False,
     ) -> Tensor:
         total: Tensor | None = None
         with self._running():
@@ -177,7 +178,8 @@ class Snapshot:
                 number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
                 if sums is None or number <= 0:
                     raise ValueError(f"{what}: the data must hold at least one term that counts, got none")
-                part_total = sums * (part.weight * (1 / number if scale is None else scale(number, examples)))
+                factor = part.weight * (1 / number if scale is None else scale(number, examples))
+                part_total = sums.mul_(factor) if in_place else sums * factor
                 total = part_total if total is None else total + part_total
             assert total is not None  # an objective has at least one part
             # one cheap reduction first: a finite sum has finite terms

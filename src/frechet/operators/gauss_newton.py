@@ -109,15 +109,21 @@ class OutputProduct(LinearOperator):
             reached = [j for j, t in enumerate(found) if t.requires_grad]
             transposed = [found[j] for j in reached]
             return y, lambda i: grads(transposed, [u], [vectors[i][j] for j in reached], retain_graph=True)[0]
+        if head is not None:  # where memory is short, the graph of the tangents is worth a forward pass
+            pushed = [tangent(s, space, blocks, v, batch, head) for v in vectors]
+            y = s.forward(blocks, batch, head)
+            if batch.index == 0:
+                refuse_padded_embedding(y, self.name)
+            return y, pushed.__getitem__
         with dual_numbers():
             duals = map(forward_ad.make_dual, leaves, vectors[0])
-            outputs = s.forward({**blocks, **dict(zip(space.names, duals, strict=True))}, batch, head)
+            outputs = s.forward({**blocks, **dict(zip(space.names, duals, strict=True))}, batch)
             # the graph of the tangents goes with them: left in place it would be differentiated too
             y, first = forward_ad.unpack_dual(outputs)
             first = torch.zeros_like(y) if first is None else first.detach()
         if batch.index == 0:
             refuse_padded_embedding(y, self.name)
-        return y, lambda i: first if i == 0 else tangent(s, space, blocks, vectors[i], batch, head)
+        return y, lambda i: first if i == 0 else tangent(s, space, blocks, vectors[i], batch)
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)

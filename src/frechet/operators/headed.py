@@ -8,9 +8,10 @@ body and the head's own blocks of v, each chunk of rows takes
 of which u W goes back through the body and the rest is added to the head's blocks. A weight shared with the body gets
 both. All columns of a block share a chunk's logits.
 
-**Cost** of the head in multiplications of rows x d x V: 1 + 4 k for k columns (2 + 5 k, of two passes over the chunks,
-for the empirical Fisher per example), as without chunks. Memory: three to five chunks of logits, and 2 k tensors of the
-size of the hidden states.
+**Cost** of the head in multiplications of rows x d x V: 1 + 4 k for k columns, as without chunks (2 + 4 k for the
+empirical Fisher per example, in two passes over the chunks). Of the body, in its gradients: 2 in the forward route, a
+third more than with a graph that carries the tangents too, which would need twice the memory. Memory: three to five
+chunks of logits, and 2 k tensors of the size of the hidden states.
 """
 
 from __future__ import annotations
