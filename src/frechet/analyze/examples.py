@@ -20,7 +20,8 @@ Curvatures of k x l pairs: one pass, about 2 + 2 l + 3 k l gradients, no vector 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -284,7 +285,23 @@ def chunk_gradients(
     route: ExampleRoute,
 ) -> tuple[Tensor, Tensor]:
     """The gradients (b - a, n) of examples a to b, and the outputs of each of them alone."""
-    size, names = score.shape[0], snapshot.space.names
+    alone, rows = one_by_one(snapshot, blocks, batch, score.shape[0])
+    if route == "vmap":
+        return _mapped(alone, dict(zip(snapshot.space.names, leaves, strict=True)), [r[a:b] for r in rows], score[a:b])
+    G, outputs = leaves[0].new_empty(b - a, snapshot.space.dim), []
+    for i in range(a, b):
+        with torch.enable_grad():
+            y = alone({}, [r[i] for r in rows])
+            pulled = grads(y, leaves, [score[i : i + 1]])
+        torch.cat([g.reshape(-1) for g in pulled], out=G[i - a])
+        outputs.append(y.detach())
+    return G, torch.cat(outputs)
+
+
+def one_by_one(
+    snapshot: Snapshot, blocks: dict[str, Tensor], batch: Batch, size: int
+) -> tuple[Callable[[dict[str, Tensor], list[Tensor]], Tensor], list[Tensor]]:
+    """(parameters, rows of one example) -> its output ``(1, ...)``, and the batch's tensors that have such rows."""
     flat, tree = tree_flatten(batch.inputs)
     mapped = [i for i, t in enumerate(flat) if isinstance(t, Tensor) and t.ndim and t.shape[0] == size]
 
@@ -294,16 +311,7 @@ def chunk_gradients(
             inputs[i] = row.unsqueeze(0)
         return snapshot.forward({**blocks, **parameters}, Batch(tree_unflatten(inputs, tree), None, batch.index))
 
-    if route == "vmap":
-        return _mapped(alone, dict(zip(names, leaves, strict=True)), [flat[i][a:b] for i in mapped], score[a:b])
-    G, outputs = leaves[0].new_empty(b - a, snapshot.space.dim), []
-    for i in range(a, b):
-        with torch.enable_grad():
-            y = alone({}, [flat[j][i] for j in mapped])
-            pulled = grads(y, leaves, [score[i : i + 1]])
-        torch.cat([g.reshape(-1) for g in pulled], out=G[i - a])
-        outputs.append(y.detach())
-    return G, torch.cat(outputs)
+    return alone, [flat[i] for i in mapped]
 
 
 def _mapped(
@@ -317,25 +325,32 @@ def _mapped(
         return (y * score.unsqueeze(0)).sum(), y
 
     detached = {name: p.detach() for name, p in parameters.items()}
-    try:
+    with batching():
         by_block, outputs = torch.func.vmap(torch.func.grad(pulled, has_aux=True), in_dims=(None, 0, 0))(
             detached, rows, score
         )
+    return torch.cat([g.reshape(len(score), -1) for g in by_block.values()], 1), outputs.squeeze(1)
+
+
+@contextmanager
+def batching() -> Iterator[None]:
+    """vmap's complaint about a model in one sentence."""
+    try:
+        yield
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
         raise NotDifferentiable(
-            f"example_gradients: route='vmap' cannot go through this model: {str(error).splitlines()[0][:200]}; "
+            f"examples: route='vmap' cannot go through this model: {str(error).splitlines()[0][:200]}; "
             "pass route='loop'"
         ) from error
-    return torch.cat([g.reshape(len(score), -1) for g in by_block.values()], 1), outputs.squeeze(1)
 
 
 def check_alone(what: str, alone: Tensor, together: Tensor, eps: float, index: int, first: int) -> None:
     """Raise where an example's output alone is not that in its batch: then there are no per-example gradients."""
     size = float(together.abs().max()) if together.numel() else 0.0
     if alone.shape == together.shape:
-        off = (alone - together).flatten(1).abs().amax(1) > 1e4 * eps * max(size, 1e-30)
+        off = (alone - together).reshape(len(alone), -1).abs().amax(1) > 1e4 * eps * max(size, 1e-30)
         if not bool(off.any()):
             return
         first += int(off.nonzero()[0])

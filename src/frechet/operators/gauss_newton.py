@@ -138,10 +138,22 @@ def tangent(
     head: Head | None = None,
 ) -> Tensor:
     """J v on one batch by dual numbers."""
+    return primal_and_tangent(s, space, blocks, v, batch, head)[1]
+
+
+def primal_and_tangent(
+    s: Snapshot,
+    space: Space,
+    blocks: Mapping[str, Tensor],
+    v: list[Tensor],
+    batch: Batch,
+    head: Head | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The outputs on one batch (with a `head`, what goes into it) and J v, without a graph."""
     with torch.no_grad(), dual_numbers():
         duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
         primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch, head))
-        return torch.zeros_like(primal) if derivative is None else derivative
+        return primal, torch.zeros_like(primal) if derivative is None else derivative
 
 
 def _made(

@@ -46,6 +46,20 @@ def head_blocks(part: Part, space: Space) -> Blocks:
     return Blocks(where.get(part.head.weight), None if part.head.bias is None else where.get(part.head.bias))
 
 
+def head_tangents(
+    rows: HeadRows, blocks: Blocks, push: Callable[[int], Tensor] | None, vectors: list[list[Tensor]]
+) -> list[Tangent]:
+    """What each vector is for the head: the tangent of the rows' hidden states (zero without `push`), W and b."""
+    return [
+        (
+            None if push is None else rows.select(push(i)),
+            None if blocks.weight is None else v[blocks.weight],
+            None if blocks.bias is None else v[blocks.bias],
+        )
+        for i, v in enumerate(vectors)
+    ]
+
+
 @torch.no_grad()
 def add_headed(
     rows: HeadRows,
@@ -60,18 +74,10 @@ def add_headed(
 
     Without a `factor` C is the sum over examples of the outer product of the example's score, all its rows together.
     """
-    body = rows.hidden.requires_grad
-    tangents = [
-        (
-            rows.select(push(i)) if body else None,
-            None if blocks.weight is None else v[blocks.weight],
-            None if blocks.bias is None else v[blocks.bias],
-        )
-        for i, v in enumerate(vectors)
-    ]
+    tangents = head_tangents(rows, blocks, push if (body := rows.hidden.requires_grad) else None, vectors)
     h, W, b = rows.h.detach(), rows.W.detach(), None if rows.b is None else rows.b.detach()
     back = [torch.zeros_like(h) for _ in vectors] if body else []
-    weights = None if factor is not None else [rows.per_example(a)[rows.examples()] for a in _along(rows, tangents)]
+    weights = None if factor is not None else [rows.per_example(a)[rows.examples()] for a in along(rows, tangents)]
     for c in rows.chunks():
         z, y = F.linear(h[c], W, b), rows.targets[c]
         s = None if weights is None else rows.criterion.score(z, y)
@@ -104,7 +110,8 @@ def _rows_of(tangent: Tangent, c: slice) -> Tangent:
     return None if dh is None else dh[c], dW, db
 
 
-def _along(rows: HeadRows, tangents: list[Tangent]) -> list[Tensor]:
+@torch.no_grad()
+def along(rows: HeadRows, tangents: list[Tangent]) -> list[Tensor]:
     """The derivative of each row's term along each tangent."""
     h, W, b = rows.h.detach(), rows.W.detach(), None if rows.b is None else rows.b.detach()
     found = [h.new_zeros(h.shape[0]) for _ in tangents]
