@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from counting import Largest
 from frechet.objective import Objective, causal_lm, cross_entropy, l2
 from frechet.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from frechet.operators.hessian import hessian
@@ -175,3 +176,42 @@ def test_the_jacobian_is_that_of_the_logits():
     (part,) = case.objective.parts
     chunked = Objective(case.objective.model, part.criterion, part.data, split=causal_lm, head="head")
     close(jacobian(chunked).dense(), jacobian_of(causal_language_model))
+
+
+OPERATORS = {
+    "hessian": hessian,
+    "gauss_newton": gauss_newton,
+    "sampled": lambda o, **k: fisher(o, seed=0, **k),
+    "per term": lambda o, **k: empirical_fisher(o, per="term", **k),
+    "per example": lambda o, **k: empirical_fisher(o, per="example", **k),
+}
+
+
+@pytest.mark.parametrize("route", ["reverse", "forward"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_tensor_is_as_large_as_the_logits(name, route):
+    words, width, size = 60, 2, 40
+    model = nn.Sequential(nn.Embedding(words, width), nn.Tanh(), nn.Linear(width, words, bias=False))
+    ids = torch.randint(0, words, (size, 5))
+    largest = []
+    for keywords in ({}, {"head": "2", "head_rows": 7}):
+        A = OPERATORS[name](Objective(model, cross_entropy(), [(ids, ids.roll(1))], **keywords), route=route)
+        V = block(A.domain, 2, 1)
+        with Largest() as seen:
+            A @ V
+        largest.append(seen.entries)
+    assert largest[0] == size * 5 * words
+    assert largest[1] == max(7 * words, 2 * A.domain.dim)  # a chunk, or the two results
+
+
+@pytest.mark.parametrize("route", ["reverse", "forward"])
+@pytest.mark.parametrize("per", ["term", "example"])
+def test_empirical_fisher_products_make_no_gradient_per_example(per, route):
+    size, width = 50, 20
+    model = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
+    data = [(torch.randn(size, width), torch.randint(0, 2, (size,)))]
+    A = empirical_fisher(Objective(model, cross_entropy(), data), per=per, route=route)
+    v = block(A.domain, 1, 1)
+    with Largest() as seen:
+        A @ v
+    assert seen.entries == max(size * width, A.domain.dim)  # activations, or one vector: not 50 gradients
