@@ -2,8 +2,8 @@
 
     python benchmarks/per_example.py [--models mlp tiny gpt] [--rounds 5] [--clock cpu --threads 1]
 
-The unit is one `autograd.grad` of the mean loss on the batch with the same attention kernel. Beside ours, where there is
-an obvious way: one backward per example, and as many products with `ntk` as there are outputs (one is timed).
+The unit is one `autograd.grad` of the mean loss on the batch with the same attention kernel. Beside ours, where there
+is an obvious way: one backward per example, and as many products with `ntk` as there are outputs (one is timed).
 """
 
 from __future__ import annotations

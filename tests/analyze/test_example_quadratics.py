@@ -3,7 +3,7 @@ import torch
 
 from counting import counting
 from example_cases import gradient, problem
-from frechet.analyze import examples
+from frechet.analyze import single_examples
 from frechet.analyze.example_quadratics import example_quadratics
 from frechet.errors import NonFinite
 from frechet.operators.hessian import hessian
@@ -28,7 +28,7 @@ def test_curvature_along_each_gradient_and_its_cost(monkeypatch):
     H = hessian(objective)
     expected = torch.einsum("in,nm,im->i", G, H.dense(), G)
     for size in (1, 3, 100):
-        monkeypatch.setattr(examples, "CHUNK_BYTES", size * 8 * objective.space.dim)
+        monkeypatch.setattr(single_examples, "CHUNK_BYTES", size * 8 * objective.space.dim)
         counted, count = counting(H)
         found = example_quadratics(objective, counted, block=2)
         torch.testing.assert_close(found.values, expected)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from example_cases import gradient, problem, tensors
-from frechet.analyze import examples
+from frechet.analyze import single_examples
 from frechet.analyze.examples import example_curvatures, example_gradients
 from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective, cross_entropy, custom, l2, squared_error
@@ -66,7 +66,7 @@ def test_batches_may_be_cut_anywhere():
 def test_small_chunks_give_the_same_numbers(monkeypatch):
     objective, _ = problem("conv")
     whole = example_gradients(objective)
-    monkeypatch.setattr(examples, "CHUNK_BYTES", 2 * 8 * objective.space.dim)
+    monkeypatch.setattr(single_examples, "CHUNK_BYTES", 2 * 8 * objective.space.dim)
     torch.testing.assert_close(example_gradients(objective).squared_norms, whole.squared_norms)
 
 

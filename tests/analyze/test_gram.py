@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from example_cases import gradient, problem
-from frechet.analyze import examples
+from frechet.analyze import single_examples
 from frechet.analyze.gram import gradient_gram, ntk_matrix
 from frechet.errors import NotDifferentiable, UnusableObjective
 from frechet.objective import Objective, squared_error
@@ -18,12 +18,16 @@ def test_both_matrices_are_their_definitions(name, route):
     G = torch.stack([gradient(f, objective.point) for f in functions])
     found = gradient_gram(objective, route=route)
     torch.testing.assert_close(found.matrix, G @ G.T, rtol=1e-10, atol=1e-12)
-    assert (found.examples, found.rows, found.passes) == (len(functions), len(functions), 2)
+    factored = {"mlp": 2, "conv": 1, "tokens": 0, "lstm": 0}[name] if route == "vmap" else 0
+    whole = name == "mlp" and route == "vmap"  # all of its layers are linear
+    assert (found.examples, found.rows, found.factored) == (len(functions), 0 if whole else len(functions), factored)
+    assert found.passes == 1 + (not whole) + (factored > 0)
     J = jacobian(objective, route="reverse")
     found = ntk_matrix(objective, route=route)
     expected = (J @ J.T).dense()
     torch.testing.assert_close(found.matrix, expected, rtol=1e-10, atol=1e-12 * float(expected.abs().max()))
-    assert (found.examples, found.rows, found.passes) == (len(functions), J.shape[0], 2)
+    assert (found.examples, found.rows, found.factored) == (len(functions), 0 if whole else J.shape[0], factored)
+    assert found.passes == 1 + (not whole) + (factored > 0)
     assert found.route == (route or "loop")
 
 
@@ -32,11 +36,11 @@ def test_both_matrices_are_their_definitions(name, route):
 def test_little_memory_costs_rows_and_changes_nothing(monkeypatch, held, chunk):
     for name in ("mlp", "conv"):
         objective, _ = problem(name)
-        whole = gradient_gram(objective), ntk_matrix(objective)
+        whole = gradient_gram(objective), ntk_matrix(objective)  # by factors where the layer is linear
         row = 8 * objective.space.dim
-        monkeypatch.setattr(examples, "CHUNK_BYTES", chunk * row)
+        monkeypatch.setattr(single_examples, "CHUNK_BYTES", chunk * row)
         for make, expected in zip((gradient_gram, ntk_matrix), whole, strict=True):
-            found = make(objective, memory=held * row)
+            found = make(objective, memory=held * row, route="loop")
             torch.testing.assert_close(found.matrix, expected.matrix, rtol=1e-12, atol=1e-12)
             m = len(found.matrix)
             passes = -(-m // held)

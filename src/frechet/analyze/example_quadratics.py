@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.analyze.examples import ExampleRoute, Walk, walk_gradients
+from frechet.analyze.examples import Walk, walk_gradients
+from frechet.analyze.single_examples import ExampleRoute
 from frechet.errors import NonFinite
 from frechet.objective import Objective
 from frechet.operators.operator import LinearOperator

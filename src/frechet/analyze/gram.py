@@ -2,14 +2,17 @@
 
     gradient_gram:  K_ij = g_i'g_j ``(N, N)``        ntk_matrix:  K = J J' over (example, output) pairs
 
-Rows of the Jacobian are pulled back for chunks of examples by vmap at top level, or one after the other, and multiplied
-by the rows that are held. Where they do not all fit into `memory`, each pass over the data holds the next of them.
+In linear layers that see one vector per example the products are those of factors (see `linear_layers.py`). For all
+other parameters rows of the Jacobian are pulled back for chunks of examples by vmap at top level, or one after the
+other, and multiplied by the rows that are held. Where they do not all fit into `memory`, each pass over the data holds
+the next of them.
 
 **Source.** Novak, Sohl-Dickstein, Schoenholz, "Fast finite width neural tangent kernel", ICML 2022, arXiv 2206.08720:
-the contraction of Jacobians.
-**Differs from the source.** (1) Sums over the parameters in float64 per chunk of the space. (2) A bound of the memory.
-**Cost.** One row costs about a gradient of one example; with all m rows in memory, m rows and m^2 n multiplications, in
-p passes about p/2 times as many rows. `ntk(objective).dense()` costs m products of two passes each.
+contraction of Jacobians, and of the factors of dense layers.
+**Differs from the source.** (1) Factors only where a layer sees one vector. (2) A bound of the memory for rows.
+**Cost** for m rows, in gradients of the whole data: for factored layers as many as an example has outputs, and m^2 (in
++ out) multiplications; for the other n parameters what one gradient of each example costs, as many times, and m^2 n
+multiplications; in p passes about p/2 times as many rows. `ntk(objective).dense()` takes m products of 2 to 4.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.analyze import examples
-from frechet.analyze.examples import (
-    LOOPED,
+from frechet.analyze import single_examples
+from frechet.analyze.examples import started
+from frechet.analyze.linear_layers import Factors, Layer, candidates, factors_of, inner_of, rest_of, still_factored
+from frechet.analyze.single_examples import (
     ExampleRoute,
     batching,
     check_alone,
     chunk_gradients,
+    example_route,
     one_by_one,
-    started,
+    rows_at_once,
 )
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.kernels import ordinary_mode
@@ -43,11 +48,15 @@ Use = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """A Gram matrix with rows in data order. `rows` of the Jacobian were computed, in `passes` over the data."""
+    """A Gram matrix with rows in data order. `rows` of the Jacobian were written out, in `passes` over the data.
+
+    `factored` counts the linear layers whose gradients were kept as factors; where these are all layers, `rows` is 0.
+    """
 
     matrix: Tensor  # (m, m) float64
     examples: int
     rows: int
+    factored: int
     passes: int
     route: ExampleRoute
 
@@ -72,8 +81,17 @@ def gradient_gram(
     """
     walk = started("gradient_gram", objective, x, route)
     snapshot, space = walk.snapshot, walk.snapshot.space
-    leaves, blocks = snapshot.leaves(space)
-    step = _rows_at_once(space)
+    rest = rest_of(space, walk.layers)
+    leaves, step = [walk.blocks[n] for n in rest.names], rows_at_once(rest)
+    others = walk.common[space.indices(rest)]
+    common = space.unflatten(walk.common)
+    held: list[list[Factors]] = []
+
+    def factor(part: Part, batch: Batch) -> None:
+        outputs, _, score = walk.scored(part, walk.blocks, batch)
+        found, alone = factors_of(snapshot, walk.blocks, batch, walk.layers, score[:, None, None], each=True)
+        check_alone("gradient_gram", alone, outputs, space.eps, batch.index, 0)
+        held.append(found)
 
     def sweep(start: int, use: Use) -> None:
         row = 0
@@ -82,22 +100,26 @@ def gradient_gram(
             nonlocal row
             size = len(batch.targets)
             if row + size > start:
-                with torch.no_grad():
-                    outputs = snapshot.forward(blocks, batch).detach()
-                    score = part.criterion.score(outputs, batch.targets) * walk.scale
-                    for a in range(max(0, start - row), size, step):
-                        b = min(a + step, size)
-                        G, alone = chunk_gradients(snapshot, leaves, blocks, batch, score, a, b, walk.route)
-                        check_alone("gradient_gram", alone, outputs[a:b], space.eps, batch.index, a)
-                        G += walk.common
-                        use(row + a, G)
+                outputs, _, score = walk.scored(part, walk.blocks, batch)
+                for a in range(max(0, start - row), size, step):
+                    b = min(a + step, size)
+                    G, alone = chunk_gradients(snapshot, rest, leaves, walk.blocks, batch, score, a, b, walk.route)
+                    check_alone("gradient_gram", alone, outputs[a:b], space.eps, batch.index, a)
+                    G += others
+                    use(row + a, G)
             row += size
 
-        with ordinary_mode(space.device):
-            snapshot.sweep(visit)
+        snapshot.sweep(visit)
 
-    matrix, rows, passes = _assembled("gradient_gram", space, walk.examples, memory, sweep)
-    return Gram(matrix, walk.examples, rows, passes + 1, walk.route)
+    with ordinary_mode(space.device), torch.no_grad():
+        K, rows, passes = _assembled("gradient_gram", rest, walk.examples, memory, sweep)
+        if walk.layers:
+            snapshot.sweep(factor)
+            _add_factored(K, held)
+        if walk.layers and snapshot.penalties:
+            c = torch.cat([sum(f.slopes(common)[:, 0].double() for f in found) for found in held])  # type: ignore[arg-type]
+            K += c[:, None] + c + inner_of(common, common, [n for layer in walk.layers for n in layer.names])
+    return Gram(K, walk.examples, rows, len(walk.layers), 1 + passes + bool(walk.layers), walk.route)
 
 
 def ntk_matrix(
@@ -124,16 +146,21 @@ def ntk_matrix(
     """
     if not isinstance(objective, Objective):
         raise TypeError(f"ntk_matrix: objective must be an Objective, got {type(objective).__name__}")
-    if route not in (None, "vmap", "loop"):
-        raise ValueError(f"ntk_matrix: route must be 'vmap' or 'loop', got {route!r}")
     snapshot = objective.snapshot(x)
+    way = example_route("ntk_matrix", route, snapshot.model)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
-    way = route or ("loop" if any(isinstance(m, LOOPED) for m in snapshot.model.modules()) else "vmap")
-    leaves, blocks = snapshot.leaves(space)
+    _, blocks = snapshot.leaves(space)
+    layers = candidates(snapshot, space) if way == "vmap" else []
     shapes: list[torch.Size] = []
+    held: list[list[Factors]] = []
 
     def measure(_part: Part, batch: Batch) -> None:
         shapes.append(snapshot.forward(blocks, batch).shape)
+        layers[:] = still_factored(snapshot, blocks, batch, layers)
+
+    def factor(_part: Part, batch: Batch) -> None:
+        together = snapshot.forward(blocks, batch)
+        held.append(_output_factors(snapshot, blocks, batch, layers, together))
 
     def sweep(start: int, use: Use) -> None:
         row, index = 0, 0
@@ -142,23 +169,50 @@ def ntk_matrix(
             nonlocal row, index
             shape, index = shapes[index], index + 1
             if row + shape.numel() > start:
-                with torch.no_grad():
-                    together = snapshot.forward(blocks, batch).detach()
-                    _output_rows(snapshot, space, leaves, blocks, batch, together, way, start - row, row, use)
+                together = snapshot.forward(blocks, batch).detach()
+                _output_rows(snapshot, rest, blocks, batch, together, way, start - row, row, use)
             row += shape.numel()
 
-        with second_order("ntk_matrix", space.device):
-            snapshot.sweep(visit)
+        snapshot.sweep(visit)
 
-    with torch.no_grad(), ordinary_mode(space.device):
+    with second_order("ntk_matrix", space.device), torch.no_grad():
         snapshot.sweep(measure)
-    size = sum(s.numel() for s in shapes)
-    matrix, rows, passes = _assembled("ntk_matrix", space, size, memory, sweep)
-    return Gram(matrix, sum(s[0] for s in shapes), rows, passes + 1, way)
+        size = sum(s.numel() for s in shapes)
+        rest = rest_of(space, layers)
+        K, rows, passes = _assembled("ntk_matrix", rest, size, memory, sweep)
+        if layers:
+            snapshot.sweep(factor)
+            _add_factored(K, held)
+    return Gram(K, sum(s[0] for s in shapes), rows, len(layers), 1 + passes + bool(layers), way)
 
 
-def _rows_at_once(space: Space) -> int:
-    return max(1, examples.CHUNK_BYTES // max(1, space.dim * torch.finfo(space.dtype).bits // 8))
+def _add_factored(K: Tensor, held: list[list[Factors]]) -> None:
+    """Add the products of the factors of all batches, of which one list holds one batch's layers."""
+    sizes = [len(found[0].a) * found[0].b.shape[1] for found in held]
+    parts = [block.split(sizes, 1) for block in K.split(sizes)]
+    for i, first in enumerate(held):
+        for j, second in enumerate(held[: i + 1]):
+            for f, g in zip(first, second, strict=True):
+                product = f.gram(g)
+                parts[i][j].add_(product)
+                if i != j:
+                    parts[j][i].add_(product.T)
+
+
+def _output_factors(
+    snapshot: Snapshot, blocks: dict[str, Tensor], batch: Batch, layers: list[Layer], together: Tensor
+) -> list[Factors]:
+    """The factors of all outputs of a batch's examples, for groups of outputs at a time."""
+    size, each = len(together), together[0].numel()
+    width = sum(layer.module.out_features for layer in layers) * together.element_size()
+    step = max(1, single_examples.CHUNK_BYTES // max(1, size * width))
+    eye = torch.eye(each, dtype=together.dtype, device=together.device).view(each, 1, *together.shape[1:])
+    groups = []
+    for c in range(0, each, step):
+        found, alone = factors_of(snapshot, blocks, batch, layers, eye[c : c + step], each=False)
+        check_alone("ntk_matrix", alone, together, snapshot.space.eps, batch.index, 0)
+        groups.append(found)
+    return [Factors(fs[0].layer, fs[0].a, torch.cat([f.b for f in fs], 1)) for fs in zip(*groups, strict=True)]
 
 
 def _assembled(
@@ -167,6 +221,8 @@ def _assembled(
     """K = R R' from the rows (m, n) that `sweep(start, use)` gives from number `start` on; rows computed; passes."""
     if memory < 1:
         raise ValueError(f"{what}: memory must be positive bytes, got {memory}")
+    if not space.dim:
+        return torch.zeros(m, m, dtype=torch.float64, device=space.device), 0, 0
     most = max(1, min(m, memory // max(1, space.dim * torch.finfo(space.dtype).bits // 8)))
     K = torch.zeros(m, m, dtype=torch.float64, device=space.device)
     rows = 0
@@ -190,7 +246,6 @@ def _assembled(
 def _output_rows(
     snapshot: Snapshot,
     space: Space,
-    leaves: list[Tensor],
     blocks: dict[str, Tensor],
     batch: Batch,
     together: Tensor,
@@ -200,7 +255,7 @@ def _output_rows(
     use: Use,
 ) -> None:
     """Give the rows of one batch from its number `start` on to `use`, numbered from `offset`."""
-    size, each, most = len(together), together[0].numel(), _rows_at_once(space)
+    size, each, most = len(together), together[0].numel(), rows_at_once(space)
     alone, inputs = one_by_one(snapshot, blocks, batch, size)
     step = max(1, most // max(1, each))
     for a in range(max(0, start) // max(1, each), size, step):
@@ -210,7 +265,7 @@ def _output_rows(
             eye = torch.eye(each, dtype=together.dtype, device=together.device)[c : c + most]
             cotangents = eye.view(len(eye), 1, *together.shape[1:])
             rows, y = (_mapped_rows if route == "vmap" else _looped_rows)(
-                alone, dict(zip(space.names, leaves, strict=True)), [t[a:b] for t in inputs], cotangents
+                alone, {n: blocks[n] for n in space.names}, [t[a:b] for t in inputs], cotangents
             )
             check_alone("ntk_matrix", y, together[a:b], space.eps, batch.index, a)
             first = a * each + c
