@@ -28,17 +28,19 @@ WITHIN, FASTER, MEMORY = 1.1, 1.6, {"hessian": 3.5, "gauss_newton": 1.8}
 
 
 def operator(problem, name: str):
-    import frechet
     from peers import objective
+
+    import frechet
 
     return getattr(frechet, name)(objective(problem, [problem.batch()]))
 
 
 def times(problem, rounds: int, seed: int, device: str, compiled: bool) -> dict[str, Any]:
     import torch
-    from frechet import linearize
     from peers import LIBRARIES
     from reference import KEPT, gradient
+
+    from frechet import linearize
 
     batch, exact = problem.batch(), problem.to(torch.float64)
     v = torch.randn(problem.dim, generator=torch.Generator().manual_seed(seed)).to(batch[0].device)
@@ -95,11 +97,12 @@ def show(model: str, result: dict[str, Any]) -> None:
 def peak(model: str, what: str, device: str) -> dict[str, int]:
     """Bytes at the peak of a gradient, or held by a linearization and at the peak of an application of it."""
     import torch
-    from frechet import linearize
     from memory import resident
     from models import PROBLEMS
     from reference import gradient
     from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from frechet import linearize
 
     problem = PROBLEMS[model]().to(device)
     inputs, targets = batch = problem.batch()
@@ -124,8 +127,9 @@ def peak(model: str, what: str, device: str) -> dict[str, int]:
             mark()
             gradient(problem, batch)
             return {"peak": highest() - before}
-        import frechet
         from peers import objective
+
+        import frechet
 
         one = linearize(getattr(frechet, what)(objective(problem, [(inputs[:1], targets[:1])])))
         one @ v

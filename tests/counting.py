@@ -1,4 +1,8 @@
-"""An operator that counts its products, for testing what algorithms claim to cost."""
+"""An operator that counts its products, and the largest tensor made, for testing what algorithms claim to cost."""
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from frechet.operators.operator import LinearOperator
 from frechet.operators.structured import FromCallable
@@ -26,3 +30,15 @@ def counting(A: LinearOperator):
         return A.T @ U
 
     return FromCallable(matmat, rmatmat, A.domain, A.codomain, A.facts), count
+
+
+class Largest(TorchDispatchMode):
+    """The number of entries of the largest tensor that any operation inside returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(found) if isinstance(t, Tensor)]
+        self.entries = max([self.entries, *sizes])
+        return found

@@ -1,98 +1,13 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from frechet.analyze import examples
+from example_cases import gradient, problem, tensors
+from frechet.analyze import single_examples
 from frechet.analyze.examples import example_curvatures, example_gradients
 from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
-from frechet.objective import Objective, causal_lm, cross_entropy, custom, l2, squared_error
+from frechet.objective import Objective, cross_entropy, custom, l2, squared_error
 from frechet.operators.hessian import hessian
-
-
-class Tokens(nn.Module):
-    """A small transformer with affine normalization and a padding mask."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.body = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, dropout=0.0)
-        self.head = nn.Linear(4, 6)
-
-    def forward(self, input_ids, attention_mask):
-        return {"logits": self.head(self.body(self.embed(input_ids), src_key_padding_mask=attention_mask == 0))}
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.cell, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.head(self.cell(x)[0][:, -1])
-
-
-def token_batch(size, length=5):
-    ids = torch.randint(0, 6, (size, length))
-    mask = torch.ones_like(ids)
-    for i in range(size):
-        mask[i, length - 1 - i % 3 :] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def tensors(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
-
-
-def problem(name):
-    """An objective, its one-example functions by other code, and the flat point."""
-    torch.manual_seed(0)
-    if name == "mlp":
-        model, data = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), [(4, 3, 2), (1, 3, 2)]
-        batches = [(tensors(b, i), tensors(b, o)) for b, i, o in data]
-        loss, criterion, split = lambda y, t: ((y - t) ** 2).sum(), squared_error(), None
-    elif name == "conv":
-        model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.GroupNorm(1, 2), nn.GELU(), nn.Flatten(), nn.Linear(8, 3))
-        batches = [(tensors(b, 1, 3, 3), torch.randint(0, 3, (b,))) for b in (3, 2)]
-        loss, criterion, split = lambda y, t: F.cross_entropy(y, t, reduction="sum"), nn.CrossEntropyLoss(), None
-    elif name == "lstm":
-        model, batches = Recurrent(), [(tensors(b, 4, 2), torch.randint(0, 2, (b,))) for b in (2, 2)]
-        loss, criterion, split = lambda y, t: F.cross_entropy(y, t, reduction="sum"), cross_entropy(), None
-    else:
-        model, batches, criterion, split = Tokens(), [token_batch(b) for b in (3, 2)], cross_entropy(), causal_lm
-        loss = lambda y, t: F.cross_entropy(y["logits"].flatten(0, 1), t.flatten(), reduction="sum")  # noqa: E731
-    model = model.double().eval()
-    objective = 2.0 * Objective(model, criterion, batches, split=split, penalty=l2(0.3))
-    singles = []
-    for batch in batches:
-        inputs, targets = (split or (lambda b: b))(batch)
-        for i in range(targets.shape[0]):
-            one = {k: v[i : i + 1] for k, v in inputs.items()} if isinstance(inputs, dict) else inputs[i : i + 1]
-            singles.append((one, targets[i : i + 1]))
-    counts = [t.numel() if t.is_floating_point() else int((t != -100).sum()) for _, t in singles]
-    scale = 2.0 * len(singles) / sum(counts)
-
-    def function(i):
-        one, target = singles[i]
-        keywords = one if isinstance(one, dict) else {}
-
-        def f(x):
-            state = objective.space.unflatten(x)
-            args = () if keywords else (one,)
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no double backward
-                y = torch.func.functional_call(model, state, args, keywords)
-            return scale * loss(y, target) + 0.3 * (x * x).sum()
-
-        return f
-
-    return objective, [function(i) for i in range(len(singles))]
-
-
-def gradient(f, x):
-    x = x.clone().requires_grad_()
-    return torch.autograd.grad(f(x), x)[0]
-
 
 ROUTES = [(name, route) for name in ("mlp", "conv", "tokens") for route in ("vmap", "loop")] + [("lstm", None)]
 
@@ -122,6 +37,8 @@ def test_curvatures_are_those_of_dense_hessians_of_single_examples(name):
     H = torch.stack([torch.autograd.functional.hessian(f, x) for f in functions])
     torch.testing.assert_close(found.values, V.T @ H @ W, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(found.values.mean(0), V.T @ (hessian(objective) @ W), rtol=1e-9, atol=1e-11)
+    pairs = example_curvatures(objective, V, W[:, 1:], paired=True)
+    torch.testing.assert_close(pairs.values, torch.stack([V[:, j] @ H @ W[:, j + 1] for j in range(2)], 1))
     same = example_curvatures(objective, V)
     torch.testing.assert_close(same.values, torch.stack([V[:, j] @ H @ V[:, j] for j in range(2)], 1))
 
@@ -149,8 +66,20 @@ def test_batches_may_be_cut_anywhere():
 def test_small_chunks_give_the_same_numbers(monkeypatch):
     objective, _ = problem("conv")
     whole = example_gradients(objective)
-    monkeypatch.setattr(examples, "CHUNK_BYTES", 2 * 8 * objective.space.dim)
+    monkeypatch.setattr(single_examples, "CHUNK_BYTES", 2 * 8 * objective.space.dim)
     torch.testing.assert_close(example_gradients(objective).squared_norms, whole.squared_norms)
+
+
+def test_outputs_without_an_axis_of_their_own():
+    class Flat(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze(-1)
+
+    X = tensors(4, 3)
+    objective = Objective(Flat(3, 1).double(), squared_error(), [(X, torch.zeros(4, dtype=torch.float64))])
+    found = example_gradients(objective)
+    expected = 4 * objective.model(X).square() * (X.square().sum(1) + 1)  # |2 y (x, 1)|^2
+    torch.testing.assert_close(found.squared_norms, expected.detach())
 
 
 def test_an_example_without_terms_has_no_gradient():
@@ -212,6 +141,8 @@ def test_bad_arguments_are_named():
         example_curvatures(nn.Linear(1, 1), V)
     with pytest.raises(ValueError, match=r"W must be a block \(26, k\)"):
         example_curvatures(objective, V, V[:3])
+    with pytest.raises(ValueError, match="W must have V's 2 columns to be paired, got 1"):
+        example_curvatures(objective, V, V[:, :1], paired=True)
     with pytest.raises(ValueError, match="V must be a block"):
         example_curvatures(objective, V.float())
     ignored = Objective(nn.Linear(2, 3), cross_entropy(), [(torch.ones(1, 2), torch.tensor([-100]))])

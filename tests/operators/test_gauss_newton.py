@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frechet.objective import Objective, cross_entropy, custom, l2, squared_error
+from frechet.objective import Objective, binary_cross_entropy, cross_entropy, custom, l2, squared_error
 from frechet.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from frechet.operators.operator import PSD, SYMMETRIC
 from frechet.operators.route import lacks_forward
@@ -205,7 +205,7 @@ def test_each_obeys_every_law(name):
         case "per example":
             dense = 5 * outer_products(make, torch.arange(5).repeat_interleave(2)) / case.count**2
         case "sampled":
-            C = A.middle()(case.objective.parts[0], y, y)
+            C = A.middle()(case.objective.parts[0], binary_cross_entropy(), y, y)
             score = torch.stack([C(e.view(y.shape)).flatten() for e in torch.eye(5, dtype=F64)])
             dense = jacobian_of(make).T @ score @ jacobian_of(make) / case.count
         case _:

@@ -78,6 +78,20 @@ def test_a_constant_that_receives_the_vector_is_fresh_at_each_playback():
     same(tape([vector(2, seed=1)]), expected)
 
 
+def test_a_constant_that_was_read_before_it_received_the_vector_is_kept_as_it_was():
+    M = vector(3, seed=3)
+
+    def product(v):
+        p = M * 2
+        first = v[0] * p
+        p.mul_(v[0].sum())
+        return [first + p, v[0] * first]
+
+    tape, found, expected = played_back(product, (3,))
+    same(found, expected)
+    same(tape([vector(3, seed=1)]), expected)
+
+
 def test_a_constant_that_is_overwritten_later_is_kept_as_it_was():
     def product(v):
         m = torch.ones(3, dtype=torch.float64)

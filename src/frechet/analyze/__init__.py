@@ -1,11 +1,15 @@
 """Questions about a trained model."""
 
+from frechet.analyze.example_frobenius import ExampleFrobenius, example_frobenius
+from frechet.analyze.example_quadratics import ExampleQuadratics, example_quadratics
+from frechet.analyze.example_slopes import ExampleSlopes, example_slopes
 from frechet.analyze.examples import (
     ExampleCurvatures,
     ExampleGradients,
     example_curvatures,
     example_gradients,
 )
+from frechet.analyze.gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze.layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze.noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze.slices import Plane, Slices, loss_plane, loss_slices
@@ -21,7 +25,11 @@ from frechet.analyze.stability import (
 __all__ = [
     "CurvatureNoiseScale",
     "ExampleCurvatures",
+    "ExampleFrobenius",
     "ExampleGradients",
+    "ExampleQuadratics",
+    "ExampleSlopes",
+    "Gram",
     "Interpolation",
     "LayerTops",
     "LayerTraces",
@@ -32,13 +40,18 @@ __all__ = [
     "curvature_noise_scale",
     "exact_mean_square_limit",
     "example_curvatures",
+    "example_frobenius",
     "example_gradients",
+    "example_quadratics",
+    "example_slopes",
+    "gradient_gram",
     "interpolation",
     "layer_tops",
     "layer_traces",
     "loss_plane",
     "loss_slices",
     "noise_scale",
+    "ntk_matrix",
     "stability",
     "stable_learning_rate",
 ]

@@ -5,7 +5,8 @@
 so mean g_i is the objective's gradient and mean H_i its Hessian; an example without terms has only the penalties.
 
 Gradients: per chunk of examples, either `vmap` over single forward passes or a loop of them, pulled back from the
-criterion's score. Only |g_i|^2 and g_i'g leave a chunk. Curvatures v'H_i w come for all examples at once from reverse
+criterion's score; in linear layers that see one vector per example as two factors (`linear_layers.py`). Only |g_i|^2
+and g_i'g leave a chunk. Curvatures v'H_i w come for all examples at once from reverse
 mode alone: with weights c on the examples the product sum_i c_i H_i w is linear in c, and its derivative in c along v
 is v'H_i w for every i.
 
@@ -14,7 +15,8 @@ Hessian product. E (z'H_i w)^2 = ||H_i||_F^2 for independent z, w with unit cova
 **Differs from the source.** (1) The derivative in the weights comes last. Taking it first, and differentiating the
 slopes w'grad total_i in x, costs more, and is silently wrong through torch's layer norm: the double backward of its
 kernel takes the mean and the deviation for constants, so only two derivatives in x are right.
-**Cost.** Gradients: two passes over the data, one for the mean; at most 256 MiB beside the model's own memory.
+**Cost.** Gradients: two passes over the data, one for the mean; about 3 gradients where all layers are linear and see
+one vector, else what one gradient of each example costs; at most 256 MiB beside the model's own memory.
 Curvatures of k x l pairs: one pass, about 2 + 2 l + 3 k l gradients, no vector per example.
 """
 
@@ -22,21 +24,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import Tensor
 
-from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
+from frechet.analyze.linear_layers import Layer, candidates, factors_of, inner_of, rest_of, still_factored
+from frechet.analyze.single_examples import (
+    ExampleRoute,
+    check_alone,
+    chunk_gradients,
+    example_route,
+    rows_at_once,
+)
+from frechet.errors import NonFinite
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.model import ordinary_mode
 from frechet.operators.products import columns, grads, second_order
-
-ExampleRoute = Literal["vmap", "loop"]
-
-CHUNK_BYTES = 1 << 27  # of gradients, held twice: by block and joined
-LOOPED = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag)  # no batching rule in torch 2.13, or no example axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ class ExampleGradients:
 
 @dataclass(frozen=True, eq=False)
 class ExampleCurvatures:
-    """v_a'H_i w_b of all examples in data order: ``(N, k, l)``, or ``(N, k)`` of v_a'H_i v_a where W was left out."""
+    """v_a'H_i w_b of all examples in data order: ``(N, k, l)``, or ``(N, k)`` of v_a'H_i w_a where paired."""
 
     values: Tensor  # float64
     examples: int
@@ -84,62 +87,138 @@ def example_gradients(
         >>> example_gradients(Objective(model, squared_error(), data)).squared_norms  # (2 (w x - y) x)^2
         tensor([ 4., 16.], dtype=torch.float64)
     """
-    snapshot, part = _one_part("example_gradients", objective, x)
-    if route not in (None, "vmap", "loop"):
-        raise ValueError(f"example_gradients: route must be 'vmap' or 'loop', got {route!r}")
-    way = route or ("loop" if any(isinstance(m, LOOPED) for m in snapshot.model.modules()) else "vmap")
+    walk = started("example_gradients", objective, x, route)
+    snapshot, space = walk.snapshot, walk.snapshot.space
+    rest = rest_of(space, walk.layers)
+    at = space.indices(rest)
+    g, common, others = space.unflatten(walk.mean), space.unflatten(walk.common), walk.common[at]
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def visit(part: Part, batch: Batch) -> None:
+        outputs, losses, score = walk.scored(part, blocks, batch)
+        norms, inner = outputs.new_zeros(2, len(outputs), dtype=torch.float64)
+        if walk.layers:
+            factors, alone = factors_of(snapshot, blocks, batch, walk.layers, score[:, None, None], each=True)
+            check_alone("example_gradients", alone, outputs, space.eps, batch.index, 0)
+            for f in factors:
+                norms += f.squared_norms()[:, 0]
+                inner += f.slopes(g)[:, 0]
+                if snapshot.penalties:
+                    norms += 2 * f.slopes(common)[:, 0] + inner_of(common, common, f.layer.names)
+                    inner += inner_of(common, g, f.layer.names)
+        for a in range(0, len(outputs) if rest.dim else 0, step):
+            b = min(a + step, len(outputs))
+            G, alone = chunk_gradients(snapshot, rest, leaves, blocks, batch, score, a, b, walk.route)
+            check_alone("example_gradients", alone, outputs[a:b], space.eps, batch.index, a)
+            G += others
+            norms[a:b] += rest.norm(G.T).to(norms.device) ** 2
+            inner[a:b] += rest.gram(G.T, walk.mean[at, None])[:, 0].to(norms.device)
+        rows.append((norms, inner, losses))
+
+    with ordinary_mode(space.device), torch.no_grad():
+        leaves, step = [walk.blocks[n] for n in rest.names], rows_at_once(rest)
+        blocks = walk.blocks
+        snapshot.sweep(visit)
+    norms, inner, losses = (torch.cat(parts).cpu().double() for parts in zip(*rows, strict=True))
+    squared = float(space.inner(walk.mean, walk.mean))
+    return ExampleGradients(
+        *(norms, inner, losses * walk.scale, walk.penalty, walk.mean, squared, walk.examples, walk.terms),
+        passes=2,
+        route=walk.route,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What a first pass over the data tells of the examples: their mean gradient, and what their totals are scaled by.
+
+    g_i = scale * (gradient of total_i) + common. In `layers`, gradients can be kept as factors.
+    """
+
+    snapshot: Snapshot
+    part: Part
+    blocks: dict[str, Tensor]
+    layers: list[Layer]
+    mean: Tensor  # (n,)
+    common: Tensor  # (n,), the penalties' gradient
+    penalty: float
+    scale: float
+    examples: int
+    terms: float
+    route: ExampleRoute
+
+    def scored(self, part: Part, blocks: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The outputs of a batch, each example's loss, and the slopes of the f_i in the outputs, penalties left out."""
+        with torch.no_grad():
+            outputs = self.snapshot.forward(blocks, batch).detach()
+            score = part.criterion.score(outputs, batch.targets) * self.scale
+            return outputs, part.criterion.terms(outputs, batch.targets), score
+
+
+def walk_gradients(
+    what: str,
+    objective: Objective,
+    x: Tensor | None,
+    route: ExampleRoute | None,
+    use: Callable[[Tensor, Tensor, Walk], None],
+) -> Walk:
+    """Two passes: the mean gradient, then `use(G, losses, walk)` for chunks of examples with gradients G ``(m, n)``."""
+    walk = started(what, objective, x, route)
+    snapshot, space = walk.snapshot, walk.snapshot.space
+    leaves, step = [walk.blocks[n] for n in space.names], rows_at_once(space)
+
+    def visit(part: Part, batch: Batch) -> None:
+        outputs, losses, score = walk.scored(part, walk.blocks, batch)
+        for a in range(0, len(outputs), step):
+            b = min(a + step, len(outputs))
+            G, alone = chunk_gradients(snapshot, space, leaves, walk.blocks, batch, score, a, b, walk.route)
+            check_alone(what, alone, outputs[a:b], space.eps, batch.index, a)
+            G += walk.common
+            use(G, losses[a:b], walk)
+
+    with ordinary_mode(space.device), torch.no_grad():
+        snapshot.sweep(visit)
+    return walk
+
+
+def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRoute | None) -> Walk:
+    """The first pass."""
+    snapshot, part = _one_part(what, objective, x)
+    way = example_route(what, route, snapshot.model)
     space = snapshot.space
     with ordinary_mode(space.device):
         leaves, blocks = snapshot.leaves(space)
+        layers = candidates(snapshot, space) if way == "vmap" else []
         counted: list[tuple[float, int]] = []
 
         def contribute(part: Part, batch: Batch) -> Tensor:
+            layers[:] = still_factored(snapshot, blocks, batch, layers)
             with torch.enable_grad():
                 terms = _terms(snapshot, part, blocks, batch)
                 counted.append((float(part.criterion.count(batch.targets)), terms.shape[0]))
                 return space.join(grads(terms.sum(), leaves, None))
 
         with torch.no_grad():
-            mean = snapshot.average(contribute, "example_gradients")
+            mean = snapshot.average(contribute, what)
         count, examples = sum(c for c, _ in counted), sum(n for _, n in counted)
-        scale = part.weight * examples / count
-        common = torch.zeros_like(mean)
-        penalty = torch.zeros(())
+        common, penalty = torch.zeros_like(mean), torch.zeros(())
         if snapshot.penalties:
             with torch.enable_grad():
                 penalty = snapshot.penalty(blocks)
                 common = space.join(grads(penalty, leaves, None))
-        mean = mean + common
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
-        step = max(1, CHUNK_BYTES // max(1, space.dim * mean.element_size()))
-
-        def visit(part: Part, batch: Batch) -> None:
-            with torch.no_grad():
-                outputs = snapshot.forward(blocks, batch).detach()
-                losses = part.criterion.terms(outputs, batch.targets)
-                score = part.criterion.score(outputs, batch.targets) * scale
-                for a in range(0, outputs.shape[0], step):
-                    b = min(a + step, outputs.shape[0])
-                    G, alone = _chunk(snapshot, leaves, blocks, batch, score, a, b, way)
-                    _check_alone(alone, outputs[a:b], space.eps, batch.index, a)
-                    G += common
-                    rows.append((space.norm(G.T) ** 2, space.gram(G.T, mean[:, None])[:, 0], losses[a:b]))
-
-        snapshot.sweep(visit)
-        norms, inner, losses = (torch.cat(parts).cpu().double() for parts in zip(*rows, strict=True))
-        squared = float(space.inner(mean, mean))
-        return ExampleGradients(
-            norms, inner, losses * scale, float(penalty.detach()), mean, squared, examples, count, passes=2, route=way
-        )
+    scale = part.weight * examples / count
+    return Walk(
+        snapshot, part, blocks, layers, mean + common, common, float(penalty.detach()), scale, examples, count, way
+    )
 
 
 def example_curvatures(
-    objective: Objective, V: Tensor, W: Tensor | None = None, *, x: Tensor | None = None
+    objective: Objective, V: Tensor, W: Tensor | None = None, *, paired: bool = False, x: Tensor | None = None
 ) -> ExampleCurvatures:
     """The curvatures v'H_i w of every example along given directions: columns v of V ``(n, k)`` and w of W ``(n, l)``.
 
-    Without W the k curvatures v'H_i v. Exact, in reverse mode. Their mean over the examples is v'H w with H the
-    objective's Hessian.
+    Without W the k curvatures v'H_i v; ``paired=True`` gives v'H_i w of the k pairs of columns only. Exact, in reverse
+    mode. Their mean over the examples is v'H w with H the objective's Hessian.
 
     Example:
         >>> import torch
@@ -157,6 +236,9 @@ def example_curvatures(
         if block.ndim != 2 or block.shape[0] != space.dim or block.dtype != space.dtype or block.device != space.device:
             got = f"{block.dtype} on {block.device} of shape {tuple(block.shape)}"
             raise ValueError(f"example_curvatures: {name} must be a block ({space.dim}, k) of {space!r}, got {got}")
+    if paired and W is not None and W.shape != V.shape:
+        raise ValueError(f"example_curvatures: W must have V's {V.shape[1]} columns to be paired, got {W.shape[1]}")
+    paired = paired or W is None
     with ordinary_mode(space.device):
         leaves, blocks = snapshot.leaves(space)
         lefts = columns(space, V.detach())
@@ -169,13 +251,13 @@ def example_curvatures(
         found = []
         for j, w in enumerate(rights):
             product = grads(gradient, leaves, w, create_graph=True)  # sum_i c_i H_i w
-            ends = [lefts[j]] if W is None else lefts
+            ends = [lefts[j]] if paired else lefts
             column = [grads(product, [c], v, retain_graph=True)[0].detach() for v in ends]
             found.append(torch.stack(column, 1) if column else values.detach().new_zeros(len(values), 0))
         if not found:
-            shape = (len(values), 0) if W is None else (len(values), len(lefts), 0)
+            shape = (len(values), 0) if paired else (len(values), len(lefts), 0)
             return values.detach().new_zeros(shape)
-        return torch.cat(found, 1) if W is None else torch.stack(found, 2)
+        return torch.cat(found, 1) if paired else torch.stack(found, 2)
 
     parts: list[Tensor] = []
     count = 0.0
@@ -224,76 +306,3 @@ def _terms(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Bat
             f"{tuple(terms.shape)}"
         )
     return terms
-
-
-def _chunk(
-    snapshot: Snapshot,
-    leaves: list[Tensor],
-    blocks: dict[str, Tensor],
-    batch: Batch,
-    score: Tensor,
-    a: int,
-    b: int,
-    route: ExampleRoute,
-) -> tuple[Tensor, Tensor]:
-    """The gradients (b - a, n) of examples a to b, and the outputs of each of them alone."""
-    size, names = score.shape[0], snapshot.space.names
-    flat, tree = tree_flatten(batch.inputs)
-    mapped = [i for i, t in enumerate(flat) if isinstance(t, Tensor) and t.ndim and t.shape[0] == size]
-
-    def alone(parameters: dict[str, Tensor], rows: list[Tensor]) -> Tensor:
-        inputs: list[Any] = list(flat)
-        for i, row in zip(mapped, rows, strict=True):
-            inputs[i] = row.unsqueeze(0)
-        return snapshot.forward({**blocks, **parameters}, Batch(tree_unflatten(inputs, tree), None, batch.index))
-
-    if route == "vmap":
-        return _mapped(alone, dict(zip(names, leaves, strict=True)), [flat[i][a:b] for i in mapped], score[a:b])
-    G, outputs = leaves[0].new_empty(b - a, snapshot.space.dim), []
-    for i in range(a, b):
-        with torch.enable_grad():
-            y = alone({}, [flat[j][i] for j in mapped])
-            pulled = grads(y, leaves, [score[i : i + 1]])
-        torch.cat([g.reshape(-1) for g in pulled], out=G[i - a])
-        outputs.append(y.detach())
-    return G, torch.cat(outputs)
-
-
-def _mapped(
-    alone: Callable[[dict[str, Tensor], list[Tensor]], Tensor],
-    parameters: dict[str, Tensor],
-    rows: list[Tensor],
-    score: Tensor,
-) -> tuple[Tensor, Tensor]:
-    def pulled(parameters: dict[str, Tensor], rows: list[Tensor], score: Tensor) -> tuple[Tensor, Tensor]:
-        y = alone(parameters, rows)
-        return (y * score.unsqueeze(0)).sum(), y
-
-    detached = {name: p.detach() for name, p in parameters.items()}
-    try:
-        by_block, outputs = torch.func.vmap(torch.func.grad(pulled, has_aux=True), in_dims=(None, 0, 0))(
-            detached, rows, score
-        )
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        raise NotDifferentiable(
-            f"example_gradients: route='vmap' cannot go through this model: {str(error).splitlines()[0][:200]}; "
-            "pass route='loop'"
-        ) from error
-    return torch.cat([g.reshape(len(score), -1) for g in by_block.values()], 1), outputs.squeeze(1)
-
-
-def _check_alone(alone: Tensor, together: Tensor, eps: float, index: int, first: int) -> None:
-    """Raise where an example's output alone is not that in its batch: then there are no per-example gradients."""
-    size = float(together.abs().max()) if together.numel() else 0.0
-    if alone.shape == together.shape:
-        off = (alone - together).flatten(1).abs().amax(1) > 1e4 * eps * max(size, 1e-30)
-        if not bool(off.any()):
-            return
-        first += int(off.nonzero()[0])
-    raise UnusableObjective(
-        f"example_gradients: batch {index}: the output of example {first} alone must be its output in the batch, got "
-        "another one; the model couples the examples of a batch, or an input without example axis has the batch's "
-        "length"
-    )

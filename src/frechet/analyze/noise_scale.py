@@ -29,7 +29,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from frechet.analyze.examples import ExampleGradients, ExampleRoute, _one_part, _terms, example_gradients
+from frechet.analyze.examples import ExampleGradients, _one_part, _terms, example_gradients
+from frechet.analyze.single_examples import ExampleRoute
 from frechet.linalg.result import Estimate
 from frechet.objective import Batch, Objective, Part
 from frechet.operators.hessian import hessian

@@ -219,7 +219,7 @@ def _losses(snapshot: Snapshot, point: Callable[[int], Tensor], count: int) -> T
         j = next(j for j, p in enumerate(snapshot.parts) if p is part)
         counts[j] += float(part.criterion.count(batch.targets))
         for i in range(count):
-            terms = part.criterion.terms(snapshot.forward(snapshot.space.unflatten(point(i)), batch), batch.targets)
+            terms = snapshot.terms(part, snapshot.space.unflatten(point(i)), batch)
             sums[j, i] += float(terms.double().sum())
 
     with torch.no_grad():

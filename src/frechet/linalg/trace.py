@@ -142,8 +142,8 @@ def closed_trace(A: LinearOperator) -> float | None:
         case Matrix(matrix=M, domain=space):
             d = M.diagonal()
             return float(space.inner(d, torch.ones_like(d)))
-        case LowRank(U=U, s=s, domain=space):
-            return float((space.norm(U).square() * s.to(torch.float64)).sum()) if s.numel() else 0.0
+        case LowRank(U=U, s=s):
+            return float((A.domain.norm(U).square() * s.to(torch.float64)).sum()) if s.numel() else 0.0
         case Scaled(c, B):
             inner = closed_trace(B)
             return None if inner is None else c * inner

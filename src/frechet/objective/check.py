@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from frechet.errors import NotDifferentiable, UnusableObjective
 from frechet.objective.data import Batch, untouched_generators
@@ -67,6 +67,7 @@ def check(objective: Objective) -> Check:
     first = _pass(snapshot, seed=1)
     seconds = time.perf_counter() - start
     _compare(snapshot, first, _pass(snapshot, seed=2))
+    _compare_head(snapshot)
     own = _own_loss(snapshot)
     unreached, kinks = _graph(snapshot)
     examples, terms = sum(len(r.losses) for r in first), sum(r.terms for r in first)
@@ -77,7 +78,7 @@ def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
     rows: list[_Row] = []
 
     def visit(part: Part, batch: Batch) -> None:
-        losses = part.criterion.terms(snapshot.forward(blocks, batch), batch.targets)
+        losses = snapshot.terms(part, blocks, batch)
         rows.append(_Row(losses.double().cpu(), float(part.criterion.count(batch.targets))))
 
     with torch.no_grad():
@@ -204,6 +205,45 @@ def _calls(snapshot: Snapshot, batch: Batch, seed: int) -> list[_Call]:
     return record
 
 
+def _compare_head(snapshot: Snapshot) -> None:
+    """Compare a head applied in chunks with the model as it is, on one example."""
+    state = {**snapshot.constants, **snapshot.space.unflatten(snapshot.x)}
+    tolerance = 1e3 * snapshot.space.eps
+    for part in snapshot.parts:
+        if part.head is None:
+            continue
+        flags, device = snapshot.flags, snapshot.space.device
+        with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
+            _, batch = _first(part, device)
+            chunked = float(snapshot.total(part, state, batch))
+            whole = float(part.criterion.terms(snapshot.forward(state, batch), batch.targets).sum())
+        if abs(chunked - whole) > tolerance * max(abs(chunked), abs(whole), 1.0):
+            raise UnusableObjective(
+                f"check: one example of batch 0 gives total loss {whole:.6g}, and {chunked:.6g} with head "
+                f"'{part.head.name}' in chunks: the model does something to its head's output; leave head= out"
+            )
+
+
+def _first(part: Part, device: torch.device) -> tuple[Any, Batch]:
+    """The first batch of a part as it is and split; with a head only an example of it, whose logits are small."""
+    raw = next(iter(part.data))
+    batch = next(part.batches(device))
+    if part.head is None:
+        return raw, batch
+    size = len(batch.targets)
+    counts = (i for i in range(size) if float(part.criterion.count(batch.targets[i : i + 1])) > 0)
+    i = next(counts, 0)
+    inputs, targets = (_cut(tree, size, i) for tree in (batch.inputs, batch.targets))
+    return _cut(raw, size, i), Batch(inputs, targets, batch.index)
+
+
+def _cut(tree: Any, size: int, i: int) -> Any:
+    """Example i of every tensor that has `size` of them."""
+    if isinstance(tree, Mapping):  # tokenizers' batches are mappings that pytrees do not know
+        return {k: _cut(v, size, i) for k, v in tree.items()}
+    return tree_map(lambda t: t[i : i + 1] if isinstance(t, Tensor) and t.ndim and len(t) == size else t, tree)
+
+
 def _own_loss(snapshot: Snapshot) -> float | None:
     """Compare with the loss that a model returns when it is given the labels; only for dict batches with labels."""
     found: float | None = None
@@ -211,8 +251,7 @@ def _own_loss(snapshot: Snapshot) -> float | None:
     for part in snapshot.parts:
         flags, device = snapshot.flags, snapshot.space.device
         with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
-            raw = next(iter(part.data))
-            batch = next(part.batches(snapshot.space.device))
+            raw, batch = _first(part, device)
             if not isinstance(raw, Mapping) or "labels" not in raw or not isinstance(batch.inputs, Mapping):
                 continue
             try:

@@ -50,10 +50,27 @@ class Criterion(ABC):
     def require_likelihood(self) -> None: ...  # raises where there is none, so that there is no Fisher
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Gradient of the sum of all terms in the outputs."""
+        """Gradient of the sum of all terms in the outputs, differentiable in outputs that are."""
+        further = outputs.requires_grad and torch.is_grad_enabled()
         with torch.enable_grad():
-            leaf = outputs.detach().requires_grad_()
-            return torch.autograd.grad(self.terms(leaf, targets).sum(), leaf)[0]
+            leaf = outputs if further else outputs.detach().requires_grad_()
+            return torch.autograd.grad(self.terms(leaf, targets).sum(), leaf, create_graph=further)[0]
+
+    def rows(self, shape: tuple[int, ...], targets: Tensor) -> Rows:
+        """The same terms for outputs of `shape` seen as rows of their last axis, each row on its own."""
+        raise ValueError(
+            f"Objective: head= needs a criterion that is a sum over the rows of the outputs, got {type(self).__name__} "
+            "whose terms may mix them; use cross_entropy, squared_error or another of frechet's, or leave head= out"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A criterion for outputs ``(rows, width)`` of which each row is an example, and the targets of the rows."""
+
+    criterion: Criterion
+    targets: Tensor
+    kept: Tensor | None  # which rows have a term that counts, as their numbers; None: all
 
 
 def per_example(values: Tensor) -> Tensor:
@@ -93,6 +110,13 @@ class Elementwise(Criterion):
 
     def count(self, targets: Tensor) -> Tensor:
         return torch.tensor(targets.numel(), dtype=torch.float64)
+
+    def rows(self, shape: tuple[int, ...], targets: Tensor) -> Rows:
+        if tuple(targets.shape) != shape:
+            raise ValueError(
+                f"{self.name}: targets must have the outputs' shape {shape}, got {tuple(targets.shape)}; reshape them"
+            )
+        return Rows(self, targets.reshape(-1, shape[-1]), None)
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         return self.second(outputs, self._targets(outputs, targets)) * u
@@ -212,6 +236,14 @@ class Gaussian(Criterion):
 
     def count(self, targets: Tensor) -> Tensor:
         return torch.tensor(targets.numel(), dtype=torch.float64)
+
+    def rows(self, shape: tuple[int, ...], targets: Tensor) -> Rows:
+        if (*targets.shape[:-1], 2 * targets.shape[-1]) != shape:
+            raise ValueError(
+                f"gaussian: outputs must hold mean and log variance of the targets {tuple(targets.shape)} side by side "
+                f"on the last axis, got outputs {shape}"
+            )
+        return Rows(self, targets.reshape(-1, targets.shape[-1]), None)
 
     def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
         m, log_v, y = self._parts(outputs, targets)

@@ -1,18 +1,19 @@
 """Softmax cross entropy: torch's conventions for ignored targets, smoothing, class weights and probabilities.
 
-With p the softmax of one position's logits the Hessian is (diag p - p p') times the weight of its targets; products
-with it work in chunks of positions, so that a huge vocabulary costs no second copy of the outputs.
+With p the softmax of one position's logits and q its effective target distribution (smoothed, weighted; zero where
+ignored) the score is (sum q) p - q and the Hessian (sum q)(diag p - p p'); products with it work in chunks of
+positions, so that a huge vocabulary costs no second copy of the outputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frechet.objective.criterion import Criterion, uniform
+from frechet.objective.criterion import Criterion, Rows, uniform
 
 ROWS = 1 << 24  # entries of the outputs handled at once by the Hessian product
 
@@ -63,12 +64,56 @@ class CrossEntropy(Criterion):
                 label_smoothing=self.label_smoothing,
             )
         except IndexError as error:
-            kept = labels[labels != self.ignore_index]
-            raise ValueError(
-                f"cross_entropy: targets must lie between 0 and {logits.shape[1] - 1} or be ignore_index="
-                f"{self.ignore_index}, got {int(kept.min())} to {int(kept.max())}"
-            ) from error
+            raise self._outside(labels, logits.shape[1]) from error
         return values if values.shape[0] == outputs.shape[0] else values.view(outputs.shape[0], -1).sum(1)
+
+    def _outside(self, labels: Tensor, classes: int) -> ValueError:
+        kept = labels[labels != self.ignore_index]
+        return ValueError(
+            f"cross_entropy: targets must lie between 0 and {classes - 1} or be ignore_index={self.ignore_index}, got "
+            f"{int(kept.min())} to {int(kept.max())}"
+        )
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        logits, labels = self._rows(outputs, targets)
+        weight, smoothing, classes = self._weight(logits), self.label_smoothing, logits.shape[1]
+        try:
+            s, scale = logits.softmax(1), self._scale(logits, labels).unsqueeze(1)
+            s = s * scale if s.requires_grad else s.mul_(scale)
+            if labels.is_floating_point():
+                q = labels * (1 - smoothing) + smoothing / classes
+                s = s - (q if weight is None else q * weight)
+            else:
+                kept = (labels != self.ignore_index).to(s.dtype).unsqueeze(1)
+                index = labels.where(labels != self.ignore_index, 0).unsqueeze(1)
+                if smoothing:
+                    s = s - kept * (smoothing / classes * (1.0 if weight is None else weight))
+                hard = kept if weight is None else kept * weight[index]
+                s.scatter_add_(1, index, (smoothing - 1) * hard)
+        except (RuntimeError, IndexError) as error:
+            if labels.is_floating_point() or not bool(((labels < 0) | (labels >= classes)).any()):
+                raise
+            raise self._outside(labels, classes) from error
+        return s.view(outputs.movedim(self.class_dim, -1).shape).movedim(-1, self.class_dim)
+
+    def rows(self, shape: tuple[int, ...], targets: Tensor) -> Rows:
+        if self.class_dim not in (-1, len(shape) - 1):
+            raise ValueError(
+                f"Objective: head= needs the classes on the last axis of the outputs {shape}, where the head puts "
+                f"them, got cross_entropy with class_dim={self.class_dim}; use cross_entropy(class_dim=-1)"
+            )
+        soft = targets.is_floating_point()
+        expected = shape if soft else shape[:-1]
+        if tuple(targets.shape) != expected:
+            raise ValueError(
+                f"cross_entropy: targets must have shape {expected} for outputs {shape}, got {tuple(targets.shape)}"
+            )
+        alone = replace(self, class_dim=-1)
+        if soft:
+            return Rows(alone, targets.reshape(-1, shape[-1]), None)
+        labels = targets.reshape(-1)
+        kept = (labels != self.ignore_index).nonzero().squeeze(1)
+        return Rows(alone, labels, None) if len(kept) == len(labels) else Rows(alone, labels[kept], kept)
 
     def count(self, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
@@ -100,8 +145,9 @@ class CrossEntropy(Criterion):
         for a in range(0, logits.shape[0], step):
             p = logits[a : a + step].softmax(1)
             pu = p * rows[a : a + step]
-            centered = pu - p * pu.sum(1, keepdim=True)
-            parts.append(centered * self._scale(logits[a : a + step], labels[a : a + step]).unsqueeze(1))
+            pu -= p.mul(pu.sum(1, keepdim=True)) if pu.requires_grad else p.mul_(pu.sum(1, keepdim=True))
+            pu *= self._scale(logits[a : a + step], labels[a : a + step]).unsqueeze(1)
+            parts.append(pu)
         product = parts[0] if len(parts) == 1 else torch.cat(parts)
         return product.view(direction.shape).movedim(-1, self.class_dim)
 

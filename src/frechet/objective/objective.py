@@ -27,6 +27,7 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
+from frechet.objective.head import head_of
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
     parameter_space,
@@ -46,6 +47,10 @@ class Objective:
     `criterion` is one of frechet's or a torch loss with ``reduction="mean"``. `data` is any iterable of batches that
     gives the same batches each time. `split(batch) -> (inputs, targets)` defaults to pairs and to dicts with
     ``labels``; use `causal_lm` for language models. `penalty` is a `Penalty`, such as `l2(1e-4)`.
+
+    `head` names the `torch.nn.Linear` whose output is the model's output, such as ``"lm_head"``: it is then applied to
+    `head_rows` rows at a time (default: 32 MiB of logits), and the logits are never stored whole. The criterion must be
+    a sum over the rows of the outputs, and the model must do nothing after its head, which every pass checks.
 
     Objectives on one model add up: ``objective + 0.5 * other``.
 
@@ -69,6 +74,8 @@ class Objective:
         *,
         split: Split | None = None,
         penalty: Penalty | None = None,
+        head: str | None = None,
+        head_rows: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Objective: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -76,7 +83,10 @@ class Objective:
             raise TypeError(
                 f"Objective: penalty must be a Penalty, got {type(penalty).__name__}; use l2(c) or Penalty(function)"
             )
-        part = Part(as_criterion(criterion), data, default_split if split is None else split, 1.0)
+        if head is None and head_rows is not None:
+            raise ValueError("Objective: head_rows must come with head=, the name of the model's last layer")
+        last = None if head is None else head_of(unwrap(model), head, head_rows)
+        part = Part(as_criterion(criterion), data, default_split if split is None else split, 1.0, last)
         self._set(unwrap(model), (part,), () if penalty is None else ((1.0, penalty),))
 
     def _set(self, model: nn.Module, parts: tuple[Part, ...], penalties: tuple[tuple[float, Penalty], ...]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from frechet.errors import NonFinite
 from frechet.objective.criterion import Criterion
 from frechet.objective.data import Batch, Split, to_device, untouched_generators
+from frechet.objective.head import Head, HeadRows, rows_of
 from frechet.objective.model import Places, call, exact_math, outputs_of
 from frechet.space import Space
 
@@ -40,12 +41,13 @@ def l2(strength: float) -> Penalty:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One weighted data term of an objective."""
+    """One weighted data term of an objective; `head` is the last layer, where that is applied in chunks."""
 
     criterion: Criterion
     data: Iterable[Any]
     split: Split
     weight: float
+    head: Head | None = None
 
     def batches(self, device: torch.device) -> Iterator[Batch]:
         index = -1
@@ -76,10 +78,13 @@ class Snapshot:
         leaves = {name: blocks[name].detach().requires_grad_() for name in space.names}
         return list(leaves.values()), {**blocks, **leaves}
 
-    def forward(self, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """The model's outputs on a batch, as a function of its parameters."""
+    def forward(self, blocks: Mapping[str, Tensor], batch: Batch, head: Head | None = None) -> Tensor:
+        """The model's outputs on a batch, as a function of its parameters; with `head`, what goes into the head."""
+        state = {**self.constants, **blocks}
         try:
-            return outputs_of(call(self.model, self.places, {**self.constants, **blocks}, batch.inputs))
+            if head is None:
+                return outputs_of(call(self.model, self.places, state, batch.inputs))
+            return head.before(lambda: outputs_of(call(self.model, self.places, state, batch.inputs)))
         except (RuntimeError, ValueError) as error:
             if any(word in str(error) for word in ("dtype", "scalar type", "Input type")):
                 raise TypeError(
@@ -88,9 +93,21 @@ class Snapshot:
                 ) from error
             raise
 
+    def head_rows(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch, hidden: Tensor) -> HeadRows:
+        """The rows of a batch before the part's head, from `hidden` = forward(blocks, batch, part.head)."""
+        assert part.head is not None
+        return rows_of(part.head, part.criterion, hidden, {**self.constants, **blocks}, batch.targets)
+
+    def terms(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """The sum of each example's terms ``(examples,)``, as a function of the parameters."""
+        if part.head is None:
+            return part.criterion.terms(self.forward(blocks, batch), batch.targets)
+        rows = self.head_rows(part, blocks, batch, self.forward(blocks, batch, part.head))
+        return rows.per_example(rows.terms())
+
     def total(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The sum of a batch's terms, as a function of the parameters."""
-        return part.criterion.terms(self.forward(blocks, batch), batch.targets).sum()
+        return self.terms(part, blocks, batch).sum()
 
     def _running(self, reseed: int | None = None) -> ExitStack:
         """Contexts of a pass: random generators put back afterwards, the model in its recorded state."""
@@ -140,13 +157,14 @@ class Snapshot:
             contribute(part, batch, [space.split(row) for row in rows])
             return rows
 
-        return self._averaged(add, what, scale)
+        return self._averaged(add, what, scale, in_place=True)
 
     def _averaged(
         self,
         add: Callable[[Part, Batch, Tensor | None], Tensor],
         what: str,
         scale: Callable[[float, int], float] | None,
+        in_place: bool = False,
     ) -> Tensor:
         total: Tensor | None = None
         with self._running():
@@ -160,7 +178,8 @@ class Snapshot:
                 number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
                 if sums is None or number <= 0:
                     raise ValueError(f"{what}: the data must hold at least one term that counts, got none")
-                part_total = sums * (part.weight * (1 / number if scale is None else scale(number, examples)))
+                factor = part.weight * (1 / number if scale is None else scale(number, examples))
+                part_total = sums.mul_(factor) if in_place else sums * factor
                 total = part_total if total is None else total + part_total
             assert total is not None  # an objective has at least one part
             # one cheap reduction first: a finite sum has finite terms

@@ -2,7 +2,8 @@
 
 J is the Jacobian of all outputs in the parameters, C acts on each term's outputs: the criterion's Hessian
 (Gauss-Newton), the covariance of the likelihood's score (Fisher: exact, or from drawn labels), the outer product of the
-actual score (empirical Fisher). Only J v, C and J' are applied, so no per-example gradient is ever stored.
+actual score (empirical Fisher). Only J v, C and J' are applied, so no per-example gradient is ever stored. An objective
+with `head=` has J and J' of its body only, see `headed.py`.
 
 Forward route: the first column of a block rides on the forward pass as dual numbers, whose primal part keeps the graph
 for J'; further columns cost a forward pass each. Reverse route: J v is the derivative of J'u in a dummy cotangent u.
@@ -18,20 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective import Batch, Criterion, Objective, Part, Snapshot
+from frechet.objective.head import Head
+from frechet.operators.headed import add_headed, head_blocks
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import Adding, Leaves, Put, add_into, columns, differentiating, dual_numbers, grads
+from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen, refuse_padded_embedding
 from frechet.space import Space, generator
 
-# the middle factor on one batch: (part, outputs, targets) -> (u -> C u); made anew for each pass
-Middle = Callable[[], Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]]
+# the middle factor on one batch, or on some rows of it in order: (part, criterion, outputs, targets) -> (u -> C u),
+# where the criterion is the part's, or its like for rows; made anew for each pass
+OnBatch = Callable[[Part, Criterion, Tensor, Tensor], Callable[[Tensor], Tensor]]
+Middle = Callable[[], OnBatch]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,6 +53,7 @@ class OutputProduct(LinearOperator):
     scale: Callable[[float, int], float] | None
     penalized: bool
     drawn: bool  # the middle factor draws random numbers, batch after batch
+    coupled: bool  # C couples the rows of an example: it is the outer product of the example's score
 
     @property
     def codomain(self) -> Space:
@@ -62,7 +69,7 @@ class OutputProduct(LinearOperator):
             add = self.adding()
 
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                add(leaves, part, batch, vectors, lambda i, blocks: add_into(rows[i], blocks))
+                add(leaves, part, batch, vectors, Sums(rows))
 
             product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
             if not self.penalized:
@@ -73,13 +80,18 @@ class OutputProduct(LinearOperator):
         """How the unscaled product on a batch is computed, for one pass over the data."""
         middle = self.middle()
 
-        def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], put: Put) -> None:
+        def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], sums: Sums) -> None:
             with torch.enable_grad():
-                y, push = self._push(*leaves, vectors, batch)
-                C = middle(part, y.detach(), batch.targets)
+                y, push = self._push(*leaves, vectors, batch, part.head)
+                if part.head is not None:
+                    headed, where = self.snapshot.head_rows(part, leaves[1], batch, y), head_blocks(part, self.domain)
+                    of_rows = None if self.coupled else partial(middle, part, headed.criterion)
+                    add_headed(headed, where, push, of_rows, leaves[0], vectors, sums)
+                    return
+                C = middle(part, part.criterion, y.detach(), batch.targets)
                 for i in range(len(vectors)):
                     u = C(push(i)).detach()
-                    put(i, grads(y, leaves[0], [u], retain_graph=i + 1 < len(vectors)))
+                    sums.add(i, grads(y, leaves[0], [u], retain_graph=i + 1 < len(vectors)))
 
         return add
 
@@ -91,15 +103,29 @@ class OutputProduct(LinearOperator):
         return torch.stack([self.domain.join(p) for p in products])
 
     def _push(
-        self, leaves: list[Tensor], blocks: dict[str, Tensor], vectors: list[list[Tensor]], batch: Batch
+        self,
+        leaves: list[Tensor],
+        blocks: dict[str, Tensor],
+        vectors: list[list[Tensor]],
+        batch: Batch,
+        head: Head | None,
     ) -> tuple[Tensor, Callable[[int], Tensor]]:
-        """The outputs on one batch with their graph, and i -> J v_i."""
+        """The outputs on one batch with their graph (with a `head`, what goes into it), and i -> J v_i."""
         s, space = self.snapshot, self.domain
         if self.route == "reverse":
-            y = s.forward(blocks, batch)
+            y = s.forward(blocks, batch, head)
             u = torch.zeros_like(y).requires_grad_()
-            transposed = grads(y, leaves, [u], create_graph=True)
-            return y, lambda i: grads(transposed, [u], vectors[i], retain_graph=True)[0]
+            found = grads(y, leaves, [u], create_graph=True)
+            # where nothing depends on u there are only zeros, as large as the parameter
+            reached = [j for j, t in enumerate(found) if t.requires_grad]
+            transposed = [found[j] for j in reached]
+            return y, lambda i: grads(transposed, [u], [vectors[i][j] for j in reached], retain_graph=True)[0]
+        if head is not None:  # where memory is short, the graph of the tangents is worth a forward pass
+            pushed = [tangent(s, space, blocks, v, batch, head) for v in vectors]
+            y = s.forward(blocks, batch, head)
+            if batch.index == 0:
+                refuse_padded_embedding(y, self.name)
+            return y, pushed.__getitem__
         with dual_numbers():
             duals = map(forward_ad.make_dual, leaves, vectors[0])
             outputs = s.forward({**blocks, **dict(zip(space.names, duals, strict=True))}, batch)
@@ -114,12 +140,31 @@ class OutputProduct(LinearOperator):
         return self._matmat(U)
 
 
-def tangent(s: Snapshot, space: Space, blocks: Mapping[str, Tensor], v: list[Tensor], batch: Batch) -> Tensor:
+def tangent(
+    s: Snapshot,
+    space: Space,
+    blocks: Mapping[str, Tensor],
+    v: list[Tensor],
+    batch: Batch,
+    head: Head | None = None,
+) -> Tensor:
     """J v on one batch by dual numbers."""
+    return primal_and_tangent(s, space, blocks, v, batch, head)[1]
+
+
+def primal_and_tangent(
+    s: Snapshot,
+    space: Space,
+    blocks: Mapping[str, Tensor],
+    v: list[Tensor],
+    batch: Batch,
+    head: Head | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The outputs on one batch (with a `head`, what goes into it) and J v, without a graph."""
     with torch.no_grad(), dual_numbers():
         duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
-        primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch))
-        return torch.zeros_like(primal) if derivative is None else derivative
+        primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch, head))
+        return primal, torch.zeros_like(primal) if derivative is None else derivative
 
 
 def _made(
@@ -133,11 +178,12 @@ def _made(
     scale: Callable[[float, int], float] | None = None,
     penalized: bool = False,
     drawn: bool = False,
+    coupled: bool = False,
 ) -> OutputProduct:
     snapshot = objective.snapshot(x)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     way = chosen(route, snapshot.model, name, gauss_newton=True)
-    return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized, drawn)
+    return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized, drawn, coupled)
 
 
 def _require_objective(name: str, objective: object) -> None:
@@ -175,8 +221,8 @@ def gauss_newton(
     penalized = any(w < 0 for w, p in objective.penalties if p.convex)
     facts = _signed(objective) if convex and not penalized else SYMMETRIC
 
-    def middle() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
-        return lambda part, y, targets: lambda u: part.criterion.hessian_product(y, targets, u)
+    def middle() -> OnBatch:
+        return lambda _part, criterion, y, targets: lambda u: criterion.hessian_product(y, targets, u)
 
     return _made("gauss_newton", objective, x, restrict, route, facts, middle, penalized=True)
 
@@ -204,17 +250,17 @@ def fisher(
     if seed is not None:
         generator(seed)  # refuses a bad seed here, and not at the first product
 
-    def exact() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
-        return lambda part, y, targets: lambda u: part.criterion.fisher_product(y, targets, u)
+    def exact() -> OnBatch:
+        return lambda _part, criterion, y, targets: lambda u: criterion.fisher_product(y, targets, u)
 
-    def drawn() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
+    def drawn() -> OnBatch:
         assert seed is not None
         streams = {id(part): [generator(seed, j, i) for i in range(samples)] for j, part in enumerate(objective.parts)}
 
-        def on_batch(part: Part, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-            labels = [part.criterion.sample(y, targets, g) for g in streams[id(part)]]
-            scores = [part.criterion.score(y, t) for t in labels]
-            return lambda u: torch.stack([part.criterion.project(s, u) for s in scores]).mean(0)
+        def on_batch(part: Part, criterion: Criterion, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+            labels = [criterion.sample(y, targets, g) for g in streams[id(part)]]
+            scores = [criterion.score(y, t) for t in labels]
+            return lambda u: torch.stack([criterion.project(s, u) for s in scores]).mean(0)
 
         return on_batch
 
@@ -240,11 +286,11 @@ def empirical_fisher(
     if per not in ("example", "term"):
         raise ValueError(f"empirical_fisher: per must be 'example' or 'term', got {per!r}")
 
-    def middle() -> Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]:
-        def on_batch(part: Part, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-            score = part.criterion.score(y, targets)
+    def middle() -> OnBatch:
+        def on_batch(_part: Part, criterion: Criterion, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+            score = criterion.score(y, targets)
             if per == "term":
-                return lambda u: part.criterion.project(score, u)
+                return lambda u: criterion.project(score, u)
             flat = score.reshape(score.shape[0], -1)
             return lambda u: (flat * (flat * u.reshape(flat.shape)).sum(1, keepdim=True)).view(score.shape)
 
@@ -254,4 +300,5 @@ def empirical_fisher(
         return examples / count**2
 
     scale = per_example if per == "example" else None
-    return _made("empirical_fisher", objective, x, restrict, route, _signed(objective), middle, scale)
+    facts = _signed(objective)
+    return _made("empirical_fisher", objective, x, restrict, route, facts, middle, scale, coupled=per == "example")

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.function import FunctionHessian, frozen_point
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
-from frechet.operators.products import Adding, Leaves, Put, add_into, columns, differentiating, dual_numbers, grads
+from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen
 from frechet.space import Space
 
@@ -52,7 +52,7 @@ class ObjectiveHessian(LinearOperator):
             add = self.adding()
 
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                add(leaves, part, batch, vectors, lambda i, blocks: add_into(rows[i], blocks))
+                add(leaves, part, batch, vectors, Sums(rows))
 
             product = s.average_rows(contribute, space, len(vectors), self.name)
             return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
@@ -60,13 +60,13 @@ class ObjectiveHessian(LinearOperator):
     def adding(self) -> Adding:
         """How the unscaled product on a batch is computed, for one pass over the data."""
         s, add = self.snapshot, _reverse if self.route == "reverse" else _forward
-        return lambda leaves, part, batch, vectors, put: add(lambda b: s.total(part, b, batch), *leaves, vectors, put)
+        return lambda leaves, part, batch, vectors, sums: add(lambda b: s.total(part, b, batch), *leaves, vectors, sums)
 
     def of_penalty(self, leaves: Leaves, vectors: list[list[Tensor]]) -> Tensor:
         """The penalties' Hessian times each vector, as rows."""
-        rows: list[Tensor] = []
-        _reverse(self.snapshot.penalty, *leaves, vectors, lambda i, blocks: rows.append(self.domain.join(blocks)))
-        return torch.stack(rows)
+        sums = Sums([[] for _ in vectors])
+        _reverse(self.snapshot.penalty, *leaves, vectors, sums)
+        return torch.stack([self.domain.join(row) for row in sums.rows])
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
@@ -77,13 +77,13 @@ def _reverse(
     leaves: list[Tensor],
     blocks: dict[str, Tensor],
     vectors: list[list[Tensor]],
-    put: Put,
+    sums: Sums,
 ) -> None:
-    """Put the Hessian of `f` times each vector."""
+    """Add the Hessian of `f` times each vector."""
     with torch.enable_grad():
         gradient = grads(f(blocks), leaves, None, create_graph=True)
         for i, v in enumerate(vectors):
-            put(i, grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
+            sums.add(i, grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
 
 
 def _forward(
@@ -91,7 +91,7 @@ def _forward(
     leaves: list[Tensor],
     blocks: dict[str, Tensor],
     vectors: list[list[Tensor]],
-    put: Put,
+    sums: Sums,
 ) -> None:
     names = [name for name, block in blocks.items() if block.requires_grad]  # the leaves, in their order
     for i, v in enumerate(vectors):
@@ -102,7 +102,7 @@ def _forward(
             gradient = grads(value, leaves, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
             filled = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(leaves, tangents, strict=True)]
-        put(i, filled)
+        sums.add(i, filled)
 
 
 def hessian(

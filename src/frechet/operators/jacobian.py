@@ -19,7 +19,7 @@ from frechet.objective.kernels import ordinary
 from frechet.operators.function import function_jacobian
 from frechet.operators.gauss_newton import tangent
 from frechet.operators.operator import NONE, Fact, LinearOperator
-from frechet.operators.products import Leaves, Put, add_into, columns, differentiating, grads
+from frechet.operators.products import Leaves, Sums, columns, differentiating, grads
 from frechet.operators.route import Route, chosen, refuse_padded_embedding
 from frechet.space import Space
 
@@ -63,7 +63,7 @@ class OutputJacobian(LinearOperator):
 
         def visit(part: Part, batch: Batch) -> None:
             nonlocal row
-            row += self.pull(leaves, batch, [u[row:] for u in cotangents], lambda i, blocks: add_into(rows[i], blocks))
+            row += self.pull(leaves, batch, [u[row:] for u in cotangents], Sums(rows))
             if not bool(torch.isfinite(out).all()):
                 raise s.nonfinite("jacobian", part, batch)
 
@@ -84,13 +84,13 @@ class OutputJacobian(LinearOperator):
             transposed = grads(y, leaves[0], [u], create_graph=True)
             return [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
 
-    def pull(self, leaves: Leaves, batch: Batch, cotangents: list[Tensor], put: Put) -> int:
-        """Put J'u of one batch for each u, flat and no shorter than the batch's outputs, whose number it returns."""
+    def pull(self, leaves: Leaves, batch: Batch, cotangents: list[Tensor], sums: Sums) -> int:
+        """Add J'u of one batch for each u, flat and no shorter than the batch's outputs, whose number it returns."""
         with torch.enable_grad():
             y = self.snapshot.forward(leaves[1], batch)
             for i, u in enumerate(cotangents):
                 piece = u[: y.numel()].view(y.shape)
-                put(i, grads(y, leaves[0], [piece], retain_graph=i + 1 < len(cotangents)))
+                sums.add(i, grads(y, leaves[0], [piece], retain_graph=i + 1 < len(cotangents)))
         return y.numel()
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from frechet.operators.products import columns
+from frechet.operators.products import Sums, columns
 from frechet.operators.tape import Map, Tape, Untraceable, record
 from frechet.space import Space
 
@@ -60,8 +59,8 @@ def _now(device: torch.device) -> float:
 def recorded(room: Room, product: Map, space: Space, same: Map | None = None) -> Tape:
     """The tape of a product on one batch; it is compared with `same`, which is not recorded."""
     probe, other = (space.random(range(i, i + 1), 0) for i in range(2))
-    # every block a tensor of its own: views of one vector would look like writes into it
-    tape = room.record(product, [b.clone() for b in columns(space, probe)[0]])
+    # views of one vector, as the parameters are: where layouts differ forward mode copies tangents
+    tape = room.record(product, columns(space, probe)[0])
     if same is not None:
         [v] = columns(space, other)
         t0 = _now(space.device)
@@ -91,13 +90,13 @@ def goes_in_blocks(tape: Tape, v: list[Tensor]) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in together)
 
 
-def play(tape: Tape, vectors: list[list[Tensor]], blocks: bool, put: Callable[[int, list[Tensor]], None]) -> None:
+def play(tape: Tape, vectors: list[list[Tensor]], blocks: bool, sums: Sums) -> None:
     if not blocks or len(vectors) == 1:
         for i, v in enumerate(vectors):
-            put(i, tape(v))
+            sums.add(i, tape(v))
         return
     for a in range(0, len(vectors), TOGETHER):
         some = vectors[a : a + TOGETHER]
         together = tape.block([torch.stack(list(column)) for column in zip(*some, strict=True)])
         for i in range(len(some)):
-            put(a + i, [t[i] for t in together])
+            sums.add(a + i, [t[i] for t in together])

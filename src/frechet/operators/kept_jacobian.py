@@ -12,7 +12,7 @@ from frechet.operators.function import FunctionHessian, FunctionJacobian
 from frechet.operators.jacobian import OutputJacobian
 from frechet.operators.kept import Room, recorded
 from frechet.operators.operator import Fact, LinearOperator
-from frechet.operators.products import add_into, columns, differentiating
+from frechet.operators.products import Sums, add_into, columns, differentiating
 from frechet.operators.tape import Tape
 from frechet.space import Space
 
@@ -57,9 +57,9 @@ def kept_jacobian(A: OutputJacobian, room: Room) -> KeptJacobian:
         nonlocal row
 
         def pull(u: list[Tensor]) -> list[Tensor]:
-            found: list[Tensor] = []
-            A.pull(leaves, batch, u, lambda _, blocks: found.extend(blocks))
-            return found
+            sums = Sums([[]])
+            A.pull(leaves, batch, u, sums)
+            return sums.rows[0]
 
         def push(v: list[Tensor]) -> list[Tensor]:
             return A.push(leaves, batch, [v])

@@ -14,7 +14,7 @@ from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.kept import SMALL, Room, goes_in_blocks, play, recorded
 from frechet.operators.operator import Fact, LinearOperator
-from frechet.operators.products import Adding, add_into, columns, differentiating
+from frechet.operators.products import Adding, Sums, columns, differentiating
 from frechet.operators.route import lacks_forward
 from frechet.operators.tape import Map, Tape
 from frechet.space import Space
@@ -62,7 +62,7 @@ class KeptProduct(LinearOperator):
     operator: ObjectiveHessian | OutputProduct
     rest: Snapshot
     tapes: Mapping[Key, Tape]
-    blocks: bool
+    blocks: Mapping[str, bool]  # by a tape's code: whether it takes several vectors at once
 
     @property
     def domain(self) -> Space:
@@ -83,14 +83,11 @@ class KeptProduct(LinearOperator):
             add = A.adding()
 
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                def put(i: int, blocks: list[Tensor]) -> None:
-                    add_into(rows[i], blocks)
-
                 tape = self.tapes.get((s.parts.index(part), batch.index))
                 if tape is None:
-                    add(leaves, part, batch, vectors, put)
+                    add(leaves, part, batch, vectors, Sums(rows))
                 else:
-                    play(tape, vectors, self.blocks, put)
+                    play(tape, vectors, self.blocks[tape.code], Sums(rows))
 
             product = s.average_rows(contribute, space, len(vectors), A.name, A.scale)
             if isinstance(A, OutputProduct) and not A.penalized:
@@ -104,18 +101,19 @@ class KeptProduct(LinearOperator):
 def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct:
     s, space = A.snapshot, A.domain
     leaves, tapes, targets = s.leaves(space), {}, {}
-    operator, full, blocks, add = A, False, False, A.adding()
+    operator, full, add = A, False, A.adding()
+    blocks: dict[str, bool] = {}
 
     def product_on(part: Part, batch: Batch, add: Adding) -> Map:
         def product(v: list[Tensor]) -> list[Tensor]:
-            found: list[Tensor] = []
-            add(leaves, part, batch, [v], lambda _, blocks: found.extend(blocks))
-            return found
+            sums = Sums([[]])
+            add(leaves, part, batch, [v], sums)
+            return sums.rows[0]
 
         return product
 
     def visit(part: Part, batch: Batch) -> None:
-        nonlocal operator, full, blocks, add
+        nonlocal operator, full, add
         if not full:
             first = not tapes
             try:
@@ -127,8 +125,8 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct
                     add = operator.adding()
                     room.clear()
                     tape = recorded(room, product_on(part, batch, add), space, same)
-                if first:
-                    blocks = goes_in_blocks(tape, columns(space, space.random(range(1), 0))[0])
+                if tape.code not in blocks:
+                    blocks[tape.code] = goes_in_blocks(tape, columns(space, space.random(range(1), 0))[0])
                 key = (s.parts.index(part), batch.index)
                 tapes[key], targets[key] = tape, batch.targets
                 room.batches += 1

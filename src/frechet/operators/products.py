@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -35,8 +36,6 @@ from frechet.space import Space
 
 Point = Tensor | Mapping[str, Tensor]
 Leaves = tuple[list[Tensor], dict[str, Tensor]]  # differentiable blocks, and all parameters with these among them
-Put = Callable[[int, list[Tensor]], None]  # takes the product with vector i
-Adding = Callable[[Leaves, Part, Batch, list[list[Tensor]], Put], None]  # the product with each vector on one batch
 
 
 @contextmanager
@@ -99,6 +98,29 @@ def add_into(row: list[Tensor], blocks: list[Tensor]) -> None:
     """Add `blocks` to the views in `row`, in place."""
     for view, block in zip(row, blocks, strict=True):
         view.add_(block)
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """The products with each vector, added up block by block: in given views, or in whatever comes first."""
+
+    rows: list[list[Tensor]]  # an empty row has no memory yet
+
+    def add(self, i: int, blocks: list[Tensor]) -> None:
+        if self.rows[i]:
+            add_into(self.rows[i], blocks)
+        else:
+            self.rows[i] = blocks
+
+    def row(self, i: int, like: list[Tensor]) -> list[Tensor]:
+        """Row i, to add into in place; its blocks are like these."""
+        if not self.rows[i]:
+            self.rows[i] = [torch.zeros_like(b) for b in like]
+        return self.rows[i]
+
+
+# how a product with each vector on one batch is computed
+Adding = Callable[[Leaves, Part, Batch, list[list[Tensor]], Sums], None]
 
 
 def grads(

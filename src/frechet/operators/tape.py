@@ -138,8 +138,7 @@ class _Recorder(TorchDispatchMode):
         written = _written(func, args, kwargs) if mutable else []
         if func in _SHAPE_ONLY or not any(_storage(t) in self.moving for t in tensors):
             for t in written:
-                for constant in self.captured.pop(_storage(t), []):
-                    constant.tensor = constant.tensor.clone()
+                self._spare(t)
             return func(*args, **kwargs)
         if func in _READS_VALUES:
             raise Untraceable(f"{func} reads values that depend on the vector")
@@ -148,9 +147,20 @@ class _Recorder(TorchDispatchMode):
         for t in written:
             if _storage(t) in self.given:
                 raise Untraceable(f"{func} writes into the vector")
-            if _storage(t) not in self.moving:
+        fresh = [t for t in written if _storage(t) not in self.moving]
+        whole = len(written) == 1 and bool(fresh) and written[0] is args[0] and _fills_its_storage(written[0])
+        result = _functional(func) if whole else None
+        for t in fresh:
+            self._spare(t)
+            if result is None:
                 self._thaw(t)
+            else:  # before it is overwritten
+                args = (t.clone(), *args[1:])
         cells = _mapped(self.cell, args), {name: _mapped(self.cell, a) for name, a in kwargs.items()}
+        if result is not None:  # a constant is overwritten: not in place, so that blocks can go through
+            returned = func(written[0], *args[1:], **kwargs)
+            self.steps.append(_Step(result, *cells, [self._slot(written[0])]))
+            return returned
         returned = func(*args, **kwargs)
         if torch.Tag.inplace_view in func.tags:  # unsqueeze_ and its like write a shape, not numbers
             self.steps.append(_Step(_view_of(func), *cells, [self._slot(returned)]))
@@ -199,17 +209,32 @@ class _Recorder(TorchDispatchMode):
             self.moving.setdefault(place[0], (StorageWeakRef(t.untyped_storage()), slot))
         return slot
 
+    def _spare(self, t: Tensor) -> None:
+        """Copy what was kept of a constant storage that is about to be overwritten."""
+        for constant in self.captured.pop(_storage(t), []):
+            constant.tensor = constant.tensor.clone()
+
     def _thaw(self, t: Tensor) -> None:
         """Let a constant storage, about to receive something that depends on the vector, depend on it from now on."""
         size = t.untyped_storage().nbytes() // t.element_size()
         whole = t.detach().as_strided((size,), (1,), 0)
         before = _Constant(whole.clone())
-        self.captured.pop(_storage(t), None)
         self.steps.append(_step(aten.clone.default, before, result=self._slot(whole)))
 
 
 def _step(operation: Any, *args: Any, result: _Slot) -> _Step:
     return _Step(operation, args, {}, [result])
+
+
+def _fills_its_storage(t: Tensor) -> bool:
+    return t.is_contiguous() and t.numel() * t.element_size() == t.untyped_storage().nbytes()
+
+
+def _functional(func: Any) -> Any:
+    """The operation that returns what `func` writes into its first argument; None where there is none of that name."""
+    name = func._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") and not name.endswith("__") else None
+    return getattr(packet, func._overloadname, None)
 
 
 def _view_of(func: Any) -> Any:
