@@ -8,9 +8,10 @@ from torch import nn
 from frechet.errors import UnusableObjective
 from frechet.objective import Objective, cross_entropy, custom, gaussian, squared_error
 from frechet.objective.cross_entropy import CrossEntropy
+from frechet.objective.head import head_of, rows_of
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
-from frechet.operators.products import hessian_product
+from frechet.operators.products import dual_numbers, hessian_product
 from laws import close
 from objective_models import labels, randn, seeded
 
@@ -65,6 +66,21 @@ def test_value_gradient_and_third_derivative_are_those_of_the_whole_logits(name)
         return torch.autograd.grad(hessian_product(objective.value, x, v) @ w, x)[0]
 
     close(third(chunked), third(whole))
+
+
+def test_both_derivatives_are_right_in_every_argument_by_both_modes():
+    def weighted(h, W, b, c):
+        state = {"head.weight": W, "head.bias": b}
+        rows = rows_of(head, cross_entropy(label_smoothing=0.1), h, state, targets)
+        return rows.per_example(c[rows.kept] * rows.terms())
+
+    head = head_of(seeded(Words), "head", 2)
+    targets = torch.tensor([[1, -100, 3], [0, 2, 6]])
+    point = [randn(*s, seed=i).requires_grad_() for i, s in enumerate([(2, 3, D), (V, D), (V,), (6,)])]
+    with dual_numbers():  # loads torch's rules, which warn at first use
+        pass
+    assert torch.autograd.gradcheck(weighted, point, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(weighted, point, check_fwd_over_rev=True)
 
 
 @pytest.mark.parametrize("width", [1, 2, 6])
@@ -135,6 +151,7 @@ def test_a_forward_that_someone_set_on_the_head_is_put_back():
         lambda y: y[..., 1:],
         lambda y: y.transpose(0, 1).transpose(1, 2),
         lambda y: y.flip(-1),
+        lambda y: y.flatten(1)[:, 1 : D + 1],
         lambda y: y.float(),
         lambda y: y.log_softmax(-1),
         lambda y: y.flatten(1),
