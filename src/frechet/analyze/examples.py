@@ -85,6 +85,11 @@ def example_gradients(
         tensor([ 4., 16.], dtype=torch.float64)
     """
     snapshot, part = _one_part("example_gradients", objective, x)
+    if snapshot.dropout_seed is not None and any(snapshot.flags):
+        raise UnusableObjective(
+            "example_gradients: with dropout_seed a batch draws the masks, and an example alone would draw others; "
+            "call model.eval()"
+        )
     if route not in (None, "vmap", "loop"):
         raise ValueError(f"example_gradients: route must be 'vmap' or 'loop', got {route!r}")
     way = route or ("loop" if any(isinstance(m, LOOPED) for m in snapshot.model.modules()) else "vmap")
@@ -99,7 +104,7 @@ def example_gradients(
                 counted.append((float(part.criterion.count(batch.targets)), terms.shape[0]))
                 return space.join(grads(terms.sum(), leaves, None))
 
-        with torch.no_grad():
+        with torch.no_grad(), snapshot.installed(blocks):
             mean = snapshot.average(contribute, "example_gradients")
         count, examples = sum(c for c, _ in counted), sum(n for _, n in counted)
         scale = part.weight * examples / count
@@ -125,7 +130,8 @@ def example_gradients(
                     G += common
                     rows.append((space.norm(G.T) ** 2, space.gram(G.T, mean[:, None])[:, 0], losses[a:b]))
 
-        snapshot.sweep(visit)
+        with snapshot.installed(blocks):
+            snapshot.sweep(visit)
         norms, inner, losses = (torch.cat(parts).cpu().double() for parts in zip(*rows, strict=True))
         squared = float(space.inner(mean, mean))
         return ExampleGradients(
@@ -187,7 +193,8 @@ def example_curvatures(
         count += float(part.criterion.count(batch.targets))
 
     with second_order("example_curvatures", space.device):
-        snapshot.sweep(visit)
+        with snapshot.installed(blocks):
+            snapshot.sweep(visit)
         if count <= 0:
             raise ValueError("example_curvatures: the data must hold at least one term that counts, got none")
         values = torch.cat(parts)
@@ -212,7 +219,9 @@ def _one_part(what: str, objective: Objective, x: Tensor | None) -> tuple[Snapsh
             f"{what}: objective must have one data term, got {len(objective.parts)}; the examples of different terms "
             "are not draws from one population: ask for each term alone"
         )
-    return objective.snapshot(x), objective.parts[0]
+    snapshot = objective.snapshot(x)
+    snapshot.refuse_coupled(what)
+    return snapshot, objective.parts[0]
 
 
 def _terms(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch) -> Tensor:

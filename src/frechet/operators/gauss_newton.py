@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective.kernels import refused_hooks
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import add_into, columns, differentiating, dual_numbers, grads
 from frechet.operators.route import Route, chosen, refuse_padded_embedding
@@ -32,6 +33,11 @@ from frechet.space import Space, generator
 
 # the middle factor on one batch: (part, outputs, targets) -> (u -> C u); made anew for each pass
 Middle = Callable[[], Callable[[Part, Tensor, Tensor], Callable[[Tensor], Tensor]]]
+
+
+_CHECKPOINTED = (
+    "{}: route='forward' cannot go through activation checkpoints or other hooks on saved tensors; use route='reverse'"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,7 +81,8 @@ class OutputProduct(LinearOperator):
                     gradient = grads(s.penalty(blocks, convex_only=True), leaves, None, create_graph=True)
                     return torch.stack([space.join(grads(gradient, leaves, v, retain_graph=True)) for v in vectors])
 
-            product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
+            with s.installed(blocks):
+                product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
             return (s.plus_penalty(self.name, product, of_penalty) if self.penalized else product).T
 
     def _push(
@@ -88,7 +95,8 @@ class OutputProduct(LinearOperator):
             u = torch.zeros_like(y).requires_grad_()
             transposed = grads(y, leaves, [u], create_graph=True)
             return y, lambda i: grads(transposed, [u], vectors[i], retain_graph=True)[0]
-        with dual_numbers():
+        # a checkpoint would run again outside of the level, without tangents
+        with refused_hooks(_CHECKPOINTED.format(self.name)), dual_numbers():
             duals = map(forward_ad.make_dual, leaves, vectors[0])
             outputs = s.forward({**blocks, **dict(zip(space.names, duals, strict=True))}, batch)
             # the graph of the tangents goes with them: left in place it would be differentiated too
@@ -220,7 +228,8 @@ def empirical_fisher(
 
     ``per="term"``: 1/count sum over terms of g g'. ``per="example"``: 1/N sum over examples of g g' with g the gradient
     of the example's total times N/count, so that the mean of g is the objective's gradient. They agree where every
-    example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently.
+    example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently: one
+    that normalizes by the statistics of the batch is refused.
     """
     _require_objective("empirical_fisher", objective)
     if per not in ("example", "term"):
@@ -240,4 +249,6 @@ def empirical_fisher(
         return examples / count**2
 
     scale = per_example if per == "example" else None
-    return _made("empirical_fisher", objective, x, restrict, route, _signed(objective), middle, scale)
+    made = _made("empirical_fisher", objective, x, restrict, route, _signed(objective), middle, scale)
+    made.snapshot.refuse_coupled("empirical_fisher")
+    return made

@@ -61,7 +61,8 @@ class OutputJacobian(LinearOperator):
         with differentiating("jacobian", space.device):
             leaves, blocks = s.leaves(space)
             vectors, out = columns(space, V), self.codomain.zeros(V.shape[1])
-            s.sweep(visit)
+            with s.installed(blocks):
+                s.sweep(visit)
         return out
 
     def _rmatmat(self, U: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ class OutputJacobian(LinearOperator):
         with differentiating("jacobian", space.device):
             leaves, blocks = s.leaves(space)
             cotangents, out = ordinary(U).T, space.zeros(U.shape[1])
-            s.sweep(visit)
+            with s.installed(blocks):
+                s.sweep(visit)
         return out
 
 
@@ -119,7 +121,7 @@ def jacobian(
             refuse_padded_embedding(y, "jacobian")
         sizes.append(y.numel())
 
-    with torch.no_grad():
+    with torch.no_grad(), snapshot.installed(blocks):
         snapshot.sweep(visit)
     outputs = Space(("outputs",), ((sum(sizes),),), space.dtype, space.device)
     return OutputJacobian(snapshot, space, outputs, way)
@@ -134,4 +136,6 @@ def ntk(
 ) -> LinearOperator:
     """The neural tangent kernel J J' over (example, output) pairs in data order, unscaled, positive semidefinite."""
     J = jacobian(objective, x, restrict=restrict, route=route)
+    if isinstance(J, OutputJacobian):
+        J.snapshot.refuse_coupled("ntk")
     return J @ J.T
