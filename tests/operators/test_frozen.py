@@ -1,4 +1,4 @@
-"""What a product over few trainable parameters costs: counted floating-point operations and bytes saved for backward."""
+"""What a product over few trainable parameters costs: operations counted, and entries saved for a backward pass."""
 
 import pytest
 import torch
