@@ -1,8 +1,8 @@
 """Where torch is silently wrong, crashes or lacks a derivative: each known trap is a test.
 
-The items are those of our notes: what breaks in torch's products (P), what overturned a sentence of the design (A), and,
-in `test_traps_transforms.py`, what wrappers, compilation and linearization do (C). `ELSEWHERE` names the tests of the
-items that other files hold.
+The items are those of our notes: what breaks in torch's products (P), what overturned a sentence of the design (A),
+and, in `test_traps_transforms.py`, what wrappers, compilation and linearization do (C). `ELSEWHERE` names the tests of
+the items that other files hold.
 """
 
 import re
@@ -21,7 +21,7 @@ from frechet.operators.hessian import hessian
 from frechet.operators.jacobian import jacobian
 from frechet.operators.products import hessian_product
 from laws import block, close
-from objective_cases import F64, mlp, prepared, ragged, randn, seeded, tanh_mlp
+from objective_cases import F64, causal_attention_with_affine_layer_norm, mlp, prepared, ragged, randn, seeded, tanh_mlp
 
 ELSEWHERE = {
     "P jvp of jacrev through affine layer norm": "operators/test_function.py::test_affine_layer_norm_agrees",
@@ -188,6 +188,20 @@ def test_a_penalty_on_curvature_trains_and_an_operator_in_its_place_is_refused()
     for make in (lambda: hessian(case.objective, x), lambda: jacobian(case.objective, x)):
         with pytest.raises(ValueError, match="x must not require grad"):
             make()
+
+
+# A10 and a trap of its own: torch's third derivatives of layer norm are wrong
+def test_a_penalty_on_curvature_trains_through_layer_norm():
+    case, x = prepared(causal_attention_with_affine_layer_norm)
+    v, u, e = *block(case.space, 2, 1).T, 1e-6
+
+    def curvature(x):
+        return hessian_product(case.objective.value, x, v) @ v
+
+    y = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(curvature(y), y)
+    expected = float((curvature(x + e * u) - curvature(x - e * u)).detach()) / (2 * e)
+    assert abs(float(slope @ u.detach()) - expected) < 1e-6 * abs(expected)
 
 
 # A11: a binary cross entropy of probabilities has another Gauss-Newton matrix than one of logits

@@ -106,6 +106,20 @@ def slope(f, x):
     return torch.autograd.grad(f(x), x)[0]
 
 
+# C (f): no second derivative
+def test_operations_without_a_second_derivative_say_so():
+    y, length = torch.tensor([0, 1]), torch.tensor([2])
+    functions = {
+        "cdist": lambda x: torch.cdist(x, x.flip(0)).sum(),
+        "pdist": lambda x: F.pdist(x).sum(),
+        "multi_margin": lambda x: F.multi_margin_loss(x, y),
+        "ctc": lambda x: F.ctc_loss(x.log_softmax(1)[:, None], torch.tensor([[1]]), length, length - 1),
+    }
+    for missing, f in functions.items():
+        with pytest.raises(NotDifferentiable, match=f"hessian: .*{missing}.*replace that operation"):
+            hessian(f, randn(2, 2)).dense()
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 # C, last: an activation checkpoint runs again with the parameters of the operator, not with those of the model
 def test_a_checkpoint_recomputes_at_the_operators_point():

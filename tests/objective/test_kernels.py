@@ -1,5 +1,3 @@
-from contextlib import nullcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,6 @@ from torch.utils.checkpoint import checkpoint
 
 from frechet.errors import NotDifferentiable
 from frechet.objective.kernels import (
-    LayersByFormula,
     WeightNormByFormula,
     has_weight_norm,
     nodes_of,
@@ -143,54 +140,6 @@ def test_the_nodes_of_a_graph_are_each_met_once():
         "torch::autograd::AccumulateGrad",
     ]
     assert nodes_of([torch.ones(1)]) == set()
-
-
-# --- formulas in place of kernels -------------------------------------------------------------------------------------
-
-TABLE, ROWS = randn(5, 3), torch.tensor([4, 0, 2, 2, 4, 1, 4])
-WEIGHTS = randn(7, seed=2)
-
-
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize(
-    "keywords",
-    [
-        {"offsets": torch.tensor([0, 2, 2, 5])},  # the second bag is empty
-        {"offsets": torch.tensor([0, 2, 2, 5]), "padding_idx": 4},
-        {"offsets": torch.tensor([0, 3, 7]), "include_last_offset": True, "padding_idx": -1},
-        {"offsets": torch.tensor([0])},
-    ],
-)
-def test_embedding_bags_by_formula_have_torchs_values_and_gradients(mode, keywords):
-    results = []
-    for context in (nullcontext(), LayersByFormula()):
-        table = TABLE.clone().requires_grad_()
-        with context:
-            y = F.embedding_bag(ROWS, table, mode=mode, **keywords)
-        results.append((y.detach(), torch.autograd.grad((y * y).sum(), table)[0]))
-    close(results[1][0], results[0][0])
-    close(results[1][1], results[0][1])
-
-
-def test_embedding_bags_take_tables_of_bags_and_weights():
-    tables = ROWS[:6].view(2, 3)
-    weights = WEIGHTS[:6].view(2, 3)
-    for keywords in ({"mode": "max"}, {"mode": "sum", "per_sample_weights": weights, "padding_idx": 2}, {}):
-        expected = F.embedding_bag(tables, TABLE, **keywords)
-        with LayersByFormula():
-            close(F.embedding_bag(tables, TABLE, **keywords), expected)
-    with LayersByFormula(), pytest.raises(NotDifferentiable, match="max_norm, sparse or scale_grad_by_freq"):
-        F.embedding_bag(tables, TABLE, scale_grad_by_freq=True)
-
-
-def test_hard_sigmoids_by_formula_have_torchs_values_and_slopes():
-    x = torch.tensor([-4.0, -3.0, -1.0, 2.9, 3.0, 5.0], requires_grad=True)
-    expected = F.hardsigmoid(x)
-    slope = torch.autograd.grad(expected.sum(), x)[0]
-    with LayersByFormula():
-        y = F.hardsigmoid(x)
-    assert torch.allclose(y, expected)
-    assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], slope)
 
 
 # --- what is turned off or refused ------------------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 1. Fused attention and the encoder layer's fast path have neither double backward nor forward mode: turned off.
 2. The derivative of the fused weight normalization has a wrong derivative (asymmetric Hessians): computed by formula.
-3. Embedding bags and hard sigmoids have first derivatives only: computed by formula. Recurrent layers of cuDNN have no
-   double backward: it is turned off.
+3. Recurrent layers of cuDNN have no double backward: it is turned off. For other layers see `formulas.py`.
 4. A function marked `once_differentiable` counts as a constant in a second derivative where unused inputs are allowed:
    refused.
 5. Activation checkpoints with use_reentrant=True refuse autograd.grad, and lose the gradient where no input of theirs
@@ -20,7 +19,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
@@ -79,64 +77,6 @@ class WeightNormByFormula(TorchFunctionMode):
 
 def has_weight_norm(m: nn.Module) -> bool:
     return isinstance(m, _WeightNorm) or any(isinstance(h, WeightNorm) for h in m._forward_pre_hooks.values())
-
-
-class LayersByFormula(TorchFunctionMode):
-    """Embedding bags as sums, means and maxima of rows inside, hard sigmoids as ramps: torch's kernels have one
-    derivative only."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        function: Callable[..., Any] = _FORMULAS.get(func) or func
-        return function(*args, **(kwargs or {}))
-
-
-def _embedding_bag(
-    input: Tensor,
-    weight: Tensor,
-    offsets: Tensor | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2,
-    scale_grad_by_freq: bool = False,
-    mode: str = "mean",
-    sparse: bool = False,
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
-) -> Tensor:
-    """F.embedding_bag, but for what changes or scales gradients: max_norm, sparse and scale_grad_by_freq."""
-    if max_norm is not None or sparse or scale_grad_by_freq:
-        raise NotDifferentiable(
-            "an embedding bag with max_norm, sparse or scale_grad_by_freq has gradients of another kind; leave them out"
-        )
-    index = input.reshape(-1).long()
-    if offsets is None:
-        bags = torch.arange(len(input), device=input.device).repeat_interleave(input.shape[1])
-        size = len(input)
-    else:
-        starts = offsets[:-1] if include_last_offset else offsets
-        size = len(starts)
-        bags = torch.searchsorted(starts.contiguous(), torch.arange(len(index), device=input.device), right=True) - 1
-    rows = weight[index] if per_sample_weights is None else weight[index] * per_sample_weights.reshape(-1, 1)
-    if padding_idx is not None:
-        kept = index != padding_idx % len(weight)
-        rows, bags = rows[kept], bags[kept]
-    numbers = torch.bincount(bags, minlength=size)
-    if mode == "max":
-        slots = torch.arange(len(bags), device=input.device) - (numbers.cumsum(0) - numbers)[bags]
-        longest = max(1, int(numbers.max()) if size else 1)
-        filled = rows.new_full((size, longest, weight.shape[1]), -torch.inf).index_put((bags, slots), rows)
-        return torch.where(numbers[:, None] > 0, filled.max(1).values, rows.new_zeros(()))
-    sums = rows.new_zeros(size, weight.shape[1]).index_add(0, bags, rows)
-    return sums if mode == "sum" else sums / numbers.clamp(min=1).to(rows.dtype)[:, None]
-
-
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    return F.hardtanh(input, -3.0, 3.0) / 6 + 0.5
-
-
-_FORMULAS: dict[Any, Callable[..., Tensor]] = {F.embedding_bag: _embedding_bag, F.hardsigmoid: _hardsigmoid}
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from frechet.errors import UnusableObjective
+from frechet.objective.formulas import LayersByFormula
 from frechet.objective.kernels import (
-    LayersByFormula,
     WeightNormByFormula,
     has_weight_norm,
     ordinary_mode,
