@@ -104,7 +104,7 @@ def decoder_layer() -> Case:
     def f(m, x):
         return m[0](x, x.flip(1), tgt_mask=CAUSAL, tgt_is_causal=True)
 
-    model = around(f, lambda: nn.TransformerDecoderLayer(2, 1, 2, activation="gelu", batch_first=True))
+    model = around(f, lambda: nn.TransformerDecoderLayer(2, 1, 1, bias=False, activation="gelu", batch_first=True))
     return fitted("decoder layer", model, randn(3, 3, 2))
 
 

@@ -28,7 +28,7 @@ def obeys(A, dense):
     V, U = block(A.domain, 2, 1), block(A.codomain, 2, 2)
     close(A @ V, dense @ V)
     close(Adjoint(A) @ U, dense.T @ U)
-    for law in LAWS:
+    for law in LAWS if A.route == "reverse" else LAWS[:1]:
         law(A, SimpleNamespace(dense=dense))
 
 
