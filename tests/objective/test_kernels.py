@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from frechet.errors import NotDifferentiable
 from frechet.objective.kernels import (
@@ -11,9 +12,13 @@ from frechet.objective.kernels import (
     nodes_of,
     ordinary,
     ordinary_mode,
+    recurrence_without_cudnn,
     refuse_once_differentiable,
+    refused_hooks,
+    refused_reentrant_checkpoints,
     unfused_attention,
 )
+from frechet.objective.model import exact_math
 from laws import close
 from objective_cases import randn
 
@@ -135,3 +140,37 @@ def test_the_nodes_of_a_graph_are_each_met_once():
         "torch::autograd::AccumulateGrad",
     ]
     assert nodes_of([torch.ones(1)]) == set()
+
+
+# --- what is turned off or refused ------------------------------------------------------------------------------------
+
+
+def test_recurrent_layers_run_without_cudnn_inside_only():
+    model = torch.nn.Sequential(torch.nn.LSTM(1, 1))
+    modules, flags = tuple(model.modules()), (True, True)
+    assert torch.backends.cudnn.enabled
+    with exact_math(modules, flags, CPU):
+        assert not torch.backends.cudnn.enabled
+    with recurrence_without_cudnn():
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled
+    with exact_math(tuple(torch.nn.Linear(1, 1).modules()), (True,), CPU):
+        assert torch.backends.cudnn.enabled
+
+
+def test_reentrant_checkpoints_are_refused_inside_only():
+    layer, x = torch.nn.Linear(2, 2).double(), randn(3, 2)
+    with refused_reentrant_checkpoints(), pytest.raises(NotDifferentiable, match="pass use_reentrant=False to torch"):
+        checkpoint(layer, x, use_reentrant=True)
+    checkpoint(layer, x.requires_grad_(), use_reentrant=True).sum().backward()
+    with refused_reentrant_checkpoints():
+        checkpoint(layer, x, use_reentrant=False)
+
+
+def test_hooks_on_saved_tensors_raise_the_given_sentence():
+    layer, x = torch.nn.Linear(2, 2).double(), randn(3, 2).requires_grad_()
+    with pytest.raises(NotDifferentiable, match="not here"), refused_hooks("not here"):
+        checkpoint(layer, x, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="another"), refused_hooks("not here"):
+        raise RuntimeError("another")
+    checkpoint(layer, x, use_reentrant=False)

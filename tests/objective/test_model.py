@@ -9,11 +9,13 @@ from frechet.errors import UnusableObjective
 from frechet.objective import Objective, squared_error
 from frechet.objective.model import (
     call,
+    couplings,
     exact_math,
+    moving_buffers,
     outputs_of,
     parameter_space,
     places_of,
-    refuse_random_or_coupled,
+    refuse_unusable,
     training_flags,
     unwrap,
 )
@@ -73,9 +75,13 @@ def with_parameter(p, **keywords):
             TypeError,
             "'extra' must be floating point, got torch.int8; dequantize it",
         ),
-        (with_parameter(torch.ones(2).double()), TypeError, "one dtype, got 'weight' is float32, 'extra' is float64"),
-        (linear().half(), TypeError, "must be float32 or float64, got torch.float16; half precision"),
-        (linear().bfloat16(), TypeError, "must be float32 or float64, got torch.bfloat16; half precision"),
+        (
+            with_parameter(torch.ones(2).double()),
+            TypeError,
+            "got 'weight' is float32, 'extra' is float64; pass",
+        ),
+        (linear().half(), TypeError, "must be float32 or float64, got torch.float16; .* pass dtype=torch.float32"),
+        (linear().bfloat16(), TypeError, "must be float32 or float64, got torch.bfloat16; .* pass dtype="),
         (linear().requires_grad_(False), UnusableObjective, "Linear must have a trainable parameter, got none"),
         (nn.ReLU(), UnusableObjective, "ReLU must have a trainable parameter, got none"),
         (nn.LazyLinear(2), UnusableObjective, "lazy parameter 'weight' has no shape yet; run one forward pass first"),
@@ -92,52 +98,65 @@ def test_models_that_cannot_be_differentiated_are_refused(model, kind, message):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Dropout(0.1), r"module '1' \(Dropout\) drops units at random in training mode.*call model.eval\(\)"),
+        (nn.Dropout(0.1), r"module '1' \(Dropout\) drops units at random .*model.eval\(\), or .*dropout_seed=0"),
         (nn.AlphaDropout(0.1), r"\(AlphaDropout\) drops units"),
         (nn.LSTM(2, 2, num_layers=2, dropout=0.1), r"\(LSTM\) drops units"),
         (nn.MultiheadAttention(2, 1, dropout=0.1), r"\(MultiheadAttention\) drops units"),
         (nn.TransformerEncoderLayer(2, 1), r"\(Dropout\) drops units|\(MultiheadAttention\) drops units"),
-        (nn.RReLU(), r"\(RReLU\) draws its slopes at random in training mode; call model.eval\(\)"),
-        (nn.BatchNorm1d(2), r"\(BatchNorm1d\) normalizes by the statistics of the batch.*call model.eval\(\)"),
-        (nn.InstanceNorm1d(2, track_running_stats=True), r"\(InstanceNorm1d\) normalizes by the statistics"),
+        (nn.RReLU(), r"\(RReLU\) draws its slopes at random in training mode; call model.eval\(\), or"),
+        (nn.SyncBatchNorm(2), r"\(SyncBatchNorm\) normalizes over the batches of all processes; call model.eval\(\)"),
         (nn.utils.parametrizations.spectral_norm(linear()), r"spectral norm that moves its buffers.*model.eval\(\)"),
         (nn.utils.spectral_norm(linear()), r"spectral norm that moves its buffers.*model.eval\(\)"),
     ],
 )
-def test_modules_that_are_random_or_coupled_in_training_are_refused_there_only(module, message):
+def test_modules_that_are_random_in_training_are_refused_there_only(module, message):
     model = nn.Sequential(linear(), module)
     objective = Objective(model, squared_error(), [(torch.ones(1, 2), torch.ones(1, 2))])
     for ask in (lambda: hessian(objective), objective.value, objective.gradient, objective.check):
         with pytest.raises(UnusableObjective, match=message):
             ask()
     model.eval()
-    refuse_random_or_coupled(model)
+    refuse_unusable(model, seeded=False)
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.BatchNorm1d(2, track_running_stats=False), r"has no running statistics.*use GroupNorm"),
+        (nn.SyncBatchNorm(2, track_running_stats=False), r"\(SyncBatchNorm\) normalizes over the batches of all"),
         (nn.Embedding(3, 2, max_norm=1.0), r"\(Embedding\) changes its weights at each call; set max_norm=None"),
         (nn.EmbeddingBag(3, 2, sparse=True), r"\(EmbeddingBag\) gives sparse gradients; set sparse=False"),
     ],
 )
 def test_some_modules_are_refused_in_evaluation_mode_too(module, message):
     with pytest.raises(UnusableObjective, match=message):
-        refuse_random_or_coupled(nn.Sequential(linear(), module).eval())
+        refuse_unusable(nn.Sequential(linear(), module).eval(), seeded=True)
 
 
 def test_harmless_modules_in_training_mode_are_taken():
     harmless = (nn.Dropout(0.0), nn.InstanceNorm1d(2), nn.GroupNorm(1, 2), nn.LSTM(2, 2), nn.Embedding(3, 2))
-    refuse_random_or_coupled(nn.Sequential(*harmless).train())
+    refuse_unusable(nn.Sequential(*harmless, nn.BatchNorm1d(2)).train(), seeded=False)
+    random = (nn.Dropout(0.5), nn.RReLU(), nn.LSTM(2, 2, 2, dropout=0.5), nn.MultiheadAttention(2, 1, dropout=0.1))
+    refuse_unusable(nn.Sequential(*random).train(), seeded=True)
+    refuse_unusable(nn.SyncBatchNorm(2).eval(), seeded=False)
 
 
-def test_the_value_leaves_running_statistics_alone():
-    model = nn.Sequential(linear(), nn.BatchNorm1d(2))
-    before = {n: b.clone() for n, b in model.named_buffers()}
-    with pytest.raises(UnusableObjective):
-        Objective(model, squared_error(), [(torch.ones(3, 2), torch.ones(3, 2))]).value()
-    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+def test_modules_that_couple_the_examples_are_named():
+    norms = (nn.BatchNorm1d(2), nn.BatchNorm2d(2, track_running_stats=False), nn.InstanceNorm1d(2), nn.GroupNorm(1, 2))
+    model = nn.Sequential(linear(), *norms, nn.Sequential(nn.BatchNorm3d(2)))
+    three = ("'1' (BatchNorm1d)", "'2' (BatchNorm2d)", "'5.0' (BatchNorm3d)")
+    assert couplings(model, training_flags(model)) == three
+    flags = training_flags(model)
+    assert couplings(model.eval(), training_flags(model)) == three[1:2]
+    assert couplings(model, flags) == three  # the recorded flags count, not the present ones
+
+
+def test_buffers_that_may_move_are_those_of_modules_in_training():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    model[1].eval()
+    expected = ("0.running_mean", "0.running_var", "0.num_batches_tracked")
+    assert moving_buffers(model, places_of(model)) == expected
+    model[1].running_var = model[0].running_var  # a buffer with two homes moves if one of them does
+    assert moving_buffers(model, places_of(model)) == expected
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

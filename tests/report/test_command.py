@@ -89,7 +89,6 @@ WRONG = {
     "nan": "batch 1 .*inputs hold NaN",
     "shuffled": "shuffle=False",
     "dropout": r"'2' \(Dropout\).*model.eval\(\)",
-    "batchnorm": r"'2' \(BatchNorm1d\).*model.eval\(\)",
     "unshifted": "split=causal_lm",
     "mixed": "one dtype",
     "integers": "'table' must be floating point",
@@ -156,6 +155,12 @@ def test_check_says_that_a_good_objective_is_usable(frechet, file):
     assert out.rstrip().endswith("usable")
     assert "a Hessian product takes" in out
     assert "two passes under different seeds agree" in out
+
+
+def test_batch_statistics_are_told(frechet, file):
+    code, out, _ = frechet("check", f"{file}:batchnorm")
+    assert code == 0
+    assert "module '2' (BatchNorm1d) couples the examples of a batch: the loss depends on the batches" in out
 
 
 @pytest.mark.parametrize("command_name", ["report", "check"])

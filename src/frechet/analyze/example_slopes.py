@@ -84,7 +84,8 @@ def example_slopes(
     with differentiating("example_slopes", space.device), torch.no_grad():
         leaves, blocks = snapshot.leaves(space)
         vectors = columns(space, V.detach())
-        snapshot.sweep(visit)
+        with snapshot.installed(blocks):
+            snapshot.sweep(visit)
         if count <= 0:
             raise ValueError("example_slopes: the data must hold at least one term that counts, got none")
         values = torch.cat(parts)

@@ -36,7 +36,7 @@ from frechet.analyze.single_examples import (
     example_route,
     rows_at_once,
 )
-from frechet.errors import NonFinite
+from frechet.errors import NonFinite, UnusableObjective
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.model import ordinary_mode
 from frechet.operators.products import columns, grads, second_order
@@ -115,7 +115,7 @@ def example_gradients(
             inner[a:b] += rest.gram(G.T, walk.mean[at, None])[:, 0].to(norms.device)
         rows.append((norms, inner, losses))
 
-    with ordinary_mode(space.device), torch.no_grad():
+    with ordinary_mode(space.device), torch.no_grad(), snapshot.installed(walk.blocks):
         leaves, step = [walk.blocks[n] for n in rest.names], rows_at_once(rest)
         blocks = walk.blocks
         snapshot.sweep(visit)
@@ -176,7 +176,7 @@ def walk_gradients(
             G += walk.common
             use(G, losses[a:b], walk)
 
-    with ordinary_mode(space.device), torch.no_grad():
+    with ordinary_mode(space.device), torch.no_grad(), snapshot.installed(walk.blocks):
         snapshot.sweep(visit)
     return walk
 
@@ -184,6 +184,11 @@ def walk_gradients(
 def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRoute | None) -> Walk:
     """The first pass."""
     snapshot, part = _one_part(what, objective, x)
+    if snapshot.dropout_seed is not None and any(snapshot.flags):
+        raise UnusableObjective(
+            f"{what}: with dropout_seed a batch draws the masks, and an example alone would draw others; call "
+            "model.eval()"
+        )
     way = example_route(what, route, snapshot.model)
     space = snapshot.space
     with ordinary_mode(space.device):
@@ -198,7 +203,7 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
                 counted.append((float(part.criterion.count(batch.targets)), terms.shape[0]))
                 return space.join(grads(terms.sum(), leaves, None))
 
-        with torch.no_grad():
+        with torch.no_grad(), snapshot.installed(blocks):
             mean = snapshot.average(contribute, what)
         count, examples = sum(c for c, _ in counted), sum(n for _, n in counted)
         common, penalty = torch.zeros_like(mean), torch.zeros(())
@@ -269,7 +274,8 @@ def example_curvatures(
         count += float(part.criterion.count(batch.targets))
 
     with second_order("example_curvatures", space.device):
-        snapshot.sweep(visit)
+        with snapshot.installed(blocks):
+            snapshot.sweep(visit)
         if count <= 0:
             raise ValueError("example_curvatures: the data must hold at least one term that counts, got none")
         values = torch.cat(parts)
@@ -294,7 +300,9 @@ def _one_part(what: str, objective: Objective, x: Tensor | None) -> tuple[Snapsh
             f"{what}: objective must have one data term, got {len(objective.parts)}; the examples of different terms "
             "are not draws from one population: ask for each term alone"
         )
-    return objective.snapshot(x), objective.parts[0]
+    snapshot = objective.snapshot(x)
+    snapshot.refuse_coupled(what)
+    return snapshot, objective.parts[0]
 
 
 def _terms(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch) -> Tensor:

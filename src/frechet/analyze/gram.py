@@ -111,7 +111,7 @@ def gradient_gram(
 
         snapshot.sweep(visit)
 
-    with ordinary_mode(space.device), torch.no_grad():
+    with ordinary_mode(space.device), torch.no_grad(), snapshot.installed(walk.blocks):
         K, rows, passes = _assembled("gradient_gram", rest, walk.examples, memory, sweep)
         if walk.layers:
             snapshot.sweep(factor)
@@ -147,6 +147,7 @@ def ntk_matrix(
     if not isinstance(objective, Objective):
         raise TypeError(f"ntk_matrix: objective must be an Objective, got {type(objective).__name__}")
     snapshot = objective.snapshot(x)
+    snapshot.refuse_coupled("ntk_matrix")
     way = example_route("ntk_matrix", route, snapshot.model)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     _, blocks = snapshot.leaves(space)
@@ -175,7 +176,7 @@ def ntk_matrix(
 
         snapshot.sweep(visit)
 
-    with second_order("ntk_matrix", space.device), torch.no_grad():
+    with second_order("ntk_matrix", space.device), torch.no_grad(), snapshot.installed(blocks):
         snapshot.sweep(measure)
         size = sum(s.numel() for s in shapes)
         rest = rest_of(space, layers)

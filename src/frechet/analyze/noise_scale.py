@@ -245,7 +245,8 @@ def curvature_noise_scale(
         return rows
 
     with torch.no_grad():
-        rows = snapshot.average(contribute, "curvature_noise_scale")
+        with snapshot.installed(blocks):
+            rows = snapshot.average(contribute, "curvature_noise_scale")
         n = examples
         if n < 2:
             raise ValueError(f"curvature_noise_scale: needs at least 2 examples, got {n}")

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from frechet.errors import NotDifferentiable, UnusableObjective
 from frechet.objective.data import Batch, untouched_generators
 from frechet.objective.kernels import nodes_of
-from frechet.objective.model import call, exact_math
+from frechet.objective.model import exact_math
 
 if TYPE_CHECKING:
     from frechet.objective.objective import Objective
@@ -38,6 +38,7 @@ class Check:
     own_loss: float | None  # what the model itself returned as loss on the first batch, where it does
     unreached: tuple[str, ...]  # parameters on which no data term depends
     kinks: tuple[str, ...]  # operations that are not differentiable everywhere, by autograd's names
+    coupled: tuple[str, ...]  # modules by which the loss depends on how the data are divided into batches
     seconds: float  # of one pass
 
 
@@ -71,7 +72,7 @@ def check(objective: Objective) -> Check:
     own = _own_loss(snapshot)
     unreached, kinks = _graph(snapshot)
     examples, terms = sum(len(r.losses) for r in first), sum(r.terms for r in first)
-    return Check(value, len(first), examples, terms, own, unreached, kinks, seconds)
+    return Check(value, len(first), examples, terms, own, unreached, kinks, snapshot.coupled, seconds)
 
 
 def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
@@ -194,11 +195,11 @@ def _calls(snapshot: Snapshot, batch: Batch, seed: int) -> list[_Call]:
 
         hooks.append(m.register_forward_pre_hook(before, with_kwargs=True))
         hooks.append(m.register_forward_hook(after, with_kwargs=True))
-    state = {**snapshot.constants, **snapshot.space.unflatten(snapshot.x)}
+    blocks = snapshot.space.unflatten(snapshot.x)
     try:
         flags, device = snapshot.flags, snapshot.space.device
         with torch.no_grad(), untouched_generators(reseed=seed), exact_math(snapshot.modules, flags, device):
-            call(snapshot.model, snapshot.places, state, batch.inputs)
+            snapshot.returned(blocks, batch.inputs, batch.index)
     finally:
         for hook in hooks:
             hook.remove()
@@ -247,7 +248,7 @@ def _cut(tree: Any, size: int, i: int) -> Any:
 def _own_loss(snapshot: Snapshot) -> float | None:
     """Compare with the loss that a model returns when it is given the labels; only for dict batches with labels."""
     found: float | None = None
-    state = {**snapshot.constants, **snapshot.space.unflatten(snapshot.x)}
+    blocks = snapshot.space.unflatten(snapshot.x)
     for part in snapshot.parts:
         flags, device = snapshot.flags, snapshot.space.device
         with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
@@ -256,13 +257,13 @@ def _own_loss(snapshot: Snapshot) -> float | None:
                 continue
             try:
                 labels = raw["labels"].to(snapshot.space.device)
-                returned = call(snapshot.model, snapshot.places, state, {**batch.inputs, "labels": labels})
+                returned = snapshot.returned(blocks, {**batch.inputs, "labels": labels}, batch.index)
             except TypeError:  # its forward takes no labels
                 continue
             loss = returned.get("loss") if isinstance(returned, Mapping) else getattr(returned, "loss", None)
             if not isinstance(loss, Tensor):
                 continue
-            ours = float(snapshot.total(part, state, batch) / part.criterion.count(batch.targets))
+            ours = float(snapshot.total(part, blocks, batch) / part.criterion.count(batch.targets))
         theirs = float(loss)
         if abs(ours - theirs) > 1e-4 * max(abs(ours), abs(theirs)) + 1e-6:
             raise UnusableObjective(
@@ -274,19 +275,26 @@ def _own_loss(snapshot: Snapshot) -> float | None:
 
 
 def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """From the graph of the first batch of each part: unreached parameters, and operations with kinks."""
+    """From the graph of the first batch of each part: unreached parameters, operations with kinks, none in half."""
     reached: set[str] = set()
     kinks: set[str] = set()
     for part in snapshot.parts:
         with untouched_generators(), exact_math(snapshot.modules, snapshot.flags, snapshot.space.device):
             leaves, blocks = snapshot.leaves(snapshot.space)
-            with torch.enable_grad():
+            with torch.enable_grad(), snapshot.installed(blocks):
                 total = snapshot.total(part, blocks, next(part.batches(snapshot.space.device)))
             nodes = nodes_of([total])
         owners = {id(node.variable) for node in nodes if hasattr(node, "variable")}
         reached |= {name for name, leaf in zip(snapshot.space.names, leaves, strict=True) if id(leaf) in owners}
         for node in nodes:
             operation = node.name().split("Backward")[0]
+            halves = {m.dtype for m in node._input_metadata} & {torch.float16, torch.bfloat16}
+            if halves:
+                raise UnusableObjective(
+                    f"check: operation '{operation}' runs in {halves.pop()}, though the parameters have "
+                    f"{snapshot.space.dtype}, so that derivatives are rounded to a few digits; a module casts, or "
+                    "enters autocast, by itself: let it take the dtype of its input"
+                )
             if any(k in operation.lower() for k in _KINKS):
                 kinks.add(operation)
     return tuple(n for n in snapshot.space.names if n not in reached), tuple(sorted(kinks))

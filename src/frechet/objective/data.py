@@ -90,11 +90,17 @@ def causal_lm(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     return {k: v for k, v in batch.items() if k != "labels"}, targets
 
 
-def to_device(tree: Any, device: torch.device) -> Any:
-    """Every tensor of a nested structure on `device`."""
+def to_device(tree: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Every tensor of a nested structure on `device`, those of floating point in `dtype` where one is given."""
     if isinstance(tree, Mapping):  # tokenizers' batches are mappings that pytrees do not know
-        return {k: to_device(v, device) for k, v in tree.items()}
-    return tree_map(lambda t: ordinary(t.to(device, non_blocking=True)) if isinstance(t, Tensor) else t, tree)
+        return {k: to_device(v, device, dtype) for k, v in tree.items()}
+
+    def moved(t: Any) -> Any:
+        if not isinstance(t, Tensor):
+            return t
+        return ordinary(t.to(device, dtype if t.is_floating_point() else None, non_blocking=True))
+
+    return tree_map(moved, tree)
 
 
 def refuse_unrepeatable(data: object) -> None:

@@ -2,9 +2,12 @@
 
 1. Fused attention and the encoder layer's fast path have neither double backward nor forward mode: turned off.
 2. The derivative of the fused weight normalization has a wrong derivative (asymmetric Hessians): computed by formula.
-3. A function marked `once_differentiable` counts as a constant in a second derivative where unused inputs are allowed:
+3. Recurrent layers of cuDNN have no double backward: it is turned off. For other layers see `formulas.py`.
+4. A function marked `once_differentiable` counts as a constant in a second derivative where unused inputs are allowed:
    refused.
-4. In inference mode derivatives vanish; autocast rounds them to bfloat16: both are left.
+5. Activation checkpoints with use_reentrant=True refuse autograd.grad, and lose the gradient where no input of theirs
+   has one: refused.
+6. In inference mode derivatives vanish; autocast rounds them to bfloat16: both are left.
 
 Each was measured against finite differences of gradients with torch 2.13.
 """
@@ -16,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -73,6 +77,47 @@ class WeightNormByFormula(TorchFunctionMode):
 
 def has_weight_norm(m: nn.Module) -> bool:
     return isinstance(m, _WeightNorm) or any(isinstance(h, WeightNorm) for h in m._forward_pre_hooks.values())
+
+
+@contextmanager
+def recurrence_without_cudnn() -> Iterator[None]:
+    """Recurrent layers by kernels with a double backward, which those of cuDNN lack."""
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
+
+
+@contextmanager
+def refused_reentrant_checkpoints() -> Iterator[None]:
+    """Activation checkpoints with use_reentrant=True raise inside."""
+
+    def refuse(inputs: Any) -> None:
+        raise NotDifferentiable(
+            "Objective: activation checkpoints with use_reentrant=True have no second derivatives, and lose gradients "
+            "where their inputs have none; pass use_reentrant=False to torch.utils.checkpoint"
+        )
+
+    checked = torch.utils.checkpoint.check_backward_validity
+    torch.utils.checkpoint.check_backward_validity = refuse
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.check_backward_validity = checked
+
+
+@contextmanager
+def refused_hooks(sentence: str) -> Iterator[None]:
+    """Raise `sentence` where tensors are saved for a backward pass through hooks, as activation checkpoints do."""
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(sentence):
+            yield
+    except RuntimeError as error:
+        if sentence not in str(error):
+            raise
+        raise NotDifferentiable(sentence) from None
 
 
 def nodes_of(ys: list[Tensor]) -> set[Any]:

@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from frechet.errors import UnusableObjective
-from frechet.objective.kernels import WeightNormByFormula, has_weight_norm, ordinary_mode, unfused_attention
+from frechet.objective.formulas import LayersByFormula
+from frechet.objective.kernels import (
+    WeightNormByFormula,
+    has_weight_norm,
+    ordinary_mode,
+    recurrence_without_cudnn,
+    unfused_attention,
+)
 from frechet.space import Space
 
 
@@ -30,8 +38,8 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def parameter_space(model: nn.Module) -> Space:
-    """The space of the trainable parameters, tied ones once; raises for what cannot be differentiated."""
+def parameter_space(model: nn.Module, dtype: torch.dtype | None = None) -> Space:
+    """The space of the trainable parameters, tied ones once, in `dtype`; raises for what cannot be differentiated."""
     for name, p in model.named_parameters():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise UnusableObjective(f"Objective: lazy parameter '{name}' has no shape yet; run one forward pass first")
@@ -42,19 +50,27 @@ def parameter_space(model: nn.Module) -> Space:
                 f"Objective: parameter '{name}' must be floating point, got {p.dtype}; dequantize it, "
                 "or register it as a buffer"
             )
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise UnusableObjective(
             f"Objective: {type(model).__name__} must have a trainable parameter, got none; set "
             "p.requires_grad_(True) on those to study"
         )
-    space = Space.of({name: p.detach() for name, p in trainable.items()})
-    if space.dtype in (torch.float16, torch.bfloat16):
+    first = {p.dtype: name for name, p in reversed(trainable.items())}
+    if dtype is None and len(first) > 1:
+        listed = ", ".join(f"'{name}' is {str(d).removeprefix('torch.')}" for d, name in reversed(first.items()))
         raise TypeError(
-            f"Objective: the model must be float32 or float64, got {space.dtype}; half precision has no room for "
-            "second derivatives: use copy.deepcopy(model).float()"
+            f"Objective: the parameters must have one dtype, got {listed}; pass dtype=torch.float32 to compute in it, "
+            "or convert the model"
         )
-    return space
+    if dtype is None and first.keys() & {torch.float16, torch.bfloat16}:
+        raise TypeError(
+            f"Objective: the model must be float32 or float64, got {next(iter(first))}; half precision has no room for "
+            "second derivatives: pass dtype=torch.float32 to compute in it at the same point"
+        )
+    # entries without memory: a model in half precision is not copied for its shapes
+    wanted = {name: p.new_empty(1, dtype=dtype or p.dtype).expand(p.shape) for name, p in trainable.items()}
+    return Space.of(wanted)
 
 
 # name -> every dict and key under which a module keeps that parameter or buffer
@@ -65,21 +81,22 @@ def training_flags(model: nn.Module) -> tuple[bool, ...]:
     return tuple(m.training for m in model.modules())
 
 
-def refuse_random_or_coupled(model: nn.Module) -> None:
-    """Raise, without a pass, for modules that are random, couple the examples of a batch, or change their own state."""
+def refuse_unusable(model: nn.Module, seeded: bool) -> None:
+    """Raise, without a pass, for modules that are random, unless their draws are `seeded`, or change their state."""
     for name, m in model.named_modules():
         where = f"module '{name}' ({type(m).__name__})"
         drops = (isinstance(m, _DropoutNd) and m.p > 0) or (
             isinstance(m, nn.MultiheadAttention | nn.RNNBase) and float(m.dropout) > 0
         )
-        if m.training and drops:
+        if m.training and drops and not seeded:
             raise UnusableObjective(
                 f"Objective: {where} drops units at random in training mode, so there is no one function to "
-                "differentiate; call model.eval()"
+                "differentiate; call model.eval(), or fix the masks with Objective(..., dropout_seed=0)"
             )
-        if m.training and isinstance(m, nn.RReLU):
+        if m.training and isinstance(m, nn.RReLU) and not seeded:
             raise UnusableObjective(
-                f"Objective: {where} draws its slopes at random in training mode; call model.eval()"
+                f"Objective: {where} draws its slopes at random in training mode; call model.eval(), or fix them with "
+                "Objective(..., dropout_seed=0)"
             )
         if m.training and _iterates_spectral_norm(m):
             raise UnusableObjective(
@@ -90,17 +107,28 @@ def refuse_random_or_coupled(model: nn.Module) -> None:
             raise UnusableObjective(f"Objective: {where} changes its weights at each call; set max_norm=None")
         if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse and m.weight.requires_grad:
             raise UnusableObjective(f"Objective: {where} gives sparse gradients; set sparse=False")
-        instance = isinstance(m, nn.modules.instancenorm._InstanceNorm)
-        if m.training and isinstance(m, _NormBase) and (not instance or m.track_running_stats):
+        if isinstance(m, nn.SyncBatchNorm) and _by_the_batch(m, m.training):
             raise UnusableObjective(
-                f"Objective: {where} normalizes by the statistics of the batch in training mode, so the loss is not a "
-                "sum over examples and its buffers would move; call model.eval()"
+                f"Objective: {where} normalizes over the batches of all processes; call model.eval(), or use "
+                "BatchNorm, which normalizes each process's batch"
             )
-        if isinstance(m, _NormBase) and not instance and m.running_mean is None:
-            raise UnusableObjective(
-                f"Objective: {where} has no running statistics, so it normalizes by the batch even in evaluation mode; "
-                "set track_running_stats=True or use GroupNorm"
-            )
+
+
+def _by_the_batch(m: nn.Module, training: bool) -> bool:
+    """Whether a module normalizes by the statistics of the batch."""
+    return isinstance(m, _NormBase) and not isinstance(m, _InstanceNorm) and (training or m.running_mean is None)
+
+
+def couplings(model: nn.Module, flags: tuple[bool, ...]) -> tuple[str, ...]:
+    """The modules that, with these training flags, make an example's output depend on the rest of its batch."""
+    named = zip(model.named_modules(), flags, strict=True)
+    return tuple(f"'{name}' ({type(m).__name__})" for (name, m), training in named if _by_the_batch(m, training))
+
+
+def moving_buffers(model: nn.Module, places: Places) -> tuple[str, ...]:
+    """The names of the buffers of modules in training mode: a forward pass may write into them."""
+    holders = {id(m._buffers) for m in model.modules() if m.training}
+    return tuple(name for name, kept in places.items() if any(id(holder) in holders for holder, _ in kept))
 
 
 def _iterates_spectral_norm(m: nn.Module) -> bool:
@@ -127,6 +155,10 @@ def exact_math(modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: 
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # no double backward through compiled code
         if any(has_weight_norm(m) for m in modules):
             stack.enter_context(WeightNormByFormula())
+        if any(isinstance(m, nn.EmbeddingBag | nn.Hardsigmoid) for m in modules):
+            stack.enter_context(LayersByFormula())
+        if any(isinstance(m, nn.RNNBase) for m in modules):
+            stack.enter_context(recurrence_without_cudnn())
         for m, flag in changed:
             m.training = not flag
         try:
@@ -162,12 +194,27 @@ def places_of(model: nn.Module) -> Places:
     return places
 
 
-def call(model: nn.Module, places: Places, state: Mapping[str, Tensor], inputs: Any) -> Any:
-    """model(inputs) with `state` as its parameters and buffers; a dict holds keyword arguments, a tuple positional.
+@contextmanager
+def installed(places: Places, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model of `places` with `state` as its parameters and buffers.
 
     What torch.func.functional_call does, with the places looked up beforehand: on small models that is a tenth of a
     gradient.
     """
+    kept: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name, t in state.items():
+            for holder, key in places[name]:
+                kept.append((holder, key, holder[key]))
+                holder[key] = t
+        yield
+    finally:
+        for holder, key, t in reversed(kept):
+            holder[key] = t
+
+
+def call(model: nn.Module, places: Places, state: Mapping[str, Tensor], inputs: Any) -> Any:
+    """model(inputs) with `state` inside; a dict holds keyword arguments, a tuple positional."""
     args, keywords = (), {}
     if isinstance(inputs, Mapping):
         keywords = dict(inputs)
@@ -175,13 +222,5 @@ def call(model: nn.Module, places: Places, state: Mapping[str, Tensor], inputs: 
         args = tuple(inputs)
     else:
         args = (inputs,)
-    kept: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for name, t in state.items():
-            for holder, key in places[name]:
-                kept.append((holder, key, holder[key]))
-                holder[key] = t
+    with installed(places, state):
         return model(*args, **keywords)
-    finally:
-        for holder, key, t in reversed(kept):
-            holder[key] = t

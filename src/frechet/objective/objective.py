@@ -30,15 +30,16 @@ from frechet.objective.data import (
 from frechet.objective.head import head_of
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
+    moving_buffers,
     parameter_space,
     places_of,
-    refuse_random_or_coupled,
+    refuse_unusable,
     training_flags,
     unwrap,
 )
 from frechet.objective.snapshot import Part, Penalty, Snapshot
 from frechet.objective.torch_losses import as_criterion
-from frechet.space import Space
+from frechet.space import Space, generator
 
 
 class Objective:
@@ -51,6 +52,9 @@ class Objective:
     `head` names the `torch.nn.Linear` whose output is the model's output, such as ``"lm_head"``: it is then applied to
     `head_rows` rows at a time (default: 32 MiB of logits), and the logits are never stored whole. The criterion must be
     a sum over the rows of the outputs, and the model must do nothing after its head, which every pass checks.
+    `dtype` (float32 or float64) computes in that dtype at the point where the model is: parameters, buffers, floating
+    inputs and targets are cast, and vectors have it. A bfloat16 model needs it. `dropout_seed` lets a model drop units
+    in training mode: whatever its forward draws on batch i comes from (seed, i), the same in every product.
 
     Objectives on one model add up: ``objective + 0.5 * other``.
 
@@ -76,6 +80,8 @@ class Objective:
         penalty: Penalty | None = None,
         head: str | None = None,
         head_rows: int | None = None,
+        dtype: torch.dtype | None = None,
+        dropout_seed: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Objective: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -83,21 +89,27 @@ class Objective:
             raise TypeError(
                 f"Objective: penalty must be a Penalty, got {type(penalty).__name__}; use l2(c) or Penalty(function)"
             )
+        if dtype not in (None, torch.float32, torch.float64):
+            raise TypeError(f"Objective: dtype must be torch.float32 or torch.float64, got {dtype}")
+        if dropout_seed is not None:
+            generator(dropout_seed)  # refuses a bad seed
         if head is None and head_rows is not None:
             raise ValueError("Objective: head_rows must come with head=, the name of the model's last layer")
         last = None if head is None else head_of(unwrap(model), head, head_rows)
-        part = Part(as_criterion(criterion), data, default_split if split is None else split, 1.0, last)
+        part = Part(as_criterion(criterion), data, default_split if split is None else split, 1.0, last, dtype)
+        object.__setattr__(self, "dropout_seed", dropout_seed)
         self._set(unwrap(model), (part,), () if penalty is None else ((1.0, penalty),))
 
     def _set(self, model: nn.Module, parts: tuple[Part, ...], penalties: tuple[tuple[float, Penalty], ...]) -> None:
         for name, value in (("model", model), ("parts", parts), ("penalties", penalties)):
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "space", parameter_space(model))
+        object.__setattr__(self, "space", parameter_space(model, parts[0].dtype))
 
     model: nn.Module
     parts: tuple[Part, ...]
     penalties: tuple[tuple[float, Penalty], ...]
     space: Space
+    dropout_seed: int | None
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Objective is frozen: cannot set {name}; make a new one")
@@ -107,6 +119,7 @@ class Objective:
 
     def _with(self, parts: tuple[Part, ...], penalties: tuple[tuple[float, Penalty], ...]) -> Objective:
         other = object.__new__(Objective)
+        object.__setattr__(other, "dropout_seed", self.dropout_seed)
         other._set(self.model, parts, penalties)
         return other
 
@@ -115,6 +128,12 @@ class Objective:
             raise TypeError(f"Objective + other: other must be an Objective, got {type(other).__name__}")
         if other.model is not self.model:
             raise ValueError("Objective + other: both must be objectives of one and the same model object")
+        for what, mine, theirs in (
+            ("dtype", self.parts[0].dtype, other.parts[0].dtype),
+            ("dropout_seed", self.dropout_seed, other.dropout_seed),
+        ):
+            if mine != theirs:
+                raise ValueError(f"Objective + other: both must have one {what}, got {mine} and {theirs}")
         return self._with(self.parts + other.parts, self.penalties + other.penalties)
 
     def __mul__(self, c: float) -> Objective:
@@ -136,7 +155,7 @@ class Objective:
         """The current trainable parameters as one flat vector ``(n,)``, a fresh copy."""
         parameters = dict(self.model.named_parameters())
         with ordinary_mode(self.space.device):
-            return self.space.join([parameters[name].detach() for name in self.space.names]).clone()
+            return self.space.join([parameters[n].detach().to(self.space.dtype) for n in self.space.names]).clone()
 
     @property
     def population(self) -> int | None:
@@ -154,16 +173,22 @@ class Objective:
         return self._snapshot(self._flat(x))
 
     def _snapshot(self, x: Tensor, copy: bool = True) -> Snapshot:
-        refuse_random_or_coupled(self.model)
+        refuse_unusable(self.model, seeded=self.dropout_seed is not None)
         for part in self.parts:
             refuse_unrepeatable(part.data)
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         frozen = {n: t.detach() for n, t in named if n not in set(self.space.names)}
+        dtype = self.parts[0].dtype
         with ordinary_mode(self.space.device):
             constants = {n: t.clone() if copy or t.is_inference() else t for n, t in frozen.items()}
+            if dtype is not None:
+                constants = {n: t.to(dtype) if t.is_floating_point() else t for n, t in constants.items()}
         flags = training_flags(self.model)
         modules, places = tuple(self.model.modules()), places_of(self.model)
-        return Snapshot(self.model, self.parts, self.penalties, self.space, x, constants, flags, modules, places)
+        return Snapshot(
+            *(self.model, self.parts, self.penalties, self.space, x, constants, flags, modules, places),
+            *(moving_buffers(self.model, places), self.dropout_seed),
+        )
 
     def _flat(self, x: Tensor | Mapping[str, Tensor] | None) -> Tensor:
         if x is None:
@@ -215,7 +240,8 @@ class Objective:
                         return self.space.zeros()
                     return self.space.join(torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True))
 
-            mean = snapshot.average(lambda p, b: slope(lambda: snapshot.total(p, blocks, b)), "gradient")
+            with snapshot.installed(blocks):
+                mean = snapshot.average(lambda p, b: slope(lambda: snapshot.total(p, blocks, b)), "gradient")
             return snapshot.plus_penalty("gradient", mean, lambda: slope(lambda: snapshot.penalty(blocks)))
 
     def check(self) -> Check:

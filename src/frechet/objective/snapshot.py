@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from frechet.errors import NonFinite
+from frechet.errors import NonFinite, UnusableObjective
 from frechet.objective.criterion import Criterion
 from frechet.objective.data import Batch, Split, to_device, untouched_generators
 from frechet.objective.head import Head, HeadRows, rows_of
-from frechet.objective.model import Places, call, exact_math, outputs_of
-from frechet.space import Space
+from frechet.objective.kernels import refused_hooks, refused_reentrant_checkpoints
+from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of
+from frechet.space import Space, generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,22 @@ class Part:
     split: Split
     weight: float
     head: Head | None = None
+    dtype: torch.dtype | None = None  # to which floating inputs and targets are cast
 
     def batches(self, device: torch.device) -> Iterator[Batch]:
         index = -1
         for index, raw in enumerate(self.data):
             inputs, targets = self.split(raw)
-            yield Batch(to_device(inputs, device), to_device(targets, device), index)
+            yield Batch(to_device(inputs, device, self.dtype), to_device(targets, device, self.dtype), index)
         if index < 0:
             raise ValueError("Objective: data must hold at least one batch, got an empty iterable")
+
+
+_CHECKPOINTED = (
+    "Objective.value: the model saves tensors through hooks (activation checkpoints, save_on_cpu), which would "
+    "recompute with the model's present parameters in a later backward pass; turn them off, or use "
+    "hessian(objective, x)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +80,8 @@ class Snapshot:
     flags: tuple[bool, ...]
     modules: tuple[nn.Module, ...]
     places: Places
+    moving: tuple[str, ...] = ()  # buffers into which a forward pass may write
+    dropout_seed: int | None = None
 
     def leaves(self, space: Space) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Differentiable copies of the blocks of `space`, and the full dict of parameters that contains them."""
@@ -78,20 +89,75 @@ class Snapshot:
         leaves = {name: blocks[name].detach().requires_grad_() for name in space.names}
         return list(leaves.values()), {**blocks, **leaves}
 
+    def installed(self, blocks: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """The model with its state and `blocks` inside, for whatever runs parts of it again in a backward pass.
+
+        Activation checkpoints do: without this they would recompute with the model's present parameters.
+        """
+        return installed(self.places, self._state(blocks))
+
+    def _state(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        moved = {name: self.constants[name].clone() for name in self.moving}
+        return {**self.constants, **moved, **blocks}
+
+    def returned(self, blocks: Mapping[str, Tensor], inputs: Any, index: int) -> Any:
+        """What the model returns for the inputs of batch number `index`, as a function of its parameters."""
+        with ExitStack() as stack:
+            if self.dropout_seed is not None:  # the draws of batch i are always those of (seed, i)
+                drawn = generator(self.dropout_seed, index).initial_seed() % 2**32  # NumPy takes no larger seed
+                stack.enter_context(untouched_generators(drawn))
+            if torch.is_grad_enabled():
+                stack.enter_context(refused_reentrant_checkpoints())
+                holder, key = self.places[self.space.names[0]][0]
+                if isinstance(holder[key], nn.Parameter):  # nothing is installed for the backward pass
+                    stack.enter_context(refused_hooks(_CHECKPOINTED))
+            return call(self.model, self.places, self._state(blocks), inputs)
+
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch, head: Head | None = None) -> Tensor:
         """The model's outputs on a batch, as a function of its parameters; with `head`, what goes into the head."""
-        state = {**self.constants, **blocks}
+
+        def run() -> Tensor:
+            return outputs_of(self.returned(blocks, batch.inputs, batch.index))
+
         try:
-            if head is None:
-                return outputs_of(call(self.model, self.places, state, batch.inputs))
-            return head.before(lambda: outputs_of(call(self.model, self.places, state, batch.inputs)))
+            outputs = run() if head is None else head.before(run)
         except (RuntimeError, ValueError) as error:
-            if any(word in str(error) for word in ("dtype", "scalar type", "Input type")):
-                raise TypeError(
-                    f"Objective: batch {batch.index} and the {self.space.dtype} model do not fit together: "
-                    f"{str(error).splitlines()[0]}; convert the data or the model"
+            text = str(error).splitlines()[0]
+            if "more than 1 value per channel" in text:
+                raise UnusableObjective(
+                    f"Objective: batch {batch.index} has one value per channel, so its variance is zero: {text}; use "
+                    "another batch size, or model.eval()"
                 ) from error
+            if any(word in text for word in ("dtype", "scalar type", "Input type")):
+                raise self._misfit(batch, text) from error
             raise
+        if any(part.dtype is not None for part in self.parts) and outputs.dtype != self.space.dtype:
+            raise self._misfit(batch, f"its outputs are {outputs.dtype}")
+        return outputs
+
+    def _misfit(self, batch: Batch, what: str) -> TypeError:
+        if any(part.dtype is not None for part in self.parts):
+            return TypeError(
+                f"Objective: batch {batch.index}: with dtype={self.space.dtype} parameters, buffers and inputs have "
+                f"this dtype, but a module or hook makes another one: {what}; let it take the dtype of its input"
+            )
+        return TypeError(
+            f"Objective: batch {batch.index} and the {self.space.dtype} model do not fit together: {what}; convert "
+            "the data or the model"
+        )
+
+    @property
+    def coupled(self) -> tuple[str, ...]:
+        """The modules that make an example's output depend on the rest of its batch."""
+        return couplings(self.model, self.flags)
+
+    def refuse_coupled(self, what: str) -> None:
+        """Raise where the model is known to couple the examples of a batch, so that none has a loss of its own."""
+        if self.coupled:
+            raise UnusableObjective(
+                f"{what}: module {self.coupled[0]} normalizes by the statistics of the batch, so no example has "
+                "outputs of its own; call model.eval()"
+            )
 
     def head_rows(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch, hidden: Tensor) -> HeadRows:
         """The rows of a batch before the part's head, from `hidden` = forward(blocks, batch, part.head)."""

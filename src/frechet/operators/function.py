@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from frechet.objective.kernels import WeightNormByFormula, ordinary, ordinary_mode
 from frechet.operators.operator import NONE, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import columns, dual_numbers, grads, second_order
-from frechet.operators.route import Route
+from frechet.operators.route import Route, refuse_padded_embedding
 from frechet.space import Space
 
 
@@ -154,7 +154,9 @@ def _gradient_tangent(
 ) -> list[Tensor]:
     with dual_numbers():
         # with create_graph torch takes backward formulas that have a forward mode (silu, mish)
-        gradient = grads(f(_duals(leaves, v)), list(leaves.values()), None, create_graph=True)
+        value = f(_duals(leaves, v))
+        refuse_padded_embedding(value, "hessian")
+        gradient = grads(value, list(leaves.values()), None, create_graph=True)
         tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
         return [torch.zeros_like(g) if t is None else t for g, t in zip(gradient, tangents, strict=True)]
 
@@ -164,8 +166,12 @@ def function_jacobian(
 ) -> FunctionJacobian:
     """The Jacobian operator of `f` at `x`; one evaluation of `f` finds the codomain."""
     blocks, single = frozen_point("jacobian", x)
-    with torch.no_grad(), second_order("jacobian", Space.of(blocks).device):
-        codomain = Space.of({n: y.detach() for n, y in _outputs(_call(f, blocks, single)).items()})
     if route not in (None, "reverse", "forward"):
         raise ValueError(f"jacobian: route must be 'reverse' or 'forward', got {route!r}")
+    forward = route == "forward"  # what it cannot do is seen in the graph
+    with torch.set_grad_enabled(forward), second_order("jacobian", Space.of(blocks).device):
+        outputs = _outputs(_call(f, _leaves(blocks) if forward else blocks, single))
+        for y in outputs.values():
+            refuse_padded_embedding(y, "jacobian")
+        codomain = Space.of({n: y.detach() for n, y in outputs.items()})
     return FunctionJacobian(f, blocks, single, route or "reverse", codomain)

@@ -28,6 +28,7 @@ from torch.autograd import forward_ad
 
 from frechet.objective import Batch, Criterion, Objective, Part, Snapshot
 from frechet.objective.head import Head
+from frechet.objective.kernels import refused_hooks
 from frechet.operators.headed import add_headed, head_blocks
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
@@ -38,6 +39,11 @@ from frechet.space import Space, generator
 # where the criterion is the part's, or its like for rows; made anew for each pass
 OnBatch = Callable[[Part, Criterion, Tensor, Tensor], Callable[[Tensor], Tensor]]
 Middle = Callable[[], OnBatch]
+
+
+_CHECKPOINTED = (
+    "{}: route='forward' cannot go through activation checkpoints or other hooks on saved tensors; use route='reverse'"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,7 +77,8 @@ class OutputProduct(LinearOperator):
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
                 add(leaves, part, batch, vectors, Sums(rows))
 
-            product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
+            with s.installed(leaves[1]):
+                product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
             if not self.penalized:
                 return product.T
             return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
@@ -126,7 +133,8 @@ class OutputProduct(LinearOperator):
             if batch.index == 0:
                 refuse_padded_embedding(y, self.name)
             return y, pushed.__getitem__
-        with dual_numbers():
+        # a checkpoint would run again outside of the level, without tangents
+        with refused_hooks(_CHECKPOINTED.format(self.name)), dual_numbers():
             duals = map(forward_ad.make_dual, leaves, vectors[0])
             outputs = s.forward({**blocks, **dict(zip(space.names, duals, strict=True))}, batch)
             # the graph of the tangents goes with them: left in place it would be differentiated too
@@ -280,7 +288,8 @@ def empirical_fisher(
 
     ``per="term"``: 1/count sum over terms of g g'. ``per="example"``: 1/N sum over examples of g g' with g the gradient
     of the example's total times N/count, so that the mean of g is the objective's gradient. They agree where every
-    example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently.
+    example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently: one
+    that normalizes by the statistics of the batch is refused.
     """
     _require_objective("empirical_fisher", objective)
     if per not in ("example", "term"):
@@ -300,5 +309,7 @@ def empirical_fisher(
         return examples / count**2
 
     scale = per_example if per == "example" else None
-    facts = _signed(objective)
-    return _made("empirical_fisher", objective, x, restrict, route, facts, middle, scale, coupled=per == "example")
+    facts, coupled = _signed(objective), per == "example"
+    made = _made("empirical_fisher", objective, x, restrict, route, facts, middle, scale, coupled=coupled)
+    made.snapshot.refuse_coupled("empirical_fisher")
+    return made

@@ -23,7 +23,7 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.function import FunctionHessian, frozen_point
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
-from frechet.operators.route import Route, chosen
+from frechet.operators.route import Route, chosen, refuse_padded_embedding
 from frechet.space import Space
 
 
@@ -54,7 +54,8 @@ class ObjectiveHessian(LinearOperator):
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
                 add(leaves, part, batch, vectors, Sums(rows))
 
-            product = s.average_rows(contribute, space, len(vectors), self.name)
+            with s.installed(leaves[1]):
+                product = s.average_rows(contribute, space, len(vectors), self.name)
             return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
 
     def adding(self) -> Adding:
@@ -98,6 +99,8 @@ def _forward(
         with torch.enable_grad(), dual_numbers():
             duals = [forward_ad.make_dual(p, t) for p, t in zip(leaves, v, strict=True)]
             value = f({**blocks, **dict(zip(names, duals, strict=True))})
+            if v is vectors[0]:
+                refuse_padded_embedding(value, "hessian")
             # with create_graph torch takes backward formulas that have a forward mode (silu, mish)
             gradient = grads(value, leaves, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]

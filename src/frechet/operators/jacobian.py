@@ -54,7 +54,8 @@ class OutputJacobian(LinearOperator):
         with differentiating("jacobian", space.device):
             leaves = s.leaves(space)
             vectors, out = columns(space, V), self.codomain.zeros(V.shape[1])
-            s.sweep(visit)
+            with s.installed(leaves[1]):
+                s.sweep(visit)
         return out
 
     def _rmatmat(self, U: Tensor) -> Tensor:
@@ -71,7 +72,8 @@ class OutputJacobian(LinearOperator):
             leaves = s.leaves(space)
             cotangents, out = ordinary(U).T, space.zeros(U.shape[1])
             rows = [space.split(row) for row in out.T]
-            s.sweep(visit)
+            with s.installed(leaves[1]):
+                s.sweep(visit)
         return out
 
     def push(self, leaves: Leaves, batch: Batch, vectors: list[list[Tensor]]) -> list[Tensor]:
@@ -127,7 +129,7 @@ def jacobian(
             refuse_padded_embedding(y, "jacobian")
         sizes.append(y.numel())
 
-    with torch.no_grad():
+    with torch.no_grad(), snapshot.installed(blocks):
         snapshot.sweep(visit)
     outputs = Space(("outputs",), ((sum(sizes),),), space.dtype, space.device)
     return OutputJacobian(snapshot, space, outputs, way)
@@ -142,4 +144,6 @@ def ntk(
 ) -> LinearOperator:
     """The neural tangent kernel J J' over (example, output) pairs in data order, unscaled, positive semidefinite."""
     J = jacobian(objective, x, restrict=restrict, route=route)
+    if isinstance(J, OutputJacobian):
+        J.snapshot.refuse_coupled("ntk")
     return J @ J.T

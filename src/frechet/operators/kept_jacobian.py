@@ -72,7 +72,7 @@ def kept_jacobian(A: OutputJacobian, room: Room) -> KeptJacobian:
         room.batches += 1
 
     try:
-        with differentiating("jacobian", space.device):
+        with differentiating("jacobian", space.device), s.installed(leaves[1]):
             s.sweep(visit)
     except MemoryError:
         raise MemoryError(

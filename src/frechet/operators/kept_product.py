@@ -89,7 +89,8 @@ class KeptProduct(LinearOperator):
                 else:
                     play(tape, vectors, self.blocks[tape.code], Sums(rows))
 
-            product = s.average_rows(contribute, space, len(vectors), A.name, A.scale)
+            with s.installed(leaves[1]):
+                product = s.average_rows(contribute, space, len(vectors), A.name, A.scale)
             if isinstance(A, OutputProduct) and not A.penalized:
                 return product.T
             return s.plus_penalty(A.name, product, lambda: A.of_penalty(leaves, vectors)).T
@@ -135,7 +136,7 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct
                 full = True
         room.recomputed += 1
 
-    with differentiating(A.name, space.device):
+    with differentiating(A.name, space.device), s.installed(leaves[1]):
         s.sweep(visit)
     room.routes.add(operator.route)
     if full and isinstance(A, OutputProduct) and A.drawn:

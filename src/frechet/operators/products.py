@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Part
+from frechet.objective.formulas import LayersByFormula, NormsByFormula
 from frechet.objective.kernels import (
     WeightNormByFormula,
     ordinary,
@@ -170,6 +171,13 @@ def _vector(name: str, x: Point, v: Point) -> list[Tensor]:
     return [ordinary(b) for b in blocks]
 
 
+@contextmanager
+def _by_formula() -> Iterator[None]:
+    """Layers by formulas with three right derivatives: the third is the gradient of a product."""
+    with WeightNormByFormula(), LayersByFormula(), NormsByFormula():
+        yield
+
+
 def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | dict[str, Tensor]:
     """(d^2 f / dx^2) v for a scalar function f, shaped like x, differentiable in x, v and in what f closes over.
 
@@ -184,7 +192,7 @@ def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | di
         tensor([6., 6.])
     """
     vs = _vector("hessian_product", x, v)
-    with second_order("hessian_product", vs[0].device), WeightNormByFormula(), torch.enable_grad():
+    with second_order("hessian_product", vs[0].device), _by_formula(), torch.enable_grad():
         opened, xs = _opened(x)
         value = f(opened)
         if value.ndim:
@@ -203,7 +211,7 @@ def jacobian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor:
         tensor([2., 6.])
     """
     vs = _vector("jacobian_product", x, v)
-    with second_order("jacobian_product", vs[0].device), WeightNormByFormula(), torch.enable_grad():
+    with second_order("jacobian_product", vs[0].device), _by_formula(), torch.enable_grad():
         opened, xs = _opened(x)
         y = f(opened)
         u = torch.zeros_like(y).requires_grad_()
@@ -225,7 +233,7 @@ def gauss_newton_product(
         tensor([2., 4.])
     """
     vs = _vector("gauss_newton_product", x, v)
-    with second_order("gauss_newton_product", vs[0].device), WeightNormByFormula(), torch.enable_grad():
+    with second_order("gauss_newton_product", vs[0].device), _by_formula(), torch.enable_grad():
         opened, xs = _opened(x)
         y = f(opened)
         u = torch.zeros_like(y).requires_grad_()

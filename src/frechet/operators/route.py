@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from frechet.errors import NotDifferentiable
 from frechet.objective.kernels import nodes_of
@@ -23,11 +22,9 @@ Route = Literal["reverse", "forward"]
 def lacks_forward(model: nn.Module) -> str | None:
     """The first module without a right forward mode in torch 2.13, named; None where there is none."""
     for name, m in model.named_modules():
-        old_norm = any(type(h).__name__ in ("WeightNorm", "SpectralNorm") for h in m._forward_pre_hooks.values())
-        new_norm = parametrize.is_parametrized(m)
         # an embedding's forward mode does not mask the padding row, so J and J' would not be adjoint
         padded = isinstance(m, nn.Embedding) and m.padding_idx is not None
-        if isinstance(m, nn.RNNBase | nn.TransformerEncoderLayer) or old_norm or new_norm or padded:
+        if isinstance(m, nn.RNNBase) or padded:
             return f"'{name}' ({type(m).__name__})"
     return None
 

@@ -135,6 +135,7 @@ def checked(objective: Objective, title: str) -> list[str]:
         "second derivatives exist"
         + (f", piecewise: {', '.join(found.kinks)} has kinks" if found.kinks else "")
         + f"; symmetric to {abs(crossed) / max(size * space.dim**0.5, 1e-300):.1g}",
+        *(f"module {m} couples the examples of a batch: the loss depends on the batches" for m in found.coupled[:3]),
         f"a Hessian product takes {seconds:.3g} s" + ("" if peak is None else f" and {peak / 2**20:.0f} MiB"),
     ]
     return [*lines, "usable"]
