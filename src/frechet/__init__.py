@@ -25,6 +25,7 @@ from frechet.analyze import (
     stable_learning_rate,
 )
 from frechet.errors import (
+    LostRank,
     NoClosedForm,
     NonFinite,
     NotConverged,
@@ -149,6 +150,7 @@ __all__ = [
     "LayerTops",
     "LayerTraces",
     "LinearOperator",
+    "LostRank",
     "LsmrState",
     "MinresState",
     "NoClosedForm",

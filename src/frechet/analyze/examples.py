@@ -2,7 +2,8 @@
 
     L(x) = 1/N sum_i f_i(x),    f_i = w N / count * total_i + penalties,    g_i = grad f_i,    H_i = Hessian of f_i
 
-so mean g_i is the objective's gradient and mean H_i its Hessian; an example without terms has only the penalties.
+so mean g_i is the objective's gradient and mean H_i its Hessian; an example without terms has only the penalties. In
+a group of processes the examples are those of all ranks, rank 0's first.
 
 Gradients: per chunk of examples, either `vmap` over single forward passes or a loop of them, pulled back from the
 criterion's score. Only |g_i|^2 and g_i'g leave a chunk. Curvatures v'H_i w come for all examples at once from reverse
@@ -100,8 +101,8 @@ def example_gradients(
                 return space.join(grads(terms.sum(), leaves, None))
 
         with torch.no_grad():
-            mean = snapshot.average(contribute, "example_gradients")
-        count, examples = sum(c for c, _ in counted), sum(n for _, n in counted)
+            mean = snapshot.average(contribute, "example_gradients", start=space.zeros())
+        count, examples = _over_ranks(snapshot, sum(c for c, _ in counted), sum(n for _, n in counted))
         scale = part.weight * examples / count
         common = torch.zeros_like(mean)
         penalty = torch.zeros(())
@@ -126,7 +127,8 @@ def example_gradients(
                     rows.append((space.norm(G.T) ** 2, space.gram(G.T, mean[:, None])[:, 0], losses[a:b]))
 
         snapshot.sweep(visit)
-        norms, inner, losses = (torch.cat(parts).cpu().double() for parts in zip(*rows, strict=True))
+        kept = torch.cat([torch.stack([part.cpu().double() for part in row], 1) for row in rows] or [torch.zeros(0, 3)])
+        norms, inner, losses = _of_all_ranks(snapshot, kept.double()).unbind(1)
         squared = float(space.inner(mean, mean))
         return ExampleGradients(
             norms, inner, losses * scale, float(penalty.detach()), mean, squared, examples, count, passes=2, route=way
@@ -188,9 +190,11 @@ def example_curvatures(
 
     with second_order("example_curvatures", space.device):
         snapshot.sweep(visit)
+        count, _ = _over_ranks(snapshot, count, 0)
         if count <= 0:
             raise ValueError("example_curvatures: the data must hold at least one term that counts, got none")
-        values = torch.cat(parts)
+        pairs = (len(lefts),) if W is None else (len(lefts), len(rights))
+        values = _of_all_ranks(snapshot, torch.cat(parts or [torch.zeros(0, *pairs)]).double())
         values = values * (part.weight * len(values) / count)
         if snapshot.penalties:
             with torch.enable_grad():
@@ -213,6 +217,19 @@ def _one_part(what: str, objective: Objective, x: Tensor | None) -> tuple[Snapsh
             "are not draws from one population: ask for each term alone"
         )
     return objective.snapshot(x), objective.parts[0]
+
+
+def _over_ranks(snapshot: Snapshot, count: float, examples: int) -> tuple[float, int]:
+    """Terms and examples on all ranks."""
+    if snapshot.group is None:
+        return count, examples
+    total = snapshot.group.sum(torch.tensor([count, examples], dtype=torch.float64))
+    return float(total[0]), int(total[1])
+
+
+def _of_all_ranks(snapshot: Snapshot, rows: Tensor) -> Tensor:
+    """One row for each example, those of rank 0 first."""
+    return rows if snapshot.group is None else snapshot.group.gather(rows)
 
 
 def _terms(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -58,7 +58,7 @@ class ObjectiveHessian(LinearOperator):
                 _reverse(s.penalty, leaves, blocks, vectors, [space.split(row) for row in rows])
                 return rows
 
-            product = s.average_rows(contribute, space, len(vectors), "hessian")
+            product = s.average_rows(contribute, space, len(vectors), "hessian", V=V)
             return s.plus_penalty("hessian", product, of_penalty).T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
