@@ -69,6 +69,28 @@ def products(rank, dtype, shards=SHARDS):
     return {"errors": errors, "bits": bits}
 
 
+class Lazy:
+    """Batches that are made as they are read."""
+
+    def __iter__(self):
+        return iter(zip(TOKENS.split(3), TARGETS.split(3), strict=True))
+
+
+def dealt():
+    """Objectives of one process whose passes are shared out."""
+    model, whole = seeded(Attention), list(Lazy())
+    part = subsample(whole, 7, seed=0)
+    found, counts = {}, {}
+    for name, data in {"list": whole, "lazy": Lazy(), "subsample": part}.items():
+        for by in ("batch", "example"):
+            single = Objective(model, cross_entropy(), data, penalty=l2(0.1))
+            ours = (0.5 * single).sharded("world", by=by)
+            v = ours.space.random(0, 0)
+            found[f"{name} by {by}"] = off(hessian(ours) @ v, 0.5 * (hessian(single) @ v))
+            counts[f"{name} by {by}"] = (len(list(ours.batches())), ours.population)
+    return {"errors": found, "counts": counts}
+
+
 def differentiable(rank, shards):
     ours, single = objectives(rank, torch.float64, shards)
     x, v = single.point, single.space.random(0, 1)
@@ -211,6 +233,9 @@ def failures(rank):
         "jacobian": lambda: jacobian(objective),
         "ntk": lambda: ntk(objective),
         "sum": lambda: objective + Objective(model, squared_error(), good),
+        "dealt twice": lambda: objective.sharded("world"),
+        "dealt oddly": lambda: Objective(model, squared_error(), good).sharded("world", by="token"),
+        "dealt once only": lambda: Objective(model, squared_error(), iter(good)).sharded("world"),
         "share": lambda: made(subsample([(X, Y)] * 5, 4 + 10 * rank, seed=0)),
     }
     told = {name: message(work) for name, work in pieces.items()}
@@ -218,7 +243,7 @@ def failures(rank):
     return told
 
 
-def main(rank):
+def main(rank, _folder):
     empty = [SHARDS[0] + SHARDS[1], []]
     results = {
         "float64": products(rank, torch.float64),
@@ -229,6 +254,7 @@ def main(rank):
         "differentiable empty": differentiable(rank, empty),
         "algorithms": algorithms(rank),
         "wrapped": wrapped(rank),
+        "dealt": dealt(),
         "analyses": analyses(rank),
         "monte carlo": monte_carlo(rank),
         "failures": failures(rank),

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def on_ranks(module: str, folder: Path, size: int = 2, seconds: float = 120.0) -> list[dict]:
-    """What ``module.main(rank)`` returns on each of `size` ranks; raises with their output where one fails."""
+    """What ``module.main(rank, folder)`` returns on each of `size` ranks; raises with their output where one fails."""
     command = [sys.executable, str(HERE / "ranks.py"), module, str(folder), str(size)]
     environment = {**os.environ, **loopback(), "PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE)])}
     logs = [folder / f"{rank}.log" for rank in range(size)]
@@ -50,7 +50,7 @@ def _main() -> None:
     store = dist.FileStore(str(folder / "store"), size)
     limit = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
-    results = importlib.import_module(module).main(rank)
+    results = importlib.import_module(module).main(rank, folder)
     torch.save(results, folder / f"{rank}.pt")
     sys.stdout.flush()
     os._exit(0)  # whatever the backend's threads still do

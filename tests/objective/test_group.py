@@ -36,6 +36,14 @@ def test_results_are_bit_for_bit_the_same_on_both_ranks(ranks, name):
     assert ranks[0][name]["bits"] == ranks[1][name]["bits"]
 
 
+def test_a_pass_can_be_shared_out_by_batch_or_example(ranks):
+    assert max(ranks[0]["dealt"]["errors"].values()) < 1e-12
+    counts = [r["dealt"]["counts"] for r in ranks]
+    assert [c["list by batch"] for c in counts] == [c["lazy by batch"] for c in counts] == [(2, None), (2, None)]
+    assert [c["list by example"] for c in counts] == [c["lazy by example"] for c in counts] == [(4, None), (4, None)]
+    assert all(c["subsample by batch"][1] == c["subsample by example"][1] == 11 for c in counts)
+
+
 def test_the_value_can_be_differentiated_three_times(ranks):
     assert max(ranks[0]["differentiable"]["errors"]) < 1e-12
 
@@ -100,6 +108,9 @@ def test_every_rank_draws_its_own_labels(ranks):
         ("jacobian", "ValueError: jacobian: its rows are the examples, and those of a group lie on 2 processes"),
         ("ntk", "ValueError: jacobian: its rows are the examples"),
         ("sum", "ValueError: Objective + other: both must be objectives of the same group of processes, or of none"),
+        ("dealt twice", "ValueError: Objective.sharded: must be an objective of one process, got one with group="),
+        ("dealt oddly", "ValueError: Objective.sharded: by must be 'batch' or 'example', got 'token'"),
+        ("dealt once only", "UnusableObjective: rank 0: Objective: data must be iterable more than once"),
         ("share", "ValueError: Objective: each rank must hold the same share of its population, but rank 0 has 4 of"),
     ],
 )

@@ -8,13 +8,19 @@ float64 numbers as three float32 ones, whatever the sums' type, so counts stay e
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from frechet.objective.data import Subsample, examples_of, rows_of
 from frechet.space import Group
+
+Deal = Literal["batch", "example"]
 
 WORDS = 3  # float32 numbers that hold a float64 one
 FIELDS = 5  # count, examples, failed, batch, sketch
@@ -83,14 +89,41 @@ def one_population(group: Group, share: tuple[int, int] | None, what: str) -> in
 
     Every rank must have drawn the same share of its own, or its examples would count for too much.
     """
-    rows = group.exchange([share is not None, *(share or (0, 0))])
-    drawn, population = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    if not any(row[0] for row in rows):
+    rows = group.exchange([0, share is not None, *(share or (0, 0))])
+    drawn, population = sum(row[2] for row in rows), sum(row[3] for row in rows)
+    if not any(row[1] for row in rows):
         return None
-    for rank, (_, here, of) in enumerate(rows):
+    for rank, (_, _, here, of) in enumerate(rows):
         if abs(here * population - drawn * of) >= population:  # by one example or more
             raise ValueError(
                 f"{what}: each rank must hold the same share of its population, but rank {rank} has {here} of {of} and "
                 f"all together {drawn} of {population}; draw in proportion to the ranks' data"
             )
     return population
+
+
+@dataclass(frozen=True, eq=False)
+class Dealt:
+    """One rank's share of data that every rank can read: every size-th batch, or every size-th row of each batch."""
+
+    data: Iterable[Any]
+    rank: int
+    size: int
+    by: Deal
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.by == "batch":
+            yield from islice(self.data, self.rank, None, self.size)
+            return
+        for batch in self.data:
+            rows = torch.arange(self.rank, examples_of(batch), self.size)
+            if len(rows):
+                yield rows_of(batch, rows)
+
+
+def dealt(data: Iterable[Any], group: Group, by: Deal) -> Iterable[Any]:
+    """This rank's share of `data`; batches in memory stay there."""
+    if isinstance(data, Subsample):
+        return Subsample(dealt(data.data, group, by), data.examples, data.population, data.seed)
+    share = Dealt(data, group.rank, group.size, by)
+    return list(share) if isinstance(data, list | tuple) else share

@@ -29,7 +29,7 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
-from frechet.objective.group import one_population
+from frechet.objective.group import Deal, dealt, one_population
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
     parameter_space,
@@ -165,6 +165,27 @@ class Objective:
         if len(self.parts) != 1:
             raise ValueError(f"Objective.on: needs an objective with one data term, got {len(self.parts)}")
         return self._with((replace(self.parts[0], data=[batch], population=None),), self.penalties)
+
+    def sharded(self, group: dist.ProcessGroup | Literal["world"], *, by: Deal = "batch") -> Objective:
+        """The same objective, its passes shared out among the processes of `group`, all of which can read all data.
+
+        Each takes every size-th batch in turn, or, ``by="example"``, every size-th row (axis 0 of every tensor) of each
+        batch. Collective. To give each process data that only it has, make an objective with ``group=`` instead.
+        """
+        ranks = Group.of(group)
+        if by not in ("batch", "example"):
+            raise ValueError(f"Objective.sharded: by must be 'batch' or 'example', got {by!r}")
+        if self.group is not None:
+            raise ValueError("Objective.sharded: must be an objective of one process, got one with group=")
+
+        def shared_out() -> tuple[Part, ...]:
+            for part in self.parts:
+                refuse_unrepeatable(part.data)
+            return tuple(replace(part, data=dealt(part.data, ranks, by), shard=True) for part in self.parts)
+
+        other = object.__new__(Objective)
+        other._set(self.model, ranks.together(shared_out), self.penalties, ranks, self.wrapper)
+        return other
 
     @property
     def point(self) -> Tensor:

@@ -31,6 +31,7 @@ KINDS: tuple[type[Exception], ...] = (
     NonFinite, NotDifferentiable, UnusableObjective, ValueError, TypeError, OSError, RuntimeError,
 )  # fmt: skip
 SHARED = "raised on every rank"  # a note on an error that all ranks raise alike
+WIDTH = 8
 TILE = 1 << 14
 PIECE = 1 << 18  # so that what is made of it stays in the cache
 
@@ -104,7 +105,7 @@ class Group:
 
     def gather(self, t: Tensor) -> Tensor:
         """All ranks' `t` one after the other along axis 0, whose length may differ. Collective."""
-        lengths = [row[0] for row in self.exchange([len(t)])]
+        lengths = [row[1] for row in self.exchange([0, len(t)])]
         longest = max(lengths)
         whole = t.new_zeros((self.size, longest, *t.shape[1:]))
         whole[self.rank, : len(t)] = t
@@ -112,10 +113,14 @@ class Group:
         return torch.cat([whole[r, :length] for r, length in enumerate(lengths)])
 
     def exchange(self, numbers: Sequence[int]) -> list[list[int]]:
-        """Every rank's `numbers`, equally many each. Collective."""
-        table = torch.zeros(self.size, len(numbers), dtype=torch.int64)
-        table[self.rank] = torch.tensor(list(numbers), dtype=torch.int64)
-        return self.sum(table).tolist()
+        """Every rank's `numbers`, at most `WIDTH`. Collective.
+
+        Always of one length, and first among them whether this rank has failed: so one that has given up and one that
+        still works meet in this call, wherever each of them is.
+        """
+        table = torch.zeros(self.size, WIDTH, dtype=torch.int64)
+        table[self.rank, : len(numbers)] = torch.tensor(list(numbers), dtype=torch.int64)
+        return self.sum(table)[:, : len(numbers)].tolist()
 
     def objects(self, item: T) -> list[T]:
         """Every rank's `item`, pickled. Collective."""
@@ -145,7 +150,7 @@ class Group:
         raise error from failure
 
     def together(self, work: Callable[[], T], where: str = "") -> T:
-        """``work()``, which must not be collective; what it raises on one rank, all raise. Collective."""
+        """``work()``; what it raises on one rank, all raise, as far as it is not collective itself. Collective."""
         return self.alike(work, {}, "", "", where)
 
     def alike(
@@ -159,6 +164,8 @@ class Group:
             result = work()
             numbers = [int(fact(result)) for fact in facts.values()]
         except Exception as error:
+            if is_shared(error):  # a collective call inside has told everybody
+                raise
             failure = error
         rows = self.exchange([failure is not None, *numbers])
         if any(row[0] for row in rows):
@@ -170,6 +177,11 @@ class Group:
                 error.add_note(SHARED)
                 raise error
         return result
+
+
+def is_shared(error: BaseException | None) -> bool:
+    """Whether all ranks of a group have raised `error`, or what it was raised from."""
+    return error is not None and (SHARED in getattr(error, "__notes__", ()) or is_shared(error.__cause__))
 
 
 def _kind(error: Exception) -> int:
