@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from frechet.errors import UnusableObjective
 from frechet.objective import Objective, squared_error
 from frechet.space import Group
 from ranks import on_ranks
@@ -100,6 +101,7 @@ def test_every_rank_draws_its_own_labels(ranks):
         ("vectors", "ValueError: hessian: the vectors must be the same on all ranks, but those of ranks 0 and 1 diff"),
         ("buffers", "ValueError: Objective: buffers and frozen parameters must be the same on all ranks"),
         ("training", "UnusableObjective: rank 1: Objective: module '1' (Dropout) drops units at random"),
+        ("fully_shard", "UnusableObjective: rank 0: Objective: every rank must hold whole parameters, got the sharded"),
         ("shapes", "ValueError: Objective: the parameters' names, shapes and type must be the same on all ranks"),
         ("criterion", "ValueError: Objective: the criterion's class must be the same on all ranks"),
         ("no model", "TypeError: rank 1: Objective: model must be a torch.nn.Module, got int"),
@@ -137,3 +139,12 @@ def test_a_group_needs_an_initialized_process_group():
         Objective(torch.nn.Linear(1, 1), squared_error(), data, group="world")
     with pytest.raises(ValueError, match=r"torch\.distributed must be initialized first"):
         Group.of("everyone")
+
+
+def test_a_model_in_pieces_is_refused():
+    class FullyShardedDataParallel(torch.nn.Linear):
+        pass
+
+    model = torch.nn.Sequential(FullyShardedDataParallel(1, 1))
+    with pytest.raises(UnusableObjective, match=r"got module '0' \(FullyShardedDataParallel\); load its full state"):
+        Objective(model, squared_error(), [(torch.ones(2, 1), torch.ones(2, 1))])

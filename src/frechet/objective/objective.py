@@ -29,7 +29,7 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
-from frechet.objective.group import Deal, dealt, one_population
+from frechet.objective.group import Deal, dealt, one_population, refuse_sharded
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
     parameter_space,
@@ -88,6 +88,7 @@ class Objective:
                     f"Objective: penalty must be a Penalty, got {type(penalty).__name__}; use l2(c) or "
                     "Penalty(function)"
                 )
+            refuse_sharded(model)
             cut = default_split if split is None else split
             population = data.population if isinstance(data, Subsample) else None
             part = Part(as_criterion(criterion), data, cut, 1.0, ranks is not None, population)
