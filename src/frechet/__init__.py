@@ -34,6 +34,7 @@ from frechet.analyze import (
     stable_learning_rate,
 )
 from frechet.errors import (
+    LostRank,
     NoClosedForm,
     NonFinite,
     NotConverged,
@@ -165,6 +166,7 @@ __all__ = [
     "LayerTraces",
     "LinearOperator",
     "Linearized",
+    "LostRank",
     "LsmrState",
     "MinresState",
     "NoClosedForm",

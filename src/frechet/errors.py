@@ -29,3 +29,7 @@ class NotConverged(RuntimeError):
 
 class NotDifferentiable(RuntimeError):
     """An operation of the model or the loss that lacks the derivative a product needs."""
+
+
+class LostRank(RuntimeError):
+    """Another process of the group ended, or did not answer within the group's timeout."""

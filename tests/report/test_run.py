@@ -8,6 +8,7 @@ from frechet.linalg.eigsh import eigsh
 from frechet.operators.structured import from_diagonal
 from frechet.report import run as module
 from frechet.report.run import PLENTY, Metered, ResumeMismatch, Run
+from ranks import on_ranks
 
 CPU = torch.device("cpu")
 WEIGHTS = {"a": 1.0, "b": 3.0, "c": 4.0}
@@ -131,3 +132,19 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     (tmp_path / "c.pt").write_bytes(b"garbage")
     with pytest.raises(ResumeMismatch, match="is no checkpoint that this version can read"):
         Run(CPU, WEIGHTS, tmp_path / "c.pt", "mark").load()
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_stop_by_rank_0s_clock_and_go_on_from_its_file(tmp_path):
+    ranks = on_ranks("run_worker", tmp_path)
+    assert 40 <= ranks[0]["allowance"] == ranks[1]["allowance"] <= 50
+    assert [r["early"] for r in ranks] == [False, False]  # rank 1's time is up, rank 0's is not
+    assert [r["late"] for r in ranks] == [True, True]
+    assert ranks[1]["asked"] == (True, False)
+    for found in ranks:
+        assert found["interrupted"]
+        assert found["resumed"] == (True, {"a": 7}, 1.0)
+        assert "ResumeMismatch" in found["other"]
+        assert found["unwritable"].startswith("OSError: rank 0: cannot write")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from frechet.analyze.examples import _one_part
+from frechet.analyze.single_examples import refuse_group
 from frechet.errors import NonFinite
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.criterion import per_example
@@ -59,6 +60,7 @@ def example_slopes(
                 [ 4.]], dtype=torch.float64)
     """
     snapshot, part = _one_part("example_slopes", objective, x)
+    refuse_group(snapshot, "example_slopes")
     space = snapshot.space
     require_block("example_slopes", "V", V, space)
     way = chosen(route, snapshot.model, "example_slopes", gauss_newton=True)

@@ -2,7 +2,8 @@
 
     L(x) = 1/N sum_i f_i(x),    f_i = w N / count * total_i + penalties,    g_i = grad f_i,    H_i = Hessian of f_i
 
-so mean g_i is the objective's gradient and mean H_i its Hessian; an example without terms has only the penalties.
+so mean g_i is the objective's gradient and mean H_i its Hessian; an example without terms has only the penalties. In
+a group of processes the examples are those of all ranks, rank 0's first.
 
 Gradients: per chunk of examples, either `vmap` over single forward passes or a loop of them, pulled back from the
 criterion's score; in linear layers that see one vector per example as two factors (`linear_layers.py`). Only |g_i|^2
@@ -34,6 +35,9 @@ from frechet.analyze.single_examples import (
     check_alone,
     chunk_gradients,
     example_route,
+    of_all_ranks,
+    over_ranks,
+    refuse_group,
     rows_at_once,
 )
 from frechet.errors import NonFinite, UnusableObjective
@@ -119,7 +123,8 @@ def example_gradients(
         leaves, step = [walk.blocks[n] for n in rest.names], rows_at_once(rest)
         blocks = walk.blocks
         snapshot.sweep(visit)
-    norms, inner, losses = (torch.cat(parts).cpu().double() for parts in zip(*rows, strict=True))
+    kept = torch.cat([torch.stack([part.cpu().double() for part in row], 1) for row in rows] or [torch.zeros(0, 3)])
+    norms, inner, losses = of_all_ranks(snapshot, kept.double()).unbind(1)
     squared = float(space.inner(walk.mean, walk.mean))
     return ExampleGradients(
         *(norms, inner, losses * walk.scale, walk.penalty, walk.mean, squared, walk.examples, walk.terms),
@@ -165,6 +170,7 @@ def walk_gradients(
     """Two passes: the mean gradient, then `use(G, losses, walk)` for chunks of examples with gradients G ``(m, n)``."""
     walk = started(what, objective, x, route)
     snapshot, space = walk.snapshot, walk.snapshot.space
+    refuse_group(snapshot, what)
     leaves, step = [walk.blocks[n] for n in space.names], rows_at_once(space)
 
     def visit(part: Part, batch: Batch) -> None:
@@ -204,8 +210,8 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
                 return space.join(grads(terms.sum(), leaves, None))
 
         with torch.no_grad(), snapshot.installed(blocks):
-            mean = snapshot.average(contribute, what)
-        count, examples = sum(c for c, _ in counted), sum(n for _, n in counted)
+            mean = snapshot.average(contribute, what, start=space.zeros())
+        count, examples = over_ranks(snapshot, sum(c for c, _ in counted), sum(n for _, n in counted))
         common, penalty = torch.zeros_like(mean), torch.zeros(())
         if snapshot.penalties:
             with torch.enable_grad():
@@ -276,9 +282,11 @@ def example_curvatures(
     with second_order("example_curvatures", space.device):
         with snapshot.installed(blocks):
             snapshot.sweep(visit)
+        count, _ = over_ranks(snapshot, count, 0)
         if count <= 0:
             raise ValueError("example_curvatures: the data must hold at least one term that counts, got none")
-        values = torch.cat(parts)
+        pairs = (len(lefts),) if W is None else (len(lefts), len(rights))
+        values = of_all_ranks(snapshot, torch.cat(parts or [torch.zeros(0, *pairs)]).double())
         values = values * (part.weight * len(values) / count)
         if snapshot.penalties:
             with torch.enable_grad():

@@ -33,6 +33,7 @@ from frechet.analyze.single_examples import (
     chunk_gradients,
     example_route,
     one_by_one,
+    refuse_group,
     rows_at_once,
 )
 from frechet.objective import Batch, Objective, Part, Snapshot
@@ -81,6 +82,7 @@ def gradient_gram(
     """
     walk = started("gradient_gram", objective, x, route)
     snapshot, space = walk.snapshot, walk.snapshot.space
+    refuse_group(snapshot, "gradient_gram")
     rest = rest_of(space, walk.layers)
     leaves, step = [walk.blocks[n] for n in rest.names], rows_at_once(rest)
     others = walk.common[space.indices(rest)]
@@ -148,6 +150,7 @@ def ntk_matrix(
         raise TypeError(f"ntk_matrix: objective must be an Objective, got {type(objective).__name__}")
     snapshot = objective.snapshot(x)
     snapshot.refuse_coupled("ntk_matrix")
+    refuse_group(snapshot, "ntk_matrix")
     way = example_route("ntk_matrix", route, snapshot.model)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     _, blocks = snapshot.leaves(space)

@@ -30,7 +30,7 @@ from scipy import stats
 from torch import Tensor
 
 from frechet.analyze.examples import ExampleGradients, _one_part, _terms, example_gradients
-from frechet.analyze.single_examples import ExampleRoute
+from frechet.analyze.single_examples import ExampleRoute, over_ranks
 from frechet.linalg.result import Estimate
 from frechet.objective import Batch, Objective, Part
 from frechet.operators.hessian import hessian
@@ -227,7 +227,8 @@ def curvature_noise_scale(
         raise ValueError(f"curvature_noise_scale: probes must be at least 2, got {probes}")
     space = snapshot.space
     leaves, blocks = snapshot.leaves(space)
-    streams = [generator(seed, j) for j in range(probes)]
+    rank = () if snapshot.group is None else (snapshot.group.rank,)  # every rank draws for its own examples
+    streams = [generator(seed, j, *rank) for j in range(probes)]
     sums = torch.zeros(probes, dtype=torch.float64)
     examples = 0
 
@@ -245,9 +246,11 @@ def curvature_noise_scale(
         return rows
 
     with torch.no_grad():
+        start = torch.zeros(probes + 1, space.dim, dtype=space.dtype, device=space.device)
         with snapshot.installed(blocks):
-            rows = snapshot.average(contribute, "curvature_noise_scale")
-        n = examples
+            rows = snapshot.average(contribute, "curvature_noise_scale", start=start)
+        _, n = over_ranks(snapshot, 0.0, examples)
+        sums = sums if snapshot.group is None else snapshot.group.sum(sums)
         if n < 2:
             raise ValueError(f"curvature_noise_scale: needs at least 2 examples, got {n}")
         # rows hold weight/count * sum e_i grad total_i; times n that is sum e_i g_i without the penalties

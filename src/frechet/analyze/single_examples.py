@@ -123,3 +123,23 @@ def check_alone(what: str, alone: Tensor, together: Tensor, eps: float, index: i
         "another one; the model couples the examples of a batch, or an input without example axis has the batch's "
         "length"
     )
+
+
+def over_ranks(snapshot: Snapshot, count: float, examples: int) -> tuple[float, int]:
+    """Terms and examples on all ranks."""
+    if snapshot.group is None:
+        return count, examples
+    total = snapshot.group.sum(torch.tensor([count, examples], dtype=torch.float64))
+    return float(total[0]), int(total[1])
+
+
+def of_all_ranks(snapshot: Snapshot, rows: Tensor) -> Tensor:
+    """One row for each example, those of rank 0 first."""
+    return rows if snapshot.group is None else snapshot.group.gather(rows)
+
+
+def refuse_group(snapshot: Snapshot, what: str) -> None:
+    """Raise where the examples lie on several processes."""
+    if snapshot.group is not None:
+        ranks = snapshot.group.size
+        raise ValueError(f"{what}: must be asked of an objective of one process; its examples lie on {ranks} ranks")

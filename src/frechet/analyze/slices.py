@@ -224,6 +224,8 @@ def _losses(snapshot: Snapshot, point: Callable[[int], Tensor], count: int) -> T
 
     with torch.no_grad():
         snapshot.sweep(visit)
+        if snapshot.group is not None:
+            sums, counts = snapshot.group.sum(sums), snapshot.group.sum(counts)
         weights = torch.tensor([p.weight for p in snapshot.parts], dtype=torch.float64) / counts
         values = (weights[:, None] * sums).sum(0)
         if snapshot.penalties:

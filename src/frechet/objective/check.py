@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from frechet.errors import NotDifferentiable, UnusableObjective
+from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
 from frechet.objective.data import Batch, untouched_generators
 from frechet.objective.kernels import nodes_of
 from frechet.objective.model import exact_math
@@ -29,7 +29,7 @@ _KINKS = (
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """What two passes over the data have shown."""
+    """What two passes over the data, of all ranks, have shown."""
 
     value: float
     batches: int
@@ -39,7 +39,9 @@ class Check:
     unreached: tuple[str, ...]  # parameters on which no data term depends
     kinks: tuple[str, ...]  # operations that are not differentiable everywhere, by autograd's names
     coupled: tuple[str, ...]  # modules by which the loss depends on how the data are divided into batches
-    seconds: float  # of one pass
+    seconds: float  # of one pass, the slowest rank's
+    ranks: int = 1  # processes that hold the data together
+    wrapper: str | None = None  # what the model was taken out of, such as DistributedDataParallel
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,28 @@ class _Call:
 def check(objective: Objective) -> Check:
     """Raise `UnusableObjective` if `objective` is random, unrepeatable or contradicts the model's own loss."""
     snapshot = objective.snapshot()
+    group, wrapper = snapshot.group, objective.wrapper
     value = _value(objective)  # names the batch of a NaN before anything else is asked
+    if group is None:
+        return replace(_alone(snapshot, value), wrapper=wrapper)
+    found = group.objects(group.together(lambda: _alone(replace(snapshot, group=None), value)))
+    return Check(
+        value,
+        sum(c.batches for c in found),
+        sum(c.examples for c in found),
+        sum(c.terms for c in found),
+        next((c.own_loss for c in found if c.own_loss is not None), None),
+        tuple(n for n in snapshot.space.names if all(n in c.unreached for c in found)),
+        tuple(sorted({k for c in found for k in c.kinks})),
+        snapshot.coupled,
+        max(c.seconds for c in found),
+        group.size,
+        wrapper,
+    )
+
+
+def _alone(snapshot: Snapshot, value: float) -> Check:
+    """What this process sees of its own data."""
     start = time.perf_counter()
     first = _pass(snapshot, seed=1)
     seconds = time.perf_counter() - start
@@ -92,7 +115,7 @@ def _value(objective: Objective) -> float:
     """The objective's value; what the user's model or data raise on the way is told in one sentence."""
     try:
         return float(objective.value())
-    except NotDifferentiable:
+    except (NotDifferentiable, LostRank):
         raise
     except (IndexError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
         message = (str(error).strip().splitlines() or [""])[0]
@@ -216,6 +239,8 @@ def _compare_head(snapshot: Snapshot) -> None:
         flags, device = snapshot.flags, snapshot.space.device
         with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
             _, batch = _first(part, device)
+            if batch is None:
+                continue
             chunked = float(snapshot.total(part, state, batch))
             whole = float(part.criterion.terms(snapshot.forward(state, batch), batch.targets).sum())
         if abs(chunked - whole) > tolerance * max(abs(chunked), abs(whole), 1.0):
@@ -225,11 +250,11 @@ def _compare_head(snapshot: Snapshot) -> None:
             )
 
 
-def _first(part: Part, device: torch.device) -> tuple[Any, Batch]:
+def _first(part: Part, device: torch.device) -> tuple[Any, Batch | None]:
     """The first batch of a part as it is and split; with a head only an example of it, whose logits are small."""
-    raw = next(iter(part.data))
-    batch = next(part.batches(device))
-    if part.head is None:
+    raw = next(iter(part.data), None)
+    batch = next(part.batches(device), None)
+    if part.head is None or batch is None:  # none in an empty shard
         return raw, batch
     size = len(batch.targets)
     counts = (i for i in range(size) if float(part.criterion.count(batch.targets[i : i + 1])) > 0)
@@ -253,6 +278,8 @@ def _own_loss(snapshot: Snapshot) -> float | None:
         flags, device = snapshot.flags, snapshot.space.device
         with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
             raw, batch = _first(part, device)
+            if batch is None:  # an empty shard
+                continue
             if not isinstance(raw, Mapping) or "labels" not in raw or not isinstance(batch.inputs, Mapping):
                 continue
             try:
@@ -281,8 +308,11 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for part in snapshot.parts:
         with untouched_generators(), exact_math(snapshot.modules, snapshot.flags, snapshot.space.device):
             leaves, blocks = snapshot.leaves(snapshot.space)
+            batch = next(part.batches(snapshot.space.device), None)
+            if batch is None:  # an empty shard
+                continue
             with torch.enable_grad(), snapshot.installed(blocks):
-                total = snapshot.total(part, blocks, next(part.batches(snapshot.space.device)))
+                total = snapshot.total(part, blocks, batch)
             nodes = nodes_of([total])
         owners = {id(node.variable) for node in nodes if hasattr(node, "variable")}
         reached |= {name for name, leaf in zip(snapshot.space.names, leaves, strict=True) if id(leaf) in owners}

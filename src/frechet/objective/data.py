@@ -168,13 +168,13 @@ def subsample(loader: Iterable[Any], examples: int, seed: int) -> Subsample:
         if isinstance(loader, DataLoader):
             refuse_unrepeatable(loader)
         batches = list(loader)
-    sizes = [_examples(b) for b in batches]
+    sizes = [examples_of(b) for b in batches]
     chosen = torch.tensor(_choice(sum(sizes), examples, seed), dtype=torch.long)
     kept, start = [], 0
     for batch, size in zip(batches, sizes, strict=True):
         rows = chosen[(chosen >= start) & (chosen < start + size)] - start
         if rows.numel():
-            kept.append(_rows(batch, rows))
+            kept.append(rows_of(batch, rows))
         start += size
     return Subsample(kept, len(chosen), sum(sizes), seed)
 
@@ -205,18 +205,20 @@ def _choice(population: int, examples: int, seed: int) -> list[int]:
     return sorted(order[:examples].tolist())
 
 
-def _examples(batch: Any) -> int:
+def examples_of(batch: Any) -> int:
+    """The length of axis 0 of a raw batch's tensors."""
     if isinstance(batch, Mapping):
-        return _examples(list(batch.values()))
+        return examples_of(list(batch.values()))
     sizes = [t.shape[0] for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim]
     if not sizes:
         raise TypeError(f"subsample: a batch must hold tensors with an example axis, got {type(batch).__name__}")
     return sizes[0]
 
 
-def _rows(batch: Any, rows: Tensor) -> Any:
+def rows_of(batch: Any, rows: Tensor) -> Any:
+    """The given rows of every tensor of a raw batch."""
     if isinstance(batch, Mapping):
-        return {k: _rows(v, rows) for k, v in batch.items()}
+        return {k: rows_of(v, rows) for k, v in batch.items()}
     return tree_map(lambda t: t[rows.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, batch)
 
 

@@ -11,11 +11,13 @@ An `Objective` looks at a live model; what is computed holds a `Snapshot` of it.
 from __future__ import annotations
 
 import numbers
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from frechet.objective.check import Check, check
@@ -27,6 +29,7 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
+from frechet.objective.group import Deal, dealt, one_population, refuse_sharded
 from frechet.objective.head import head_of
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
@@ -39,7 +42,7 @@ from frechet.objective.model import (
 )
 from frechet.objective.snapshot import Part, Penalty, Snapshot
 from frechet.objective.torch_losses import as_criterion
-from frechet.space import Space, generator
+from frechet.space import Group, Space, digest, generator
 
 
 class Objective:
@@ -57,6 +60,10 @@ class Objective:
     in training mode: whatever its forward draws on batch i comes from (seed, i), the same in every product.
 
     Objectives on one model add up: ``objective + 0.5 * other``.
+
+    With `group`, a torch.distributed process group or "world", the data of each process are its shard, of any size: the
+    value, the gradient and every product are those of all data, the same on all ranks. Every rank then does the same
+    in the same order; what fails on one raises on all.
 
     Example:
         >>> import torch
@@ -82,45 +89,79 @@ class Objective:
         head_rows: int | None = None,
         dtype: torch.dtype | None = None,
         dropout_seed: int | None = None,
+        group: dist.ProcessGroup | Literal["world"] | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"Objective: model must be a torch.nn.Module, got {type(model).__name__}")
-        if penalty is not None and not isinstance(penalty, Penalty):
-            raise TypeError(
-                f"Objective: penalty must be a Penalty, got {type(penalty).__name__}; use l2(c) or Penalty(function)"
-            )
-        if dtype not in (None, torch.float32, torch.float64):
-            raise TypeError(f"Objective: dtype must be torch.float32 or torch.float64, got {dtype}")
-        if dropout_seed is not None:
-            generator(dropout_seed)  # refuses a bad seed
-        if head is None and head_rows is not None:
-            raise ValueError("Objective: head_rows must come with head=, the name of the model's last layer")
-        last = None if head is None else head_of(unwrap(model), head, head_rows)
-        part = Part(as_criterion(criterion), data, default_split if split is None else split, 1.0, last, dtype)
-        object.__setattr__(self, "dropout_seed", dropout_seed)
-        self._set(unwrap(model), (part,), () if penalty is None else ((1.0, penalty),))
+        ranks = None if group is None else Group.of(group)
 
-    def _set(self, model: nn.Module, parts: tuple[Part, ...], penalties: tuple[tuple[float, Penalty], ...]) -> None:
-        for name, value in (("model", model), ("parts", parts), ("penalties", penalties)):
+        def checked() -> tuple[nn.Module, Part, Space]:
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"Objective: model must be a torch.nn.Module, got {type(model).__name__}")
+            if penalty is not None and not isinstance(penalty, Penalty):
+                raise TypeError(
+                    f"Objective: penalty must be a Penalty, got {type(penalty).__name__}; use l2(c) or "
+                    "Penalty(function)"
+                )
+            if dtype not in (None, torch.float32, torch.float64):
+                raise TypeError(f"Objective: dtype must be torch.float32 or torch.float64, got {dtype}")
+            if dropout_seed is not None:
+                generator(dropout_seed)  # refuses a bad seed
+            if head is None and head_rows is not None:
+                raise ValueError("Objective: head_rows must come with head=, the name of the model's last layer")
+            refuse_sharded(model)
+            inner, cut = unwrap(model), default_split if split is None else split
+            last = None if head is None else head_of(inner, head, head_rows)
+            population = data.population if isinstance(data, Subsample) else None
+            part = Part(as_criterion(criterion), data, cut, 1.0, last, dtype, ranks is not None, population)
+            return inner, part, parameter_space(inner, dtype)
+
+        if ranks is None:
+            inner, part, _ = checked()
+        else:
+            facts: dict[str, Callable[[tuple[nn.Module, Part, Space]], int]] = {
+                "the parameters' names, shapes and type": lambda c: _number((c[2].names, c[2].shapes, c[2].dtype)),
+                "the criterion's class": lambda c: _number(type(c[1].criterion).__name__),
+                "the penalty's presence": lambda c: penalty is not None,
+            }
+            advice = "build the same objective on every rank, each with its own data"
+            inner, part, _ = ranks.alike(checked, facts, "Objective", advice)
+            share = (data.examples, data.population) if isinstance(data, Subsample) else None
+            part = replace(part, population=one_population(ranks, share, "Objective"))
+        wrapper = None if inner is model else type(model).__name__
+        object.__setattr__(self, "dropout_seed", dropout_seed)
+        self._set(inner, (part,), () if penalty is None else ((1.0, penalty),), ranks, wrapper)
+
+    def _set(
+        self,
+        model: nn.Module,
+        parts: tuple[Part, ...],
+        penalties: tuple[tuple[float, Penalty], ...],
+        group: Group | None,
+        wrapper: str | None,
+    ) -> None:
+        fields = {"model": model, "parts": parts, "penalties": penalties, "group": group, "wrapper": wrapper}
+        for name, value in {**fields, "space": parameter_space(model, parts[0].dtype)}.items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "space", parameter_space(model, parts[0].dtype))
 
     model: nn.Module
     parts: tuple[Part, ...]
     penalties: tuple[tuple[float, Penalty], ...]
     space: Space
     dropout_seed: int | None
+    group: Group | None
+    wrapper: str | None  # what the model was taken out of, such as DistributedDataParallel
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Objective is frozen: cannot set {name}; make a new one")
 
     def __repr__(self) -> str:
-        return f"Objective({type(self.model).__name__}, {self.space!r}, {len(self.parts)} part(s))"
+        name = type(self.model).__name__ + ("" if self.wrapper is None else f" out of {self.wrapper}")
+        where = "" if self.group is None else f", rank {self.group.rank} of {self.group.size}"
+        return f"Objective({name}, {self.space!r}, {len(self.parts)} part(s){where})"
 
     def _with(self, parts: tuple[Part, ...], penalties: tuple[tuple[float, Penalty], ...]) -> Objective:
         other = object.__new__(Objective)
         object.__setattr__(other, "dropout_seed", self.dropout_seed)
-        other._set(self.model, parts, penalties)
+        other._set(self.model, parts, penalties, self.group, self.wrapper)
         return other
 
     def __add__(self, other: object) -> Objective:
@@ -134,6 +175,8 @@ class Objective:
         ):
             if mine != theirs:
                 raise ValueError(f"Objective + other: both must have one {what}, got {mine} and {theirs}")
+        if other.group != self.group:
+            raise ValueError("Objective + other: both must be objectives of the same group of processes, or of none")
         return self._with(self.parts + other.parts, self.penalties + other.penalties)
 
     def __mul__(self, c: float) -> Objective:
@@ -145,10 +188,35 @@ class Objective:
     __rmul__ = __mul__
 
     def on(self, batch: Any) -> Objective:
-        """The same objective on one raw batch (penalties stay whole). For sums of objectives, call it on each."""
+        """The same objective on one raw batch (penalties stay whole). For sums of objectives, call it on each.
+
+        In a group, on the batches that the ranks give together.
+        """
         if len(self.parts) != 1:
             raise ValueError(f"Objective.on: needs an objective with one data term, got {len(self.parts)}")
-        return self._with((replace(self.parts[0], data=[batch]),), self.penalties)
+        return self._with((replace(self.parts[0], data=[batch], population=None),), self.penalties)
+
+    def sharded(self, group: dist.ProcessGroup | Literal["world"], *, by: Deal = "batch") -> Objective:
+        """The same objective, its passes shared out among the processes of `group`, all of which can read all data.
+
+        Each takes every size-th batch in turn, or, ``by="example"``, every size-th row (axis 0 of every tensor) of each
+        batch. Collective. To give each process data that only it has, make an objective with ``group=`` instead.
+        """
+        ranks = Group.of(group)
+        if by not in ("batch", "example"):
+            raise ValueError(f"Objective.sharded: by must be 'batch' or 'example', got {by!r}")
+        if self.group is not None:
+            raise ValueError("Objective.sharded: must be an objective of one process, got one with group=")
+
+        def shared_out() -> tuple[Part, ...]:
+            for part in self.parts:
+                refuse_unrepeatable(part.data)
+            return tuple(replace(part, data=dealt(part.data, ranks, by), shard=True) for part in self.parts)
+
+        other = object.__new__(Objective)
+        object.__setattr__(other, "dropout_seed", self.dropout_seed)
+        other._set(self.model, ranks.together(shared_out), self.penalties, ranks, self.wrapper)
+        return other
 
     @property
     def point(self) -> Tensor:
@@ -159,9 +227,8 @@ class Objective:
 
     @property
     def population(self) -> int | None:
-        """The number of examples that the data were drawn from, if they are a `subsample`."""
-        data = self.parts[0].data
-        return data.population if isinstance(data, Subsample) else None
+        """The number of examples that the data (of all ranks) were drawn from, if they are a `subsample`."""
+        return self.parts[0].population
 
     def snapshot(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Snapshot:
         """This objective at this moment and at `x` (default: the model's parameters), which must not require grad."""
@@ -170,9 +237,22 @@ class Objective:
                 "Objective: x must not require grad: an operator carries no graph, so it would be a constant in a "
                 "loss; use hessian_product(objective.value, x, v), which autograd sees through, or pass x.detach()"
             )
-        return self._snapshot(self._flat(x))
+        return self._snapshot(lambda: self._flat(x))
 
-    def _snapshot(self, x: Tensor, copy: bool = True) -> Snapshot:
+    def _snapshot(self, point: Callable[[], Tensor], copy: bool = True) -> Snapshot:
+        group = self.group
+        if group is None:
+            return self._taken(point(), copy)
+        facts: dict[str, Callable[[Snapshot], int]] = {
+            "the point x": lambda s: digest(s.x),
+            "training mode, parts and their weights": lambda s: _number((s.flags, [p.weight for p in s.parts])),
+        }
+        if copy:  # what is kept is compared
+            facts["buffers and frozen parameters"] = lambda s: _number([digest(t) for t in s.constants.values()])
+        advice = "send rank 0's model to the others (torch.distributed.broadcast)"
+        return group.alike(lambda: self._taken(point(), copy), facts, "Objective", advice)
+
+    def _taken(self, x: Tensor, copy: bool) -> Snapshot:
         refuse_unusable(self.model, seeded=self.dropout_seed is not None)
         for part in self.parts:
             refuse_unrepeatable(part.data)
@@ -187,7 +267,7 @@ class Objective:
         modules, places = tuple(self.model.modules()), places_of(self.model)
         return Snapshot(
             *(self.model, self.parts, self.penalties, self.space, x, constants, flags, modules, places),
-            *(moving_buffers(self.model, places), self.dropout_seed),
+            *(moving_buffers(self.model, places), self.dropout_seed, self.group),
         )
 
     def _flat(self, x: Tensor | Mapping[str, Tensor] | None) -> Tensor:
@@ -207,7 +287,7 @@ class Objective:
             return flat.detach().clone()
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of all parts on the parameters' device, split into inputs and targets."""
+        """The batches of all parts (this rank's) on the parameters' device, split into inputs and targets."""
         for part in self.parts:
             yield from part.batches(self.space.device)
 
@@ -216,20 +296,29 @@ class Objective:
         if isinstance(x, Mapping):
             x = self.space.flatten(x)
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
-            snapshot = self._snapshot(x, copy=False)
-            blocks = self.space.unflatten(x)
-            mean = snapshot.average(lambda p, b: snapshot.total(p, blocks, b), "value")
-            return snapshot.plus_penalty("value", mean, lambda: snapshot.penalty(blocks))
+            return self._differentiable_value(x)
         with torch.no_grad():
-            snapshot = self._snapshot(self._flat(x), copy=False)
+            snapshot = self._snapshot(lambda: self._flat(x), copy=False)
             blocks = self.space.unflatten(snapshot.x)
             # float64 sums: thousands of batch totals of one sign
-            mean = snapshot.average(lambda p, b: snapshot.total(p, blocks, b).double(), "value")
+            start = torch.zeros((), dtype=torch.float64, device=self.space.device)
+            mean = snapshot.average(lambda p, b: snapshot.total(p, blocks, b).double(), "value", start=start)
             return snapshot.plus_penalty("value", mean, lambda: snapshot.penalty(blocks)).to(self.space.dtype)
+
+    def _differentiable_value(self, x: Tensor) -> Tensor:
+        snapshot = self._snapshot(lambda: x, copy=False)
+        blocks, here, start = self.space.unflatten(x), x, x.new_zeros(())
+        if self.group is not None:
+            here = self.group.shared(x)
+            # every rank's total depends on x, in every derivative, so that all take part in adding those up
+            start = 0.0 * (0.0 * here).exp().sum()
+        own = self.space.unflatten(here)
+        mean = snapshot.average(lambda p, b: snapshot.total(p, own, b), "value", start=start)
+        return snapshot.plus_penalty("value", mean, lambda: snapshot.penalty(blocks))
 
     def gradient(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
         """The gradient of L at `x`, flat ``(n,)``."""
-        snapshot = self._snapshot(self._flat(x), copy=False)
+        snapshot = self._snapshot(lambda: self._flat(x), copy=False)
         with ordinary_mode(self.space.device):
             leaves, blocks = snapshot.leaves(self.space)
 
@@ -241,9 +330,16 @@ class Objective:
                     return self.space.join(torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True))
 
             with snapshot.installed(blocks):
-                mean = snapshot.average(lambda p, b: slope(lambda: snapshot.total(p, blocks, b)), "gradient")
+                mean = snapshot.average(
+                    lambda p, b: slope(lambda: snapshot.total(p, blocks, b)), "gradient", start=self.space.zeros()
+                )
             return snapshot.plus_penalty("gradient", mean, lambda: slope(lambda: snapshot.penalty(blocks)))
 
     def check(self) -> Check:
         """Two passes: is this one fixed, finite function that agrees with the model's own loss? Raises if not."""
         return check(self)
+
+
+def _number(facts: object) -> int:
+    """A number by which to compare `facts` between processes."""
+    return zlib.crc32(repr(facts).encode())

@@ -2,7 +2,7 @@
 
 A `Snapshot` holds copies of the point, of the buffers and of frozen parameters, and the training flags. Operators hold
 snapshots, so training the model changes no operator. Its `average` is the one place where totals and counts are added
-up over batches.
+up over batches, and over the processes of a group.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from frechet.errors import NonFinite, UnusableObjective
 from frechet.objective.criterion import Criterion
 from frechet.objective.data import Batch, Split, to_device, untouched_generators
+from frechet.objective.group import Tally, combined, room
 from frechet.objective.head import Head, HeadRows, rows_of
 from frechet.objective.kernels import refused_hooks, refused_reentrant_checkpoints
 from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of
-from frechet.space import Space, generator
+from frechet.space import Group, Space, generator
+from frechet.space.group import sketch
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,10 @@ def l2(strength: float) -> Penalty:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One weighted data term of an objective; `head` is the last layer, where that is applied in chunks."""
+    """One weighted data term of an objective; `head` is the last layer, where that is applied in chunks.
+
+    A `shard` may be empty: other processes hold the rest of the data.
+    """
 
     criterion: Criterion
     data: Iterable[Any]
@@ -50,13 +55,15 @@ class Part:
     weight: float
     head: Head | None = None
     dtype: torch.dtype | None = None  # to which floating inputs and targets are cast
+    shard: bool = False
+    population: int | None = None  # examples that the data were drawn from, on all processes, if they are a subsample
 
     def batches(self, device: torch.device) -> Iterator[Batch]:
         index = -1
         for index, raw in enumerate(self.data):
             inputs, targets = self.split(raw)
             yield Batch(to_device(inputs, device, self.dtype), to_device(targets, device, self.dtype), index)
-        if index < 0:
+        if index < 0 and not self.shard:
             raise ValueError("Objective: data must hold at least one batch, got an empty iterable")
 
 
@@ -82,6 +89,7 @@ class Snapshot:
     places: Places
     moving: tuple[str, ...] = ()  # buffers into which a forward pass may write
     dropout_seed: int | None = None
+    group: Group | None = None
 
     def leaves(self, space: Space) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Differentiable copies of the blocks of `space`, and the full dict of parameters that contains them."""
@@ -185,25 +193,42 @@ class Snapshot:
         return stack
 
     def sweep(self, visit: Callable[[Part, Batch], None], reseed: int | None = None) -> None:
-        """Call `visit` once per batch of every part, with the model in its recorded state."""
+        """Call `visit` once per batch of every part, with the model in its recorded state.
+
+        In a group on this rank's batches; what `visit` raises on one rank, all raise.
+        """
+        failure, at = None, 0
         with self._running(reseed):
-            for part in self.parts:
-                for batch in part.batches(self.space.device):
-                    visit(part, batch)
+            try:
+                for part in self.parts:
+                    at = 0
+                    for batch in part.batches(self.space.device):
+                        visit(part, batch)
+                        at = batch.index + 1
+            except Exception as error:
+                if self.group is None:
+                    raise
+                failure = error
+        if self.group is not None:
+            self.group.settle(failure, f", batch {at}")
 
     def average(
         self,
         contribute: Callable[[Part, Batch], Tensor],
         what: str,
         scale: Callable[[float, int], float] | None = None,
+        *,
+        start: Tensor,
     ) -> Tensor:
-        """sum_j w_j scale_j sum over batches of contribute, in one pass; scale(count, examples) is 1 / count."""
+        """sum_j w_j scale_j sum over batches of contribute, in one pass; scale(count, examples) is 1 / count.
+
+        `start`, shaped like the result, is what the sums begin with: zero.
+        """
 
         def add(part: Part, batch: Batch, sums: Tensor | None) -> Tensor:
-            piece = contribute(part, batch)
-            return piece if sums is None else sums + piece
+            return (start.reshape(-1) if sums is None else sums) + contribute(part, batch).reshape(-1)
 
-        return self._averaged(add, what, scale)
+        return self._averaged(add, lambda: start.reshape(-1), start.numel(), what, scale).view(start.shape)
 
     def average_rows(
         self,
@@ -212,38 +237,43 @@ class Snapshot:
         k: int,
         what: str,
         scale: Callable[[float, int], float] | None = None,
+        V: Tensor | None = None,
     ) -> Tensor:
         """As `average`, for k vectors of `space` as rows ``(k, n)`` to which `contribute` adds, block by block.
 
-        Adding in place keeps the peak over many batches at that of one: k vectors and one batch's graph.
+        Adding in place keeps the peak over many batches at that of one: k vectors and one batch's graph. `V` is what
+        is multiplied, which must be the same on all ranks of a group.
         """
+        size, behind = k * space.dim, room(self.group)
+
+        def empty() -> Tensor:
+            return torch.zeros(size + behind, dtype=space.dtype, device=space.device)
 
         def add(part: Part, batch: Batch, sums: Tensor | None) -> Tensor:
-            rows = torch.zeros(k, space.dim, dtype=space.dtype, device=space.device) if sums is None else sums
-            contribute(part, batch, [space.split(row) for row in rows])
-            return rows
+            flat = empty() if sums is None else sums
+            contribute(part, batch, [space.split(row) for row in flat[:size].view(k, space.dim)])
+            return flat
 
-        return self._averaged(add, what, scale, in_place=True)
+        drawn = sketch(V) if V is not None and self.group is not None else 0.0
+        return self._averaged(add, empty, size, what, scale, drawn, in_place=True).view(k, space.dim)
 
     def _averaged(
         self,
         add: Callable[[Part, Batch, Tensor | None], Tensor],
+        empty: Callable[[], Tensor],
+        size: int,
         what: str,
         scale: Callable[[float, int], float] | None,
+        drawn: float = 0.0,
         in_place: bool = False,
     ) -> Tensor:
         total: Tensor | None = None
         with self._running():
             for part in self.parts:
-                sums: Tensor | None = None
-                count, examples = None, 0
-                for batch in part.batches(self.space.device):
-                    sums, terms = add(part, batch, sums), part.criterion.count(batch.targets)
-                    count = terms if count is None else count + terms
-                    examples += len_of(batch)
-                number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
-                if sums is None or number <= 0:
-                    raise ValueError(f"{what}: the data must hold at least one term that counts, got none")
+                sums, number, examples = self._summed(part, add, empty, size, what, drawn)
+                if number <= 0:
+                    everywhere = "" if self.group is None else f" of any of the {self.group.size} ranks"
+                    raise ValueError(f"{what}: the data{everywhere} must hold at least one term that counts, got none")
                 factor = part.weight * (1 / number if scale is None else scale(number, examples))
                 part_total = sums.mul_(factor) if in_place else sums * factor
                 total = part_total if total is None else total + part_total
@@ -253,11 +283,44 @@ class Snapshot:
                 self._name_nonfinite(add, what)
         return total
 
-    def _name_nonfinite(self, add: Callable[[Part, Batch, Tensor | None], Tensor], what: str) -> None:
-        for part in self.parts:
+    def _summed(
+        self,
+        part: Part,
+        add: Callable[[Part, Batch, Tensor | None], Tensor],
+        empty: Callable[[], Tensor],
+        size: int,
+        what: str,
+        drawn: float,
+    ) -> tuple[Tensor, float, int]:
+        """The flat sums over the batches of a part, its terms and its examples, of all ranks."""
+        sums: Tensor | None = None
+        count, examples, at = None, 0, 0
+        failure: Exception | None = None
+        number = 0.0
+        try:
             for batch in part.batches(self.space.device):
-                if not bool(torch.isfinite(add(part, batch, None)).all()):
-                    raise self.nonfinite(what, part, batch)
+                sums, terms = add(part, batch, sums), part.criterion.count(batch.targets)
+                count = terms if count is None else count + terms
+                examples += len_of(batch)
+                at = batch.index + 1
+            number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
+        except Exception as error:
+            if self.group is None:
+                raise
+            failure = error
+        sums = empty() if sums is None else sums
+        if self.group is None:
+            return sums, number, examples
+        return combined(self.group, sums, size, Tally(number, examples, at, failure, drawn), what)
+
+    def _name_nonfinite(self, add: Callable[[Part, Batch, Tensor | None], Tensor], what: str) -> None:
+        def look() -> None:
+            for part in self.parts:
+                for batch in part.batches(self.space.device):
+                    if not bool(torch.isfinite(add(part, batch, None)).all()):
+                        raise self.nonfinite(what, part, batch)
+
+        look() if self.group is None else self.group.together(look)
         raise NonFinite(f"{what}: the sum over all batches overflows {self.space.dtype}, though each batch is finite")
 
     def nonfinite(self, what: str, part: Part, batch: Batch) -> NonFinite:

@@ -78,7 +78,7 @@ class OutputProduct(LinearOperator):
                 add(leaves, part, batch, vectors, Sums(rows))
 
             with s.installed(leaves[1]):
-                product = s.average_rows(contribute, space, len(vectors), self.name, self.scale)
+                product = s.average_rows(contribute, space, len(vectors), self.name, self.scale, V)
             if not self.penalized:
                 return product.T
             return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
@@ -247,8 +247,8 @@ def fisher(
     """The Fisher information 1/count sum over terms of E[s s'], s the score of the model's own distribution.
 
     Exact without `seed`; with one, a Monte Carlo matrix from `samples` label sets drawn from the likelihood, the same
-    labels at every product. Penalties (priors) are left out. Label smoothing and class weights raise: they are no
-    likelihood.
+    labels at every product; in a group every rank draws its own, so another split of the data gives another matrix.
+    Penalties (priors) are left out. Label smoothing and class weights raise: they are no likelihood.
     """
     _require_objective("fisher", objective)
     if samples < 1 or (seed is None and samples > 1):
@@ -263,7 +263,10 @@ def fisher(
 
     def drawn() -> OnBatch:
         assert seed is not None
-        streams = {id(part): [generator(seed, j, i) for i in range(samples)] for j, part in enumerate(objective.parts)}
+        rank = () if objective.group is None else (objective.group.rank,)
+        streams = {
+            id(part): [generator(seed, j, i, *rank) for i in range(samples)] for j, part in enumerate(objective.parts)
+        }
 
         def on_batch(part: Part, criterion: Criterion, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
             labels = [criterion.sample(y, targets, g) for g in streams[id(part)]]

@@ -55,7 +55,7 @@ class ObjectiveHessian(LinearOperator):
                 add(leaves, part, batch, vectors, Sums(rows))
 
             with s.installed(leaves[1]):
-                product = s.average_rows(contribute, space, len(vectors), self.name)
+                product = s.average_rows(contribute, space, len(vectors), self.name, V=V)
             return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
 
     def adding(self) -> Adding:

@@ -118,6 +118,11 @@ def jacobian(
         if restrict is not None:
             raise TypeError("jacobian: restrict must be left out for a function; differentiate in fewer blocks")
         return function_jacobian(of, x, route)
+    if of.group is not None:
+        raise ValueError(
+            f"jacobian: its rows are the examples, and those of a group lie on {of.group.size} processes; make an "
+            "objective without group on each rank, for its own rows"
+        )
     snapshot = of.snapshot(x)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     way, sizes = chosen(route, snapshot.model, "jacobian", gauss_newton=True), []

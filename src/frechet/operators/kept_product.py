@@ -90,7 +90,7 @@ class KeptProduct(LinearOperator):
                     play(tape, vectors, self.blocks[tape.code], Sums(rows))
 
             with s.installed(leaves[1]):
-                product = s.average_rows(contribute, space, len(vectors), A.name, A.scale)
+                product = s.average_rows(contribute, space, len(vectors), A.name, A.scale, V)
             if isinstance(A, OutputProduct) and not A.penalized:
                 return product.T
             return s.plus_penalty(A.name, product, lambda: A.of_penalty(leaves, vectors)).T

@@ -56,11 +56,15 @@ def _header(objective: Objective, settings: Settings, run: Run, origin: Origin, 
         remarks.append(f"The loss does not depend on {len(found.unreached)} parameter blocks ({names}).")
     if objective.penalties:
         remarks.append("Penalties are part of the loss and the Hessian; convex ones also of Gauss-Newton.")
+    if objective.group is not None:
+        remarks.append(
+            f"Measured by {objective.group.size} processes, each with its share of the data; sums run over all of them."
+        )
     sampled = isinstance(data, Subsample)
     if sampled:
         remarks.append(
-            f"Measured on a random {data.examples} of {data.population} examples: intervals do not include the error "
-            "of that sample, except for the gradient noise."
+            f"Measured on a random {found.examples} of {objective.population} examples: intervals do not include the "
+            "error of that sample, except for the gradient noise."
         )
     return s.Header(
         title=title,
@@ -76,7 +80,7 @@ def _header(objective: Objective, settings: Settings, run: Run, origin: Origin, 
             found.examples,
             round(found.terms),
             found.batches,
-            data.population if isinstance(data, Subsample) else None,
+            objective.population,
             data.seed if isinstance(data, Subsample) else None,
         ),
         environment=environment(objective, version),

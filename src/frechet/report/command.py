@@ -2,6 +2,9 @@
 
 Whatever the user got wrong ends in one sentence on standard error and exit code 2, and changes no file. A defect of
 this program shows its traceback.
+
+Started by torchrun, the processes share the work; rank 0 alone writes and speaks. The others are heard where they know
+what rank 0 cannot.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import re
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +25,13 @@ import torch
 import typer
 from rich.console import Console
 
-from frechet.errors import NonFinite, NotConverged, NotDifferentiable, UnusableObjective
+from frechet.errors import LostRank, NonFinite, NotConverged, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
 from frechet.operators.hessian import hessian
 from frechet.report import problems
 from frechet.report.assemble import ALLOCATOR, assemble
 from frechet.report.files import ensure_writable, write_atomic
+from frechet.report.launch import command_line, interrupts, launched, launched_group, speaks
 from frechet.report.measure import WEIGHTS, Settings, measure
 from frechet.report.memory import peak_above, start_peak
 from frechet.report.page import render
@@ -35,9 +40,10 @@ from frechet.report.run import Run
 from frechet.report.schema import dumps
 from frechet.report.source import load
 from frechet.report.terminal import show
+from frechet.space import Group
 
 VERSION = version("frechet")
-USER_ERRORS = (ValueError, TypeError, OSError, UnusableObjective, NonFinite, NotDifferentiable, NotConverged)
+USER_ERRORS = (ValueError, TypeError, OSError, UnusableObjective, NonFinite, NotDifferentiable, NotConverged, LostRank)
 CHECKPOINT = "unfinished.pt"
 INTERRUPTED = 130  # what typer returns for Ctrl-C
 
@@ -52,6 +58,7 @@ SourceArgument = Annotated[
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for index.html and report.json.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's).")]
+TimeoutOption = Annotated[str, typer.Option(help="With torchrun: how long to wait for another process: 90s, 10m.")]
 
 
 @app.command()
@@ -67,25 +74,31 @@ def report(
     products: Annotated[int | None, typer.Option(min=1, help="Bound of the operator-vector products.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     threads: ThreadsOption = None,
+    timeout: TimeoutOption = "10m",
 ) -> None:
     """Measure the curvature of a model and write index.html and report.json."""
     settings = Settings(top, probes, steps, batch_sizes=_sizes(batch_sizes), seed=seed)
     limit = _seconds(budget)
-    folder = ensure_writable(out)
+    wait = _seconds(timeout, "--timeout")
+    assert wait is not None
     if threads is not None:
         torch.set_num_threads(threads)
-    console = Console()
-    objective, title = load(source)
-    checkpoint = folder / CHECKPOINT
-    command = shlex.join(["frechet", *[a for a in sys.argv[1:] if a != "--resume"]])
-    with progress(console, list(WEIGHTS)) as bar:
-        run = Run(
-            objective.space.device, WEIGHTS, checkpoint, _fingerprint(source, settings, objective), products,
-            limit, bar,
-        )  # fmt: skip
-        if resume and not run.load():
-            console.print(f"nothing to resume in {folder}: starting", markup=False, highlight=False)
-        measure(objective, settings, run)
+    with launched_group(wait) as group:
+        console = Console(quiet=group is not None and group.rank > 0)
+        folder = ensure_writable(out) if group is None else _ensured(out, group)
+        objective, title = load(source, group)
+        fingerprint = _fingerprint(source, settings, objective)
+        with progress(console, list(WEIGHTS)) as bar:
+            run = Run(
+                objective.space.device, WEIGHTS, folder / CHECKPOINT, fingerprint, products, limit, bar, group=group
+            )
+            if resume and not run.load():
+                console.print(f"nothing to resume in {folder}: starting", markup=False, highlight=False)
+            with nullcontext() if group is None else interrupts(run.interrupt):
+                measure(objective, settings, run)
+    if console.quiet:
+        return
+    command = shlex.join([*command_line(), *[a for a in sys.argv[1:] if a != "--resume"]])
     bounds = [b for b in (budget, None if products is None else f"{products} products") if b]
     date = datetime.now().astimezone().isoformat(timespec="seconds")
     origin = (
@@ -98,18 +111,22 @@ def report(
     made = assemble(objective, settings, run, origin if bounds else (*origin[:4], "none"), VERSION)
     write_atomic(folder / "report.json", dumps(made))
     write_atomic(folder / "index.html", render(made))
-    checkpoint.unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     show(made, console)
     console.print(f"\n{folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def check(source: SourceArgument, threads: ThreadsOption = None) -> None:
+def check(source: SourceArgument, threads: ThreadsOption = None, timeout: TimeoutOption = "10m") -> None:
     """Say whether an objective is usable, and what a product will cost."""
+    wait = _seconds(timeout, "--timeout")
+    assert wait is not None
     if threads is not None:
         torch.set_num_threads(threads)
-    objective, title = load(source)
-    for line in checked(objective, title):
+    with launched_group(wait) as group:
+        objective, title = load(source, group)
+        lines = checked(objective, title)
+    for line in lines if group is None or group.rank == 0 else []:
         typer.echo(line)
 
 
@@ -126,7 +143,9 @@ def checked(objective: Objective, title: str) -> list[str]:
     crossed = float(space.inner(space.random(1, 0), image)) - float(space.inner(v, other))
     lines = [
         f"{title}: {type(objective.model).__name__}, {space!r}",
-        f"loss {found.value:.6g} over {found.terms:g} terms of {found.examples} examples in {found.batches} batches",
+        f"loss {found.value:.6g} over {found.terms:g} terms of {found.examples} examples in {found.batches} batches"
+        + (f" on {found.ranks} ranks" if found.ranks > 1 else ""),
+        *([] if found.wrapper is None else [_taken_out(found.wrapper, found.ranks)]),
         "deterministic: two passes under different seeds agree",
         "the model's own loss agrees" if found.own_loss is not None else "the model returns no loss of its own",
         "every parameter gets a gradient"
@@ -141,6 +160,17 @@ def checked(objective: Objective, title: str) -> list[str]:
     return [*lines, "usable"]
 
 
+def _taken_out(wrapper: str, ranks: int) -> str:
+    line = f"the model is taken out of {wrapper}"
+    return line if ranks > 1 or "Parallel" not in wrapper else f"{line}: products are of this process's data alone"
+
+
+def _ensured(out: Path, group: Group) -> Path:
+    """The folder, which rank 0 alone writes to."""
+    group.together(lambda: None if group.rank else ensure_writable(out))
+    return out
+
+
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -151,18 +181,20 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(p) for p in parts}))
 
 
-def _seconds(text: str | None) -> float | None:
+def _seconds(text: str | None, option: str = "--budget") -> float | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|)", text.strip())
     if found is None or float(found[1]) <= 0:
-        raise ValueError(f"--budget must be a time such as 90s, 5m or 2h, got '{text}'")
+        raise ValueError(f"{option} must be a time such as 90s, 5m or 2h, got '{text}'")
     return float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _fingerprint(source: str, settings: Settings, objective: Objective) -> str:
     point = objective.point.cpu().numpy().tobytes()
-    return hashlib.sha256(repr((VERSION, source, settings, repr(objective.space))).encode() + point).hexdigest()
+    ranks = () if objective.group is None else (objective.group.size,)
+    made_with = (VERSION, source, settings, repr(objective.space), *ranks)
+    return hashlib.sha256(repr(made_with).encode() + point).hexdigest()
 
 
 # --- start ------------------------------------------------------------------------------------------------------------
@@ -180,6 +212,17 @@ def main() -> None:
     """The entry point."""
     _keep_freed_memory()
     sys.argv[0] = "frechet"
+    code = _code()
+    if launched():  # the backend's threads may outlive the group and abort an exit that waits for them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def _code() -> int:
+    """The exit code of the command, after its one sentence on standard error if it failed."""
     code = 0
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="frechet", standalone_mode=False)
@@ -188,18 +231,19 @@ def main() -> None:
     except USER_ERRORS as error:
         if os.environ.get("FRECHET_TRACEBACK"):
             raise
-        _fail(" ".join(str(error).split()))
+        return _fail(" ".join(str(error).split()), speaks(error))
     except Exception as error:
         told = getattr(error, "format_message", None)  # a wrong option, as click and typer report it
         if told is None:
             raise
-        _fail(" ".join(str(told()).split()))
+        return _fail(" ".join(str(told()).split()), speaks(error))
     if code == INTERRUPTED:
-        _fail("interrupted; what was measured so far is kept: repeat the command with --resume to go on")
-    if code:
-        sys.exit(code)
+        kept = "interrupted; what was measured so far is kept: repeat the command with --resume to go on"
+        return _fail(kept, not launched() or os.environ["RANK"] == "0")
+    return int(code or 0)
 
 
-def _fail(sentence: str) -> None:
-    sys.stderr.write(f"frechet: {sentence}\n")
-    sys.exit(2)
+def _fail(sentence: str, speaking: bool) -> int:
+    if speaking:
+        sys.stderr.write(f"frechet: {sentence}\n")
+    return 2

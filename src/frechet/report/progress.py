@@ -14,7 +14,10 @@ Show = Callable[[str, int, int | None], None]
 
 @contextmanager
 def progress(console: Console, stages: Sequence[str]) -> Iterator[Show]:
-    """A function ``show(stage, products, limit)`` for a `Run`."""
+    """A function ``show(stage, products, limit)`` for a `Run`; it does nothing on a quiet console."""
+    if console.quiet:
+        yield lambda _stage, _products, _limit: None
+        return
     if not console.is_terminal:
         yield _plain(console, stages)
         return

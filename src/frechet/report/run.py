@@ -4,6 +4,9 @@ Work is cut into stages. A finished stage is kept in the checkpoint file; of the
 algorithm showed to `observe` is kept, at most every few seconds. So a run that is killed loses seconds. The budget is
 shared out: a stage may spend its part of what is left, by the weights of the stages to come, so that a small budget
 gives a coarser report and not half of one.
+
+On several processes rank 0 alone looks at the clock, writes and reads the file, and the others do as it does; Ctrl-C on
+any of them stops all at the same place.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from frechet.operators.operator import Fact, LinearOperator
 from frechet.report.files import write_atomic
 from frechet.report.memory import peak_above, start_peak
 from frechet.report.schema import Cost, LeftOut
-from frechet.space import Space
+from frechet.space import Group, Space
 
 SAVE_EVERY = 3.0  # seconds
 PLENTY = 1 << 30
@@ -91,6 +94,8 @@ class Run:
     left_out: list[LeftOut] = field(default_factory=list)
     partial: dict[str, Any] = field(default_factory=dict)
     spent_before: float = 0.0  # seconds of earlier sittings
+    group: Group | None = None
+    interrupted: bool = False
     began: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
 
@@ -111,11 +116,31 @@ class Run:
             remaining = max(0.0, self.seconds - self.elapsed) * share
             rate = self._seconds_per_product()
             left = min(left, remaining / rate if rate > 0 else (PLENTY if remaining > 0 else 0))
-        return int(left)
+        return int(left) if self.group is None else self.group.exchange([0, int(left)])[0][1]
 
     def _seconds_per_product(self) -> float:
         products = sum(c.products for c in self.costs.values())
         return sum(c.seconds for c in self.costs.values() if c.products) / products if products else 0.0
+
+    # --- several processes ----------------------------------------------------------------------------------------
+
+    @property
+    def writes(self) -> bool:
+        return self.checkpoint is not None and (self.group is None or self.group.rank == 0)
+
+    def interrupt(self) -> bool:
+        """Note that a stop is wished, at the next place where all processes meet; False if it was already."""
+        self.interrupted, before = True, self.interrupted
+        return not before
+
+    def _agreed(self, stop: bool, failure: OSError | None = None) -> tuple[bool, bool]:
+        """Whether all processes stop here, by rank 0's word, and whether any of them was interrupted."""
+        if self.group is None:
+            return stop, False
+        rows = self.group.exchange([failure is not None, stop, self.interrupted])
+        if any(row[0] for row in rows):
+            self.group.fail(failure)
+        return bool(rows[0][1]), any(row[2] for row in rows)
 
     # --- stages ---------------------------------------------------------------------------------------------------
 
@@ -133,19 +158,26 @@ class Run:
 
         def observe(state: Any) -> bool:
             self.show(name, cost()[0], limit)
-            if time.monotonic() - self.saved > SAVE_EVERY and self.checkpoint is not None:
+            failure = None
+            if time.monotonic() - self.saved > SAVE_EVERY and self.writes:
+                self.partial[name] = {"state": state, "cost": cost()}
+                failure = self._save()
+            stop, interrupted = self._agreed(self.seconds is not None and self.elapsed > self.seconds, failure)
+            if interrupted:
                 self.partial[name] = {"state": state, "cost": cost()}
                 self._save()
-            return self.seconds is not None and self.elapsed > self.seconds
+                raise KeyboardInterrupt
+            return stop
 
         self.show(name, products, limit)
+        if self._agreed(False)[1]:
+            raise KeyboardInterrupt
         result = compute(observe, earlier["state"] if earlier else None)
         made, read, seconds = cost()
         self.costs[name] = Cost(made, read, seconds, peak_above(before, self.device))
         self.results[name] = result
         self.partial.pop(name, None)
-        if self.checkpoint is not None:
-            self._save()
+        self._agreed(False, self._save())
         return result
 
     def leave_out(self, what: str, why: str) -> None:
@@ -157,8 +189,10 @@ class Run:
 
     # --- checkpoint -----------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        assert self.checkpoint is not None
+    def _save(self) -> OSError | None:
+        """Write the checkpoint; on several processes a failure is returned, so that all can raise it."""
+        if not self.writes or self.checkpoint is None:
+            return None
         buffer = io.BytesIO()
         torch.save(
             {
@@ -172,24 +206,36 @@ class Run:
             },
             buffer,
         )
-        write_atomic(self.checkpoint, buffer.getvalue())
+        try:
+            write_atomic(self.checkpoint, buffer.getvalue())
+        except OSError as error:
+            if self.group is None:
+                raise
+            return error
         self.saved = time.monotonic()
+        return None
+
+    def _content(self) -> bytes | None:
+        if not self.writes or self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        return self.checkpoint.read_bytes()
 
     def load(self) -> bool:
         """Continue from the checkpoint file, if there is one. Raises `ResumeMismatch` if it is of another run."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+        content = self._content() if self.group is None else self.group.first(self.group.together(self._content))
+        if content is None:
             return False
         try:
             # written by this program beside its own report
-            kept = torch.load(self.checkpoint, weights_only=False, map_location=self.device)
+            kept = torch.load(io.BytesIO(content), weights_only=False, map_location=self.device)
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ImportError) as error:
             raise ResumeMismatch(
                 f"resume: {self.checkpoint} is no checkpoint that this version can read; start again without --resume"
             ) from error
         if kept["fingerprint"] != self.fingerprint:
             raise ResumeMismatch(
-                f"resume: {self.checkpoint} belongs to another run (other model, data source, seed, settings or "
-                "version); repeat the command that began it, or start again without --resume"
+                f"resume: {self.checkpoint} belongs to another run (other model, data source, seed, settings, number "
+                "of processes or version); repeat the command that began it, or start again without --resume"
             )
         self.results, self.costs, self.partial = kept["results"], kept["costs"], kept["partial"]
         self.left_out, self.meter, self.spent_before = kept["left_out"], kept["meter"], kept["elapsed"]

@@ -1,4 +1,8 @@
-"""From what the user typed to an objective: a built-in problem, or ``path/to/file.py:function``."""
+"""From what the user typed to an objective: a built-in problem, or ``path/to/file.py:function``.
+
+Started on several processes, each runs this. An objective that the function made with ``group=`` stays as it is, one
+without is shared out batch by batch, a built-in one example by example, with the parameters that rank 0 has trained.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,28 @@ from pathlib import Path
 
 from frechet.objective import Objective
 from frechet.report.problems import PROBLEMS
+from frechet.space import Group
+from frechet.space.group import is_shared
 
 
 class BadSource(ValueError):
     """What was named cannot be turned into an objective; the message is one sentence for the user."""
 
 
-def load(source: str) -> tuple[Objective, str]:
-    """The objective named by `source`, and a title."""
+def load(source: str, group: Group | None = None) -> tuple[Objective, str]:
+    """The objective named by `source`, and a title. Collective with a group."""
+    if group is None:
+        return _load(source)
+    objective, title = group.together(lambda: _load(source))
+    if objective.group is not None:
+        return objective, title
+    if source in PROBLEMS:
+        objective.model.load_state_dict(group.first(objective.model.state_dict()))
+        return objective.sharded("world", by="example"), title
+    return objective.sharded("world"), title
+
+
+def _load(source: str) -> tuple[Objective, str]:
     if source in PROBLEMS:
         try:
             return PROBLEMS[source](), source
@@ -39,6 +57,8 @@ def load(source: str) -> tuple[Objective, str]:
     try:
         objective = function()
     except Exception as error:
+        if is_shared(error):
+            raise
         raise BadSource(f"{source} raised {_told(error, file)}") from error
     if not isinstance(objective, Objective):
         raise BadSource(f"{source} must return a frechet.Objective, got {type(objective).__name__}")

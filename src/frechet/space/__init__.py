@@ -1,5 +1,6 @@
 """What vectors are."""
 
+from frechet.space.group import Group, digest
 from frechet.space.space import Probe, Space, euclidean, generator
 
-__all__ = ["Probe", "Space", "euclidean", "generator"]
+__all__ = ["Group", "Probe", "Space", "digest", "euclidean", "generator"]
