@@ -18,6 +18,7 @@ from frechet.operators import (
     hessian,
     hessian_product,
     jacobian,
+    linearize,
     ntk,
 )
 from frechet.operators.structured import identity
@@ -37,6 +38,8 @@ OPERATORS = {
     "gauss_newton": gauss_newton,
     "reverse gauss_newton": lambda o: gauss_newton(o, route="reverse"),
     "fisher": fisher,
+    "linearized hessian": lambda o: linearize(hessian(o)),
+    "linearized gauss_newton": lambda o: linearize(gauss_newton(o)),
     "empirical_fisher per example": lambda o: empirical_fisher(o, per="example"),
     "empirical_fisher per term": lambda o: empirical_fisher(o, per="term"),
 }

@@ -9,6 +9,7 @@ from frechet.errors import NotDifferentiable
 from frechet.operators.gauss_newton import fisher, gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.operators.jacobian import jacobian
+from frechet.operators.linearized import linearize
 from frechet.operators.operator import Adjoint
 from frechet.operators.route import lacks_forward
 from laws import block, close, is_linear, keeps_no_graph, leaves_its_input, repeats_itself
@@ -53,6 +54,21 @@ def test_gauss_newton_and_fisher(make):
 def test_jacobian(make):
     for route in routes(make):
         obeys(jacobian(prepared(make)[0].objective, route=route), jacobian_of(make))
+
+
+@named
+def test_linearized_they_are_the_same_maps(make):
+    objective = prepared(make)[0].objective
+    for route in routes(make, without=(functional_losses,)):
+        H = linearize(hessian(objective, route=route))
+        V = block(H.domain, 2, 1)
+        close(H @ V, hessian_of(make) @ V)
+        assert torch.equal(H @ V, H @ V)
+    G, J = linearize(gauss_newton(objective, route="reverse")), linearize(jacobian(objective, route="reverse"))
+    V, U = block(J.domain, 2, 1), block(J.codomain, 2, 2)
+    close(G @ V, gauss_newton_of(make) @ V)
+    close(J @ V, jacobian_of(make) @ V)
+    close(J.T @ U, jacobian_of(make).T @ U)
 
 
 @named

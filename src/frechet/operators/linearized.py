@@ -151,7 +151,7 @@ def linearize(A: LinearOperator, memory: int | None = None, compile: bool = Fals
             f"linearize: A must hold a derivative of an objective or a function, got {A!r}; its products need no "
             "linearization"
         )
-    if not room.tapes:
+    if room.recomputed and not room.tapes:  # a shard may be empty
         raise MemoryError(
             f"linearize: memory must hold the linearization of one batch at least, got {int(room.most)} bytes for "
             f"{A!r}; use smaller batches or the operator itself"

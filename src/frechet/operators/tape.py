@@ -131,7 +131,7 @@ class _Recorder(TorchDispatchMode):
         tensors = _tensors(args, list(kwargs.values()))
         mutable = func._schema.is_mutable
         if any(t._is_zerotensor() for t in tensors):  # torch's symbolic zeros have no memory behind them
-            if mutable:
+            if mutable and any(t._is_zerotensor() for t in _written(func, args, kwargs)):
                 raise Untraceable(f"{func} writes into a symbolic zero")
             args = _mapped(lambda t: _zeros(t) if t._is_zerotensor() else t, args)
             tensors = _tensors(args, list(kwargs.values()))
