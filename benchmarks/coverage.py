@@ -123,7 +123,7 @@ def questions(case: Case, quantity: str, budgets: list[int]) -> Iterator[tuple[s
             label = f"{method} rtol {rtol}"
             yield label, functools.partial(with_probes, trace, products=250, rtol=rtol, method=method)
     for rtol in (0.1, 0.02) if "near axes" not in case.name else ():  # XTrace, then probes behind its sketch
-        yield f"auto rtol {rtol}", functools.partial(with_probes, trace, products=400, rtol=rtol, method="auto")
+        yield f"auto rtol {rtol}", functools.partial(with_probes, trace, products=250, rtol=rtol, method="auto")
     label = "diagonal rtol 0.5"
     yield label, functools.partial(with_probes, diagonal, products=250, rtol=0.5, method="hutchinson")
 

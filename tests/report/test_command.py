@@ -153,7 +153,7 @@ def test_check_says_that_a_good_objective_is_usable(frechet, file):
     code, out, _ = frechet("check", f"{file}:make")
     assert code == 0
     assert out.rstrip().endswith("usable")
-    assert "a Hessian product takes" in out
+    assert "a product takes" in out
     assert "two passes under different seeds agree" in out
 
 

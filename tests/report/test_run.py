@@ -7,7 +7,8 @@ from frechet.linalg.density import spectral_density
 from frechet.linalg.eigsh import eigsh
 from frechet.operators.structured import from_diagonal
 from frechet.report import run as module
-from frechet.report.run import PLENTY, Metered, ResumeMismatch, Run
+from frechet.report.metered import Metered
+from frechet.report.run import PLENTY, ResumeMismatch, Run
 from ranks import on_ranks
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ from frechet.analyze.examples import (
 from frechet.analyze.gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze.layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze.noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
+from frechet.analyze.plan import Job, Plan, plan
 from frechet.analyze.slices import Plane, Slices, loss_plane, loss_slices
 from frechet.analyze.stability import (
     Interpolation,
@@ -31,9 +32,11 @@ __all__ = [
     "ExampleSlopes",
     "Gram",
     "Interpolation",
+    "Job",
     "LayerTops",
     "LayerTraces",
     "NoiseScale",
+    "Plan",
     "Plane",
     "Slices",
     "Stability",
@@ -52,6 +55,7 @@ __all__ = [
     "loss_slices",
     "noise_scale",
     "ntk_matrix",
+    "plan",
     "stability",
     "stable_learning_rate",
 ]

@@ -40,6 +40,7 @@ from frechet.objective.model import (
     training_flags,
     unwrap,
 )
+from frechet.objective.pieces import Pieces, as_it_is
 from frechet.objective.snapshot import Part, Penalty, Snapshot
 from frechet.objective.torch_losses import as_criterion
 from frechet.space import Group, Space, digest, generator
@@ -195,6 +196,24 @@ class Objective:
         if len(self.parts) != 1:
             raise ValueError(f"Objective.on: needs an objective with one data term, got {len(self.parts)}")
         return self._with((replace(self.parts[0], data=[batch], population=None),), self.penalties)
+
+    def in_pieces(self, examples: int) -> Objective:
+        """The same objective, its batches cut into pieces of at most `examples` examples: less memory at a time.
+
+        Raises for models known to couple the examples of a batch. Tensors without an axis of examples stay whole.
+        """
+        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+            raise ValueError(f"Objective.in_pieces: examples must be a positive int, got {examples!r}")
+        if self.dropout_seed is not None:
+            raise ValueError(
+                "Objective.in_pieces: with dropout_seed each batch draws its masks, and pieces would draw others; call "
+                "model.eval()"
+            )
+        self.snapshot().refuse_coupled("Objective.in_pieces")
+        for part in self.parts:
+            refuse_unrepeatable(part.data)
+        cut = [replace(p, data=Pieces(p.data, p.split, examples), split=as_it_is) for p in self.parts]
+        return self._with(tuple(cut), self.penalties)
 
     def sharded(self, group: dist.ProcessGroup | Literal["world"], *, by: Deal = "batch") -> Objective:
         """The same objective, its passes shared out among the processes of `group`, all of which can read all data.

@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from contextlib import nullcontext
 from datetime import datetime
 from importlib.metadata import version
@@ -25,6 +24,7 @@ import torch
 import typer
 from rich.console import Console
 
+from frechet.analyze.plan import plan
 from frechet.errors import LostRank, NonFinite, NotConverged, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
 from frechet.operators.hessian import hessian
@@ -33,7 +33,6 @@ from frechet.report.assemble import ALLOCATOR, assemble
 from frechet.report.files import ensure_writable, write_atomic
 from frechet.report.launch import command_line, interrupts, launched, launched_group, speaks
 from frechet.report.measure import WEIGHTS, Settings, measure
-from frechet.report.memory import peak_above, start_peak
 from frechet.report.page import render
 from frechet.report.progress import progress
 from frechet.report.run import Run
@@ -136,10 +135,8 @@ def checked(objective: Objective, title: str) -> list[str]:
     space = objective.space
     H, v = hessian(objective), space.random(0, 0)
     other = H @ space.random(1, 0)  # the first product allocates
-    before, start = start_peak(space.device), time.perf_counter()
     image = H @ v
-    size = float(space.norm(image))  # waits for the device
-    seconds, peak = time.perf_counter() - start, peak_above(before, space.device)
+    size, cost = float(space.norm(image)), plan(H)
     crossed = float(space.inner(space.random(1, 0), image)) - float(space.inner(v, other))
     lines = [
         f"{title}: {type(objective.model).__name__}, {space!r}",
@@ -155,7 +152,7 @@ def checked(objective: Objective, title: str) -> list[str]:
         + (f", piecewise: {', '.join(found.kinks)} has kinks" if found.kinks else "")
         + f"; symmetric to {abs(crossed) / max(size * space.dim**0.5, 1e-300):.1g}",
         *(f"module {m} couples the examples of a batch: the loss depends on the batches" for m in found.coupled[:3]),
-        f"a Hessian product takes {seconds:.3g} s" + ("" if peak is None else f" and {peak / 2**20:.0f} MiB"),
+        *cost.lines(),
     ]
     return [*lines, "usable"]
 

@@ -27,8 +27,10 @@ from frechet.linalg.result import Estimate, Spectrum
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
+from frechet.operators.memory import ran_out
 from frechet.operators.route import chosen
-from frechet.report.run import PLENTY, Metered, Observe, Run
+from frechet.report.metered import Metered
+from frechet.report.run import PLENTY, Observe, Run
 
 # the stages in order, each with its share of a budget
 WEIGHTS: dict[str, float] = {
@@ -65,7 +67,28 @@ class Settings:
 
 
 def measure(objective: Objective, settings: Settings, run: Run) -> None:
-    """Fill `run.results`, stage by stage."""
+    """Fill `run.results`, stage by stage; where memory runs out, go on with smaller pieces of the batches."""
+    while True:
+        try:
+            _measured(objective, settings, run)
+            break
+        except (RuntimeError, MemoryError) as error:
+            size = max(len(batch.targets) for batch in objective.batches()) if objective.group is None else 1
+            if size == 1 or not ran_out(error):
+                raise
+        objective = objective.in_pieces(size // 2)
+        run.leave_out(
+            "whole batches",
+            f"memory ran out with {size} examples at once; they were taken {size // 2} at a time, which changes no "
+            "number",
+        )
+    if run.meter.at_once is not None:
+        run.leave_out(
+            "whole blocks", f"memory ran out; at most {run.meter.at_once} vectors went at once, which changes no number"
+        )
+
+
+def _measured(objective: Objective, settings: Settings, run: Run) -> None:
     run.stage("check", lambda _observe, _resume: _checked(objective, run))
     hessian_spectrum = _eigenvalues("Hessian", hessian(objective), settings, run, "both")
     _density("Hessian", hessian(objective), settings, run, hessian_spectrum)
@@ -94,7 +117,7 @@ def _checked(objective: Objective, run: Run) -> Mapping[str, Any]:
 
 
 def _metered(A: Any, run: Run) -> Metered:
-    return Metered(A, run.meter)
+    return Metered(A, run.meter, alone=run.group is None)
 
 
 def _eigenvalues(name: str, A: Any, settings: Settings, run: Run, which: Any) -> Spectrum | None:

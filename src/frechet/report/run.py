@@ -20,57 +20,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from frechet.operators.operator import Fact, LinearOperator
+from frechet.operators.memory import peak_above, start_peak
 from frechet.report.files import write_atomic
-from frechet.report.memory import peak_above, start_peak
+from frechet.report.metered import Meter
 from frechet.report.schema import Cost, LeftOut
-from frechet.space import Group, Space
+from frechet.space import Group
 
 SAVE_EVERY = 3.0  # seconds
 PLENTY = 1 << 30
 
 T = TypeVar("T")
 Observe = Callable[[Any], bool]
-
-
-@dataclass
-class Meter:
-    """Products and passes over the data, counted as they happen."""
-
-    products: int = 0
-    passes: int = 0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Metered(LinearOperator):
-    """An operator whose products are counted; a block is one pass over the data."""
-
-    operator: LinearOperator
-    meter: Meter
-
-    @property
-    def domain(self) -> Space:
-        return self.operator.domain
-
-    @property
-    def codomain(self) -> Space:
-        return self.operator.codomain
-
-    @property
-    def facts(self) -> frozenset[Fact]:
-        return self.operator.facts
-
-    def _matmat(self, V: Tensor) -> Tensor:
-        self.meter.products += V.shape[1]
-        self.meter.passes += 1
-        return self.operator._matmat(V)
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        self.meter.products += U.shape[1]
-        self.meter.passes += 1
-        return self.operator._rmatmat(U)
 
 
 class ResumeMismatch(ValueError):

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from frechet.report.memory import peak_above, start_peak
+from frechet.operators.memory import peak_above, start_peak
 
 CPU = torch.device("cpu")
 

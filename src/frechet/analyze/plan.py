@@ -1,0 +1,145 @@
+"""What questions to an operator will cost, and what fits into memory, before any of them is asked.
+
+A product is measured with one vector and with two, after one that does not count. A block of k vectors is taken to cost
+what the first vector costs and k - 1 times what the second added; a job costs its products and the vectors that it
+keeps. Bytes are those above what is in use when the plan is made.
+
+**Cost:** four products.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from frechet.operators.gauss_newton import OutputProduct
+from frechet.operators.hessian import ObjectiveHessian
+from frechet.operators.jacobian import OutputJacobian
+from frechet.operators.memory import free_memory, peak_above, start_peak
+from frechet.operators.operator import LinearOperator
+
+MOST_AT_ONCE = 256  # vectors: more bring no speed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question: how many products it usually takes, in which time, and the most memory it needs at once."""
+
+    name: str
+    products: int
+    seconds: float
+    bytes: int | None
+    vectors: int  # kept beside those of a product
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The measured cost of a product, what fits into `budget` bytes, and what jobs will take. `print` it."""
+
+    operator: str
+    budget: int
+    product_seconds: float
+    product_bytes: int | None  # None where the system does not tell
+    vector_seconds: float  # each further vector of a block
+    vector_bytes: int | None
+    vectors_at_once: int  # in one block, 1 at least
+    kept_vectors: int  # as a Krylov basis, beside a product
+    examples: int | None  # per batch; None: the batches fit as they are
+    jobs: tuple[Job, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The plan in words, a line each."""
+        yield f"products with {self.operator}, {_size(self.budget)} to spend:"
+        yield (
+            f"a product takes {self.product_seconds:.3g} s and {_size(self.product_bytes)}, each further vector of a "
+            f"block {self.vector_seconds:.3g} s and {_size(self.vector_bytes)}"
+        )
+        yield f"at once fit: {self.vectors_at_once} vectors in a block, or {self.kept_vectors} as a basis"
+        if self.examples is not None:
+            yield f"the batches do not fit: objective.in_pieces({self.examples})"
+        for job in self.jobs:
+            short = "" if job.fits is not False else ", which does not fit"
+            yield f"{job.name}: about {job.products} products, {job.seconds:.3g} s, {_size(job.bytes)}{short}"
+
+
+def plan(
+    A: LinearOperator, budget: int | None = None, *, k: int = 10, products: int = 100, probes: int = 8, steps: int = 40
+) -> Plan:
+    """What products with A cost, what fits into `budget` bytes (default: what is free), and what jobs will take.
+
+    The jobs are the defaults of `eigsh` for the `k` largest pairs, `trace` with `products` products, and
+    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum: it is
+    assumed to end with its first basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
+
+    Example:
+        >>> import torch
+        >>> from frechet import hessian, plan
+        >>> found = plan(hessian(lambda x: (x**4).sum(), torch.ones(1000)), budget=10**9)
+        >>> found.examples is None, [job.name for job in found.jobs]
+        (True, ['10 largest eigenpairs', 'trace', 'spectral density'])
+    """
+    if not isinstance(A, LinearOperator):
+        raise TypeError(f"plan: A must be an operator, got {type(A).__name__}; write plan(hessian(objective))")
+    if A.domain != A.codomain:
+        raise ValueError(f"plan: A must be square on one space, got {A!r}")
+    space = A.domain
+    budget = free_memory(space.device) if budget is None else budget
+    if budget <= 0:
+        raise ValueError(f"plan: budget must be a positive number of bytes, got {budget}")
+    one, two = space.random(range(1), 0), space.random(range(2), 0)
+    _measured(A, one)  # the first product loads what it needs
+    (first, peak), (second, higher) = (_measured(A, V) for V in (one, two))
+    vector = space.dim * one.element_size()
+    more, added = max(0.0, second - first), None
+    if peak is not None and higher is not None:
+        added = max(higher - peak, 2 * vector)  # the vector and its product at least
+    room = budget - (peak or 0)
+    at_once = 1 if added is None else max(1, min(MOST_AT_ONCE, 1 + room // added))
+
+    def job(name: str, count: int, vectors: int, block: int) -> Job:
+        block = min(block, at_once)
+        seconds = count * (first + (block - 1) * more) / block
+        need = None if peak is None or added is None else peak + (block - 1) * added + vectors * vector
+        return Job(name, count, seconds, need, vectors, None if need is None else need <= budget)
+
+    basis = min(space.dim, max(2 * k + 30, 40))
+    jobs = (
+        job(f"{k} largest eigenpairs", basis, basis + 2, 1),
+        job("trace", min(products, space.dim), products // 2, 16),
+        job("spectral density", probes * min(steps, space.dim), min(steps, space.dim) + 2, 1),
+    )
+    short = peak is not None and peak > budget
+    return Plan(
+        repr(A), budget, first, peak, more, added, at_once, max(0, room // vector),
+        _examples_that_fit(A, budget, peak or 0, vector) if short else None, jobs,
+    )  # fmt: skip
+
+
+def _measured(A: LinearOperator, V: torch.Tensor) -> tuple[float, int | None]:
+    device = A.domain.device
+    before, start = start_peak(device), time.perf_counter()
+    float((A @ V)[0, 0])  # waits for the device
+    return time.perf_counter() - start, peak_above(before, device)
+
+
+def _examples_that_fit(A: LinearOperator, budget: int, peak: int, vector: int) -> int | None:
+    """Examples per batch for which a product stays within the budget, memory growing in proportion to them."""
+    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian):
+        return None
+    sizes = [len(batch.targets) for part in A.snapshot.parts for batch in part.batches(A.domain.device)]
+    fixed = 3 * vector  # the vector, its product and a gradient do not depend on the batch
+    share = (budget - fixed) / max(1, peak - fixed)
+    return max(1, int(max(sizes, default=1) * share))
+
+
+def _size(number: int | None) -> str:
+    if number is None:
+        return "unknown memory"
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"

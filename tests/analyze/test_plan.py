@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+
+from frechet.analyze.plan import plan
+from frechet.objective import Objective, squared_error
+from frechet.operators import from_callable, from_matrix, gauss_newton, hessian
+from frechet.space import euclidean
+from objective_cases import mlp, ragged, randn
+
+
+def objective(examples=2000, width=300):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(100, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+    data = [(torch.randn(examples, 100), torch.randn(examples, 1)) for _ in range(2)]
+    return Objective(model, squared_error(), data)
+
+
+def test_the_memory_of_a_product_is_seen_and_smaller_batches_are_proposed():
+    f = objective()
+    found = plan(hessian(f))
+    if found.product_bytes is None:
+        pytest.skip("this system does not tell a process its high-water mark")
+    activations = 2 * 2000 * 300 * 4
+    assert activations < found.product_bytes < 30 * activations
+    assert found.examples is None
+    tight = plan(hessian(f), budget=found.product_bytes // 4)
+    assert tight.examples is not None
+    assert 100 <= tight.examples < 700
+    assert "in_pieces" in str(tight)
+    smaller = plan(hessian(f.in_pieces(tight.examples)))
+    assert smaller.product_bytes is not None
+    assert smaller.product_bytes < 0.5 * found.product_bytes
+
+
+def test_jobs_are_products_times_seconds():
+    M = torch.eye(500)
+    calls = []
+
+    def product(V):
+        calls.append(V.shape[1])
+        return (V.T @ M).T
+
+    A = from_callable(product, euclidean(500), facts="symmetric")
+    found = plan(A, budget=10**9, k=3, products=60, probes=4, steps=10)
+    assert calls == [1, 1, 2]
+    assert [job.products for job in found.jobs] == [40, 60, 40]
+    assert found.jobs[0].seconds == pytest.approx(40 * found.product_seconds)
+    assert found.jobs[2].vectors == 12
+    assert found.kept_vectors <= 10**9 // 2000
+    assert 1 <= found.vectors_at_once <= 256
+    assert len(list(found.lines())) == 6
+
+
+def test_a_basis_that_does_not_fit_is_said():
+    A = from_callable(lambda V: 2 * V, euclidean(10**6), facts="symmetric")
+    found = plan(A, budget=60 * 10**6)
+    assert found.jobs[0].fits in (False, None)
+    assert found.product_bytes is None or "does not fit" in str(found)
+
+
+def test_an_operator_without_data_has_no_batches_to_cut():
+    found = plan(from_matrix(torch.eye(50)), budget=1)
+    assert found.examples is None
+    assert found.vectors_at_once == 1
+
+
+def test_bad_arguments_are_told():
+    with pytest.raises(TypeError, match=r"plan: A must be an operator, got Objective; write plan\(hessian"):
+        plan(objective(2, 2))
+    with pytest.raises(ValueError, match="plan: A must be square on one space"):
+        plan(from_matrix(torch.ones(2, 3)))
+    with pytest.raises(ValueError, match="plan: budget must be a positive number of bytes, got -1"):
+        plan(from_matrix(torch.eye(2)), budget=-1)
+
+
+def test_gauss_newton_is_planned_too():
+    f = Objective(mlp(nn.Tanh()), squared_error(), ragged(randn(5, 2), randn(5, 2)))
+    assert plan(gauss_newton(f), budget=10**9).product_seconds > 0
