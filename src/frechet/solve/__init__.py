@@ -1,18 +1,24 @@
-"""Linear systems."""
+"""Linear systems and nonlinear least squares."""
 
 from frechet.solve.cg import CGState, cg
 from frechet.solve.gmres import GmresState, gmres
+from frechet.solve.least_squares import least_squares
+from frechet.solve.least_squares_result import LeastSquaresSolution
 from frechet.solve.linear import solve
 from frechet.solve.lsmr import LsmrState, lsmr
 from frechet.solve.minres import MinresState, minres
+from frechet.solve.run import LeastSquaresState
 
 __all__ = [
     "CGState",
     "GmresState",
+    "LeastSquaresSolution",
+    "LeastSquaresState",
     "LsmrState",
     "MinresState",
     "cg",
     "gmres",
+    "least_squares",
     "lsmr",
     "minres",
     "solve",
