@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -80,6 +81,15 @@ class Factor:
         """What the undamped step takes off r'r / 2 in the linear model."""
         return 0.5 * float(self.b[: self.rank].square().sum())
 
+    def holding(self, linear: Linearization, held: Tensor, free: Tensor) -> Factor:
+        """This model where the entries that are not `free` move by `held`."""
+        return factored(linear, self.scale, free, linear.J @ held.to(linear.J.device))
+
+    def predicted(self, linear: Linearization, p: Tensor) -> float:
+        """What p takes off r'r / 2."""
+        Jp = linear.J @ p.to(linear.J.device)
+        return -float(linear.gradient @ p) - 0.5 * float(Jp.square().sum())
+
     def _unscaled(self, weights: Tensor) -> Tensor:
         p = torch.zeros_like(self.scale)
         p[self.free] = -(self.V @ weights) / self.scale[self.free]
@@ -107,25 +117,31 @@ def blocked(x: Tensor, gradient: Tensor, lower: Tensor, upper: Tensor) -> Tensor
     return ((x <= lower) & (gradient >= 0)) | ((x >= upper) & (gradient <= 0)) | (lower >= upper)
 
 
-def boxed(linear: Linearization, factor: Factor, p: Tensor, damping: float, lower: Tensor, upper: Tensor) -> Tensor:
+class Model(Protocol):
+    """A model of the cost around a point: linear in r (`Factor`), or of second order."""
+
+    @property
+    def free(self) -> Tensor: ...
+    def step(self, damping: float) -> Tensor: ...
+    def within(self, radius: float, guess: float = 0.0) -> tuple[Tensor, float]: ...
+    def holding(self, linear: Linearization, held: Tensor, free: Tensor) -> Model: ...
+    def predicted(self, linear: Linearization, p: Tensor) -> float: ...
+    @property
+    def reduction(self) -> float: ...
+
+
+def boxed(linear: Linearization, model: Model, p: Tensor, damping: float, lower: Tensor, upper: Tensor) -> Tensor:
     """`p` made feasible: entries that leave the box stop at its side, and the others are solved for again."""
-    x, free = linear.x, factor.free.clone()
+    x, free = linear.x, model.free
     low, high = lower - x, upper - x
-    for _ in range(int(free.sum()) + 1):
+    for _ in range(len(x)):
         out = free & ((p < low) | (p > high))
         if not bool(out.any()):
             break
-        held = torch.minimum(torch.maximum(p, low), high)
         free = free & ~out
-        fixed = torch.where(free, 0.0, held)
+        held = torch.where(free, 0.0, torch.minimum(torch.maximum(p, low), high))
+        p = held
         if not bool(free.any()):
-            return fixed
-        shift = linear.J @ fixed.to(linear.J.device)
-        p = fixed + factored(linear, factor.scale, free, shift).step(damping)
+            break
+        p = held + model.holding(linear, held, free).step(damping)
     return torch.minimum(torch.maximum(p, low), high)
-
-
-def model_reduction(linear: Linearization, p: Tensor) -> tuple[float, Tensor]:
-    """What p takes off r'r / 2 in the linear model, and J p ``(m,)``."""
-    Jp = linear.J @ p.to(linear.J.device)
-    return -float(linear.gradient @ p) - 0.5 * float(Jp.square().sum()), Jp

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from frechet.linalg.result import Status
+from frechet.solve.curved_model import curved
+from frechet.solve.damped_step import column_scale
 from frechet.solve.least_squares_result import LeastSquaresSolution, uncertainty
 from frechet.solve.levenberg_marquardt import levenberg_marquardt
-from frechet.solve.optimality import Rules, judged
+from frechet.solve.optimality import Rules, free_to_move, judged
 from frechet.solve.residual import Parameters, Residual, Route, begin, first_linearization, length
 from frechet.solve.robust import Loss, robust_loss
 from frechet.solve.run import LeastSquaresState, Run
@@ -104,6 +106,11 @@ def least_squares(
 def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, method: str) -> LeastSquaresSolution:
     linear, ledger = run.linear, problem.ledger
     verdict = judged(problem, linear, rules)
+    free = free_to_move(problem, linear)
+    if not verdict.solved and bool(free.any()):
+        S = problem.curvature(linear)
+        newton = math.inf if S is None else curved(linear, S, column_scale(linear.columns), free).reduction
+        verdict = judged(problem, linear, rules, newton)
     status, reason = run.status or Status.STAGNATED, verdict.reason
     if verdict.solved:
         status = Status.CONVERGED

@@ -12,11 +12,14 @@ minimization, section 3, arXiv 1201.5885.
 
 **Differs from the source.**
 1. The first radius is 3 norm(D x0), not a hundred times that: the first step stays where the user says things happen.
-   D forgets at a tenth per step what it has met: a parameter that mattered once is not held for ever.
+   D forgets a tenth per step of what it has met: a parameter that mattered once is not held for ever; and it has a
+   lower limit relative to the size of the parameter.
 2. Residuals that are not finite refuse the step and shrink the radius.
 3. Steps are accepted by a gain ratio in which the rounding error of the cost is added to both sides, and the run ends
    with the steps of `polish`, so that the result has the digits that an evaluation of r allows.
-4. Bounds, by projection with an inner active set.
+4. Where a step shows that second derivatives matter as much as J'J (the residual is large, or the step overshoots), the
+   next ones take the model of `curved_model`, until they do not.
+5. Bounds, by projection with an inner active set.
 
 **Cost.** One Jacobian and one residual per step, one more residual where the radius is active; one SVD per Jacobian.
 """
@@ -30,7 +33,8 @@ import torch
 from torch import Tensor
 
 from frechet.linalg.result import Status
-from frechet.solve.damped_step import Factor, boxed, column_scale, factored, model_reduction
+from frechet.solve.curved_model import Curved, curved
+from frechet.solve.damped_step import Factor, boxed, column_scale, factored
 from frechet.solve.optimality import Rules, free_to_move, judged
 from frechet.solve.polish import polished
 from frechet.solve.residual import Linearization, Residual, length
@@ -39,6 +43,8 @@ from frechet.solve.run import LeastSquaresState, Run
 ACCEPT, POOR, GOOD = 1e-4, 0.25, 0.75
 PROBE, BEND = 0.1, 0.75  # of the step for the second derivative; how long the correction may be, of half the step
 FADE = 0.9  # of the earlier column norms in D, per step
+CURVED = 0.3  # p'Sp of p'J'Jp from which on the second derivatives are worth their price
+LEAST = 0.1  # of norm(D x): what each D_j x_j counts for at least
 IDLE = 10  # steps in a row that changed the cost by rounding only
 
 
@@ -48,22 +54,25 @@ def levenberg_marquardt(
     rules: Rules,
     *,
     first: float = 3.0,
-    acceleration: bool = True,
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> Run:
     """Run from `linear`; `first` is the first radius, of norm(D x0)."""
     seen = linear.columns
-    scale = column_scale(seen)
-    radius = first * max(length(scale * linear.x), 1e-3 * linear.size)
-    damping, iterations, idle, history, status = 0.0, 0, 0, [linear.cost], None
+    radius = first * max(length(column_scale(seen) * linear.x), 1e-3 * linear.size)
+    damping, iterations, idle, bends, history, status = 0.0, 0, 0, 0, [linear.cost], None
     while True:
         seen = torch.maximum(linear.columns, FADE * seen)
-        scale = column_scale(seen)
-        factor = factored(linear, scale, free_to_move(residual, linear))
+        scale, free = region(seen, linear.x, rules.x0), free_to_move(residual, linear)
+        model: Factor | Curved = factored(linear, scale, free)
         verdict = judged(residual, linear, rules)
+        if not verdict.solved and bends >= 2 and bool(free.any()):
+            S = residual.curvature(linear)
+            if S is not None:
+                model = curved(linear, S, scale, free)
+                verdict = judged(residual, linear, rules, model.reduction)
         if verdict.solved:
             if rules.tight:
-                linear = polished(residual, linear, rules, damping)
+                linear = polished(residual, linear, rules, isinstance(model, Curved))
             break
         if observe is not None and observe(
             LeastSquaresState(iterations, linear.x, linear.cost, verdict.optimality, radius, residual.ledger.residuals)
@@ -73,63 +82,75 @@ def levenberg_marquardt(
         if idle >= IDLE:
             status = Status.STAGNATED
             break
-        accepted = None
+        accepted, slack = None, linear.noise * linear.size
         while accepted is None and residual.ledger.residuals < rules.max_evaluations:
-            p, damping = factor.within(radius, damping)
+            p, damping = model.within(radius, damping)
             if not iterations:
                 radius = min(radius, length(scale * p))
-            p = boxed(linear, factor, p, damping, residual.lower, residual.upper)
-            if bool((p.abs() <= residual.eps * torch.maximum(linear.x.abs(), rules.x0)).all()):
+            p = boxed(linear, model, p, damping, residual.lower, residual.upper)
+            if bool((p.abs() <= residual.eps * torch.maximum(linear.x.abs(), residual.eps * rules.x0)).all()):
                 break  # refused down to the rounding of x
-            predicted, Jp = model_reduction(linear, p)
-            moved = p
-            if acceleration and damping > 0:
-                moved = accelerated(residual, linear, factor, p, Jp, damping)
+            predicted, Jp = model.predicted(linear, p), linear.J @ p.to(linear.J.device)
+            moved, bend = p, math.nan
+            if isinstance(model, Factor) and damping > 0:
+                moved, bend = accelerated(residual, linear, model, p, Jp, damping)
             point = residual.at(linear.x + moved)
             gain = -math.inf
             if point is not None:
-                slack = linear.noise * linear.size
                 gain = (linear.cost - point.cost + slack) / (max(predicted, 0.0) + slack)
             if gain > ACCEPT and predicted > 0 and point is not None:
                 accepted = residual.linearized(point)
             size = length(scale * p)
             if accepted is None or gain <= POOR:
-                shrink = (
-                    0.25 if point is None or (accepted is None and gain > ACCEPT) else cut(linear, point.cost, p, Jp)
-                )
+                shrink = 0.25 if point is None or (accepted is None and gain > ACCEPT) else cut(linear, point.cost, p)
                 radius = shrink * min(radius, 10 * size)
                 damping /= shrink
             elif damping == 0 or gain >= GOOD:
                 radius, damping = 2 * size, damping / 2
+            # p'Sp: known, or from the second derivative along p, or from what a full step did not gain
+            if isinstance(model, Curved):
+                bend = float(p @ model.hessian @ p) - float(Jp.square().sum())
+            elif damping == 0 and point is not None and predicted > 100 * slack:
+                bend = 2 * (predicted - (linear.cost - point.cost))
         if accepted is None:
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
-            if status is Status.STAGNATED:
-                linear = polished(residual, linear, rules)
             break
-        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * linear.noise * linear.size else 0
+        if math.isfinite(bend):
+            much = abs(bend) > CURVED * float(Jp.square().sum())
+            missed = gain >= POOR if isinstance(model, Curved) else gain < GOOD or damping == 0
+            bends = bends + 1 if much and missed else 0
+        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
         linear, iterations = accepted, iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))
 
 
+def region(seen: Tensor, x: Tensor, x0: Tensor) -> Tensor:
+    """D: a parameter that r hardly depends on may still not change by orders of magnitude in one step."""
+    D, sizes = column_scale(seen), torch.maximum(x.abs(), x0)
+    least = LEAST * length(D * x) / sizes
+    return torch.where(sizes > 0, torch.maximum(D, least), D)
+
+
 def accelerated(
     residual: Residual, linear: Linearization, factor: Factor, p: Tensor, Jp: Tensor, damping: float
-) -> Tensor:
-    """p and the correction for the second derivative of r along p, where that is short enough to be trusted."""
+) -> tuple[Tensor, float]:
+    """p with the correction for the second derivative of r along p, where that is short enough; and p'Sp."""
     probe = residual.at(linear.x + PROBE * p)
     if probe is None:
-        return p
-    Jp_plain = Jp if linear.rows is None else Jp / linear.rows
-    second = (2 / PROBE) * ((probe.r - linear.point.r) / PROBE - Jp_plain)
-    correction = 0.5 * factor.correction(second if linear.rows is None else linear.rows * second, damping)
-    bent = torch.minimum(torch.maximum(p + correction, residual.lower - linear.x), residual.upper - linear.x)
+        return p, math.nan
+    along, rows = (Jp, 1.0) if linear.rows is None else (Jp / linear.rows, linear.rows)
+    second = rows * (2 / PROBE) * ((probe.r - linear.point.r) / PROBE - along)
+    correction = 0.5 * factor.correction(second, damping)
+    bend = float((linear.r * second).sum())
     if not 2 * length(factor.scale * correction) <= BEND * length(factor.scale * p):
-        return p
-    return bent
+        return p, bend
+    bent = torch.minimum(torch.maximum(p + correction, residual.lower - linear.x), residual.upper - linear.x)
+    return bent, bend
 
 
-def cut(linear: Linearization, cost: float, p: Tensor, Jp: Tensor) -> float:
+def cut(linear: Linearization, cost: float, p: Tensor) -> float:
     """The factor for the radius: where a parabola through the slope and both costs has its minimum, in [0.1, 0.5]."""
     slope = float(linear.gradient @ p)
     rise = cost - linear.cost - slope

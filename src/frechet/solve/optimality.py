@@ -54,25 +54,25 @@ def free_to_move(residual: Residual, linear: Linearization) -> Tensor:
     return ~blocked(linear.x, linear.gradient, residual.lower, residual.upper)
 
 
-def judged(residual: Residual, linear: Linearization, rules: Rules) -> Verdict:
-    """The tests at one point."""
+def judged(residual: Residual, linear: Linearization, rules: Rules, newton: float = math.inf) -> Verdict:
+    """The tests at one point; `newton` is the reduction that a model with second derivatives predicts, where known."""
     free, size = free_to_move(residual, linear), linear.size
     factor = factored(linear, column_scale(linear.columns), free)
     D = linear.columns
     cosines = torch.where(free & (D > 0), linear.gradient.abs() / (D * size) if size > 0 else 0.0, 0.0)
     optimality = float(cosines.max()) if cosines.numel() else 0.0
     model = 0.5 * size * size
-    reduction = factor.reduction / model if model > 0 else 0.0
+    reduction = min(factor.reduction, newton) / model if model > 0 else 0.0
     if size <= linear.noise:
         return Verdict(True, f"the residual is zero to rounding: norm(r) = {size:.3g}", optimality, reduction)
     if not bool(free.any()):
         return Verdict(True, "every parameter lies on a bound that holds it", optimality, reduction)
     if optimality <= rules.gtol:
         return Verdict(True, f"r is orthogonal to the Jacobian: largest cosine {optimality:.3g}", optimality, reduction)
-    if factor.reduction <= rules.ftol * model:
+    if min(factor.reduction, newton) <= rules.ftol * model:
         text = f"a full step would reduce the cost by less than ftol: {reduction:.3g} of it"
         return Verdict(True, text, optimality, reduction)
-    if factor.reduction <= linear.noise * size:
+    if min(factor.reduction, newton) <= linear.noise * size:
         text = f"a full step would reduce the cost by no more than rounding errors: {reduction:.3g} of it"
         return Verdict(True, text, optimality, reduction)
     p = factor.step(0.0)

@@ -10,8 +10,10 @@ is repeated as long as the reduction that the next one predicts keeps falling; w
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from frechet.solve.damped_step import boxed, column_scale, factored
+from frechet.solve.curved_model import Curved, curved
+from frechet.solve.damped_step import Factor, boxed, column_scale, factored
 from frechet.solve.optimality import Rules, free_to_move
 from frechet.solve.residual import Linearization, Residual
 
@@ -19,15 +21,14 @@ FALLS = 0.9
 MOST = 40
 
 
-def polished(residual: Residual, linear: Linearization, rules: Rules, damping: float = 0.0) -> Linearization:
+def polished(residual: Residual, linear: Linearization, rules: Rules, newton: bool = False) -> Linearization:
     """A point from which a step predicts no smaller reduction, the given one where nothing helps."""
     scale = column_scale(linear.columns)
+    model = _model(residual, linear, scale, newton)
     for _ in range(MOST):
         if residual.ledger.residuals >= rules.max_evaluations or linear.size <= linear.noise:
             break
-        factor = factored(linear, scale, free_to_move(residual, linear))
-        p = factor.step(damping)
-        p = boxed(linear, factor, p, damping, residual.lower, residual.upper)
+        p = boxed(linear, model, model.step(0.0), 0.0, residual.lower, residual.upper)
         if bool((residual.rounded(linear.x + p) == linear.x).all()):
             break
         point = residual.at(linear.x + p)
@@ -36,9 +37,14 @@ def polished(residual: Residual, linear: Linearization, rules: Rules, damping: f
         after = residual.linearized(point)
         if after is None:
             break
-        left = factored(after, scale, free_to_move(residual, after))
-        freed = bool(torch.equal(left.free, factor.free))
-        if freed and left.reduction > FALLS * factor.reduction:
+        left = _model(residual, after, scale, newton)
+        if bool(torch.equal(left.free, model.free)) and left.reduction > FALLS * model.reduction:
             break
-        linear = after
+        linear, model = after, left
     return linear
+
+
+def _model(residual: Residual, linear: Linearization, scale: Tensor, newton: bool) -> Factor | Curved:
+    free = free_to_move(residual, linear)
+    S = residual.curvature(linear) if newton and bool(free.any()) else None
+    return factored(linear, scale, free) if S is None else curved(linear, S, scale, free)

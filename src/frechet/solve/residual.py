@@ -184,6 +184,23 @@ class Residual:
         gradient = (J.T @ r).cpu()
         return Linearization(point, r, J, rows, gradient, J.square().sum(0).sqrt().cpu(), noise)
 
+    def curvature(self, linear: Linearization) -> Tensor | None:
+        """S = sum_i u_i (d^2 r_i / dx^2) ``(n, n)`` on the host, u the weighted residual; None without autodiff."""
+        if self.route != "columns":
+            return None
+        self.ledger.jacobians += 1
+        u = linear.r if linear.rows is None else linear.rows * linear.r
+        with second_order("least_squares", self.space.device), torch.enable_grad():
+            leaf = linear.x.to(self.space.device, self.space.dtype, copy=True).requires_grad_()
+            r = self.flat(self.function(leaf.view(self.space.shapes[0]) if self.single else self.space.unflatten(leaf)))
+            if not r.requires_grad:
+                return None
+            (gradient,) = torch.autograd.grad(r, leaf, u.to(r.device, r.dtype), create_graph=True)
+            if not gradient.requires_grad:  # a linear residual
+                return torch.zeros(len(leaf), len(leaf), dtype=torch.float64)
+            S = _double(self._backward(gradient, leaf)).cpu()
+        return (S + S.T) / 2 if bool(S.isfinite().all()) else None
+
     def operator(self, point: Point) -> LinearOperator:
         """J at `point` by its products."""
         if self.jacobian is not None:
