@@ -3,6 +3,7 @@
 from frechet.solve.cg import CGState, cg
 from frechet.solve.gmres import GmresState, gmres
 from frechet.solve.least_squares import least_squares
+from frechet.solve.least_squares_batch import LeastSquaresBatch, least_squares_batch
 from frechet.solve.least_squares_result import LeastSquaresSolution
 from frechet.solve.linear import solve
 from frechet.solve.lsmr import LsmrState, lsmr
@@ -12,6 +13,7 @@ from frechet.solve.run import LeastSquaresState
 __all__ = [
     "CGState",
     "GmresState",
+    "LeastSquaresBatch",
     "LeastSquaresSolution",
     "LeastSquaresState",
     "LsmrState",
@@ -19,6 +21,7 @@ __all__ = [
     "cg",
     "gmres",
     "least_squares",
+    "least_squares_batch",
     "lsmr",
     "minres",
     "solve",

@@ -20,10 +20,14 @@ import torch
 from torch import Tensor
 
 from frechet.linalg.result import Status
+from frechet.solve.adaptive_damping import adaptive_damping
 from frechet.solve.curved_model import curved
 from frechet.solve.damped_step import column_scale
+from frechet.solve.dogleg import dogleg
+from frechet.solve.interior import interior
 from frechet.solve.least_squares_result import LeastSquaresSolution, uncertainty
 from frechet.solve.levenberg_marquardt import levenberg_marquardt
+from frechet.solve.line_search import gauss_newton_search
 from frechet.solve.optimality import Rules, free_to_move, judged
 from frechet.solve.residual import Parameters, Residual, Route, begin, first_linearization, length
 from frechet.solve.robust import Loss, robust_loss
@@ -34,6 +38,14 @@ Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newto
 Bound = float | Tensor | Mapping[str, float | Tensor]
 LARGEST = 1 << 22  # entries of a dense Jacobian
 WIDEST = 1 << 9  # its columns
+
+ALGORITHMS: dict[str, Callable[..., Run]] = {
+    "levenberg-marquardt": levenberg_marquardt,
+    "adaptive-damping": adaptive_damping,
+    "gauss-newton": gauss_newton_search,
+    "dogleg": dogleg,
+    "interior": interior,
+}
 
 
 def least_squares(
@@ -99,8 +111,9 @@ def least_squares(
         tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
     )
     problem, linear = first_linearization(problem, start)
-    run = levenberg_marquardt(problem, linear, rules, observe=observe)
-    return _solution(problem, rules, run, start.cost, f"levenberg-marquardt, dense Jacobian by {problem.route}")
+    chosen = "levenberg-marquardt" if method == "auto" else method
+    run = ALGORITHMS[chosen](problem, linear, rules, observe=observe)
+    return _solution(problem, rules, run, start.cost, f"{chosen}, dense Jacobian by {problem.route}")
 
 
 def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, method: str) -> LeastSquaresSolution:

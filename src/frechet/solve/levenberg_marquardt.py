@@ -83,6 +83,7 @@ def levenberg_marquardt(
             status = Status.STAGNATED
             break
         accepted, slack = None, linear.noise * linear.size
+        Jp, gain, bend = linear.r, -math.inf, math.nan
         while accepted is None and residual.ledger.residuals < rules.max_evaluations:
             p, damping = model.within(radius, damping)
             if not iterations:

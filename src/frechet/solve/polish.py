@@ -26,8 +26,8 @@ def polished(residual: Residual, linear: Linearization, rules: Rules, newton: bo
     scale = column_scale(linear.columns)
     model = _model(residual, linear, scale, newton)
     for _ in range(MOST):
-        if residual.ledger.residuals >= rules.max_evaluations or linear.size <= linear.noise:
-            break
+        if residual.ledger.residuals >= rules.max_evaluations or 2 * model.reduction <= linear.noise**2:
+            break  # the part of r that a step could remove is all rounding
         p = boxed(linear, model, model.step(0.0), 0.0, residual.lower, residual.upper)
         if bool((residual.rounded(linear.x + p) == linear.x).all()):
             break
