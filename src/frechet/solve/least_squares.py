@@ -28,6 +28,7 @@ from frechet.solve.interior import interior
 from frechet.solve.least_squares_result import LeastSquaresSolution, uncertainty
 from frechet.solve.levenberg_marquardt import levenberg_marquardt
 from frechet.solve.line_search import gauss_newton_search
+from frechet.solve.matrix_free import MatrixFreeRun, matrix_free
 from frechet.solve.optimality import Rules, free_to_move, judged
 from frechet.solve.residual import Parameters, Residual, Route, begin, first_linearization, length
 from frechet.solve.robust import Loss, robust_loss
@@ -110,10 +111,52 @@ def least_squares(
         length(start.r),
         tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
     )
+    if _products(jacobian, len(start.r), len(x)):
+        if method not in ("auto", "levenberg-marquardt"):
+            raise ValueError(
+                f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
+            )
+        return _matrix_free(problem, rules, matrix_free(problem, start, rules, observe=observe), start.cost)
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
     run = ALGORITHMS[chosen](problem, linear, rules, observe=observe)
     return _solution(problem, rules, run, start.cost, f"{chosen}, dense Jacobian by {problem.route}")
+
+
+def _products(jacobian: object, m: int, n: int) -> bool:
+    """Whether J is used through its products alone."""
+    return jacobian == "products" or (jacobian == "auto" and (m * n > LARGEST or n > WIDEST))
+
+
+def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
+    x, ledger, point = run.point.x, problem.ledger, run.point
+    active = _active(problem, x, run.gradient)
+    found = problem.structured(x)
+    return LeastSquaresSolution(
+        x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
+        status=run.status,
+        reason=run.reason,
+        cost=point.cost,
+        residual=length(point.r),
+        optimality=run.optimality,
+        residuals=point.r,
+        gradient=run.gradient,
+        active=active,
+        iterations=run.iterations,
+        residual_evaluations=ledger.residuals,
+        jacobian_evaluations=ledger.jacobians,
+        products=ledger.products,
+        method="levenberg-marquardt by lsmr on products with the Jacobian",
+        start_cost=start_cost,
+        history=run.history,
+        space=problem.space,
+    )
+
+
+def _active(problem: Residual, x: Tensor, gradient: Tensor) -> Tensor:
+    held_low = (x <= problem.lower) & (gradient >= 0)
+    held_high = (x >= problem.upper) & (gradient <= 0)
+    return held_high.to(torch.int8) - (held_low & ~held_high).to(torch.int8)
 
 
 def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, method: str) -> LeastSquaresSolution:
@@ -137,9 +180,7 @@ def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, meth
             "discontinuous, noisy, or not have this Jacobian"
         )
     x = linear.x
-    held_low = (x <= problem.lower) & (linear.gradient >= 0)
-    held_high = (x >= problem.upper) & (linear.gradient <= 0)
-    active = held_high.to(torch.int8) - (held_low & ~held_high).to(torch.int8)
+    active = _active(problem, x, linear.gradient)
     known = uncertainty(linear, active == 0)
     found = problem.structured(x)
     return LeastSquaresSolution(

@@ -229,7 +229,7 @@ def _triangle(A: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:
     W = torch.cat([A, c[None]])
     floor = max(m, n) * torch.finfo(A.dtype).eps * A.square().sum((0, 1)).sqrt()
     rows = []
-    for k in range(n):
+    for _ in range(n):
         pivot = W[0].square().sum(0).sqrt()
         alive = pivot > floor
         q = W[0] * torch.where(alive, 1 / pivot, 0.0)
