@@ -116,7 +116,7 @@ def least_squares_batch(
         seen = torch.maximum(columns, FADE * seen)
         D = torch.where(seen > 0, seen, 1.0)
         least = torch.maximum(x.abs(), sizes)
-        D = torch.where(least > 0, torch.maximum(D, LEAST * _length(D * x) / least), D)
+        D = torch.where(sizes > 0, torch.maximum(D, LEAST * _length(D * x) / least), D)
         gradient = (J * r).sum(1)
         size, cost = _length(r), 0.5 * r.square().sum(0)
         noise = eps * (_length((J.abs() * x.abs()[:, None]).sum(0)) + size)
@@ -136,7 +136,7 @@ def least_squares_batch(
         polishing = polishing | solved
         last = torch.where(polishing, reduction, last)
         if taken == 1:
-            damping = _first_damping(R, z, FIRST * torch.maximum(_length(D * x), 1e-3 * size))
+            damping = _first_damping(R, z, FIRST * torch.where((reach := _length(D * x)) > 1e-3 * size, reach, size))
         p = torch.where(polishing, full, _substituted(*_damped(R, z, damping)) / D)
         if boxed:
             p = _boxed(J, r, D, free, p, torch.where(polishing, 0.0, damping), low - x, high - x)

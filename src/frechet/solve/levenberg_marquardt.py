@@ -58,7 +58,8 @@ def levenberg_marquardt(
 ) -> Run:
     """Run from `linear`; `first` is the first radius, of norm(D x0)."""
     seen = linear.columns
-    radius = first * max(length(column_scale(seen) * linear.x), 1e-3 * linear.size)
+    reach = length(column_scale(seen) * linear.x)
+    radius = first * (reach if reach > 1e-3 * linear.size else linear.size)
     damping, iterations, idle, bends, history, status = 0.0, 0, 0, 0, [linear.cost], None
     while True:
         seen = torch.maximum(linear.columns, FADE * seen)
@@ -131,7 +132,7 @@ def region(seen: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     """D: a parameter that r hardly depends on may still not change by orders of magnitude in one step."""
     D, sizes = column_scale(seen), torch.maximum(x.abs(), x0)
     least = LEAST * length(D * x) / sizes
-    return torch.where(sizes > 0, torch.maximum(D, least), D)
+    return torch.where(x0 > 0, torch.maximum(D, least), D)
 
 
 def accelerated(

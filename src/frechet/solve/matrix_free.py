@@ -153,7 +153,7 @@ def _moment(residual: Residual, point: Point) -> _Moment:
     space, image = J.domain, J.codomain
     x, r = point.x.to(space.device, space.dtype), point.r.to(image.device, image.dtype)
     if residual.rho is not None:
-        factors, rows = row_scales(residual.rho, point.r, residual.rho_scale, residual.eps)
+        factors, rows = row_scales(residual.rho, point.r, residual.rho_scale)
         r = (factors * point.r).to(r)
         J = from_diagonal(rows.to(r), domain=image) @ J
     g, along = J.T @ r, J @ x
@@ -162,7 +162,7 @@ def _moment(residual: Residual, point: Point) -> _Moment:
         squares += (J.T @ image.random(j, 0)).square()
     residual.ledger.products += PROBES + 2
     size = float(image.norm(r))
-    noise = space.eps * (float(image.norm(along)) + size)
+    noise = residual.eps * (float(image.norm(along)) + size)
     return _Moment(point, x, r, J, g, size, noise, (squares / PROBES).sqrt())
 
 

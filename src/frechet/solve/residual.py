@@ -40,6 +40,11 @@ Differences = Literal["2-point", "3-point"]
 Route = Literal["columns", "rows", "2-point", "3-point", "function"]
 Parameters = Tensor | Mapping[str, Tensor]
 
+WITHOUT_GRAPH = (
+    "least_squares: residual must depend on x through torch operations, got a result without a graph; give "
+    "jacobian='3-point' for differences, or a function"
+)
+
 
 @dataclass
 class Ledger:
@@ -49,6 +54,7 @@ class Ledger:
     jacobians: int = 0
     products: int = 0
     batched: bool = True  # whether the backward passes of this function can be batched
+    constant: bool = False  # whether the last residual had no graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +114,8 @@ class Residual:
     rho_scale: float = 1.0
     jacobian: Callable[..., object] | None = None
     route: Route = "columns"
+    eps: float = 0.0  # unit roundoff of the coarser of x and r
     ledger: Ledger = field(default_factory=Ledger)
-
-    @property
-    def eps(self) -> float:
-        return self.space.eps
 
     @property
     def bounded(self) -> bool:
@@ -176,7 +179,7 @@ class Residual:
             return None
         r, rows = point.r, None
         if self.rho is not None:
-            factors, rows = row_scales(self.rho, r, self.rho_scale, self.eps)
+            factors, rows = row_scales(self.rho, r, self.rho_scale)
             r, J = factors * r, rows[:, None] * J
         # a sum of terms of size |J_ij x_j| is rounded by eps times their sum, whatever is left after cancellation
         terms = J.abs() @ point.x.abs().to(J.device)
@@ -185,21 +188,32 @@ class Residual:
         return Linearization(point, r, J, rows, gradient, J.square().sum(0).sqrt().cpu(), noise)
 
     def curvature(self, linear: Linearization) -> Tensor | None:
-        """S = sum_i u_i (d^2 r_i / dx^2) ``(n, n)`` on the host, u the weighted residual; None without autodiff."""
+        """S ``(n, n)``, the Hessian of the cost less J'J of the weighted rows, on the host; None without autodiff."""
         if self.route != "columns":
             return None
         self.ledger.jacobians += 1
-        u = linear.r if linear.rows is None else linear.rows * linear.r
         with second_order("least_squares", self.space.device), torch.enable_grad():
-            leaf = linear.x.to(self.space.device, self.space.dtype, copy=True).requires_grad_()
-            r = self.flat(self.function(leaf.view(self.space.shapes[0]) if self.single else self.space.unflatten(leaf)))
+            leaf, r = self._graph(linear.point)
             if not r.requires_grad:
                 return None
-            (gradient,) = torch.autograd.grad(r, leaf, u.to(r.device, r.dtype), create_graph=True)
+            if self.rho is None:
+                (gradient,) = torch.autograd.grad(r, leaf, linear.r.to(r.device, r.dtype), create_graph=True)
+            else:
+                cost = 0.5 * self.rho_scale**2 * self.rho((r / self.rho_scale) ** 2).sum()
+                (gradient,) = torch.autograd.grad(cost, leaf, create_graph=True)
             if not gradient.requires_grad:  # a linear residual
                 return torch.zeros(len(leaf), len(leaf), dtype=torch.float64)
             S = _double(self._backward(gradient, leaf)).cpu()
+        if self.rho is not None:
+            S = S - (linear.J.T @ linear.J).cpu()
         return (S + S.T) / 2 if bool(S.isfinite().all()) else None
+
+    def _graph(self, point: Point) -> tuple[Tensor, Tensor]:
+        """x as a leaf, and r on its graph."""
+        leaf = point.x.to(self.space.device, self.space.dtype, copy=True).requires_grad_()
+        r = self.flat(self.function(leaf.view(self.space.shapes[0]) if self.single else self.space.unflatten(leaf)))
+        self.ledger.constant = not r.requires_grad
+        return leaf, r
 
     def operator(self, point: Point) -> LinearOperator:
         """J at `point` by its products."""
@@ -223,23 +237,25 @@ class Residual:
     # --- matrices -------------------------------------------------------------------------------------------------
 
     def _matrix(self, point: Point) -> Tensor:
+        m, n = point.r.numel(), self.space.dim
         if self.route == "function":
             assert self.jacobian is not None  # by construction
             return self._given(self.jacobian(self.structured(point.x)))
+        if not n:
+            return torch.zeros(m, 0, dtype=torch.float64, device=point.r.device)
         if self.route in ("2-point", "3-point"):
             return self._differences(point)
         with second_order("least_squares", self.space.device), torch.enable_grad():
-            leaf = point.x.to(self.space.device, self.space.dtype, copy=True).requires_grad_()
-            r = self.flat(self.function(leaf.view(self.space.shapes[0]) if self.single else self.space.unflatten(leaf)))
+            leaf, r = self._graph(point)
             if not r.requires_grad:  # constant on this branch
-                return torch.zeros(r.numel(), leaf.numel(), dtype=r.dtype, device=r.device)
+                return torch.zeros(m, n, dtype=torch.float64, device=r.device)
             if self.route == "rows":
                 return self._backward(r, leaf)
             refuse_once_differentiable([r])
             u = torch.zeros_like(r).requires_grad_()
             (transposed,) = torch.autograd.grad(r, leaf, u, create_graph=True)
             if not transposed.requires_grad:
-                return torch.zeros(r.numel(), leaf.numel(), dtype=r.dtype, device=r.device)
+                return torch.zeros(m, n, dtype=torch.float64, device=r.device)
             return self._backward(transposed, u).T
 
     def _backward(self, y: Tensor, x: Tensor) -> Tensor:
@@ -308,19 +324,12 @@ def _double(t: Tensor) -> Tensor:
 
 
 def begin(residual: Residual, x: Tensor) -> tuple[Residual, Point]:
-    """The residual at the start, and with the route by which this function can be differentiated."""
+    """The residual at the start, with the precision and the order of derivatives that its result calls for."""
     x = residual.rounded(x)
-    with torch.enable_grad():
-        leaf = x.to(residual.space.device, residual.space.dtype, copy=True)
-        if residual.route in ("columns", "rows"):
-            leaf = leaf.requires_grad_()
-        residual.ledger.residuals += 1
-        graph = residual.flat(
-            residual.function(
-                leaf.view(residual.space.shapes[0]) if residual.single else residual.space.unflatten(leaf)
-            )
-        )
-    r = _double(graph)  # without the graph
+    residual.ledger.residuals += 1
+    with torch.no_grad():
+        y = residual.flat(residual.function(residual.structured(x)))
+    r = _double(y)
     if not r.numel():
         raise ValueError("least_squares: residual must have at least one entry, got an empty tensor")
     bad = r.isfinite().logical_not().nonzero()
@@ -336,14 +345,9 @@ def begin(residual: Residual, x: Tensor) -> tuple[Residual, Point]:
             f"least_squares: the sum of squares must be finite at x0, got {cost} from residuals up to "
             f"{float(r.abs().max()):.3g}; start nearer or scale the residual"
         )
-    if residual.route == "columns" and residual.space.dim and not graph.requires_grad:
-        raise NotDifferentiable(
-            "least_squares: residual must depend on x through torch operations, got a tensor without a graph; give "
-            "jacobian='3-point' for differences, or a function"
-        )
-    if residual.route == "columns" and residual.space.dim > r.numel():
-        residual = replace(residual, route="rows")
-    return residual, Point(x, r, cost)
+    eps = max(residual.space.eps, torch.finfo(y.dtype).eps if y.dtype.is_floating_point else 0.0)
+    rows = residual.route == "columns" and residual.space.dim > r.numel()
+    return replace(residual, eps=eps, route="rows" if rows else residual.route), Point(x, r, cost)
 
 
 def first_linearization(residual: Residual, start: Point) -> tuple[Residual, Linearization]:
@@ -355,9 +359,15 @@ def first_linearization(residual: Residual, start: Point) -> tuple[Residual, Lin
             raise
         residual = replace(residual, route="rows")
         linear = residual.linearized(start)
+    except RuntimeError as error:
+        if "numpy() on Tensor that requires grad" not in str(error):
+            raise
+        raise NotDifferentiable(WITHOUT_GRAPH) from error
+    if residual.ledger.constant:
+        raise NotDifferentiable(WITHOUT_GRAPH)
     if linear is None:
         raise NonFinite(
-            "least_squares: the Jacobian must be finite at x0, got NaN or infinity; start off the kinks of sqrt or "
-            "abs, or give jacobian='3-point'"
+            "least_squares: the Jacobian must be finite at x0, got NaN or infinity; start off the kinks of sqrt or abs, "
+            "or give jacobian='3-point'"
         )
     return residual, linear

@@ -2,8 +2,8 @@
 
 The cost is (c^2 / 2) sum_i rho(z_i). With w = rho'(z) and a = rho'(z) + 2 z rho''(z), a step for the plain problem with
 rows scaled by sqrt(a) and residuals scaled by w / sqrt(a) has the right gradient J' w r and the Gauss-Newton matrix
-J' a J of the robust one. Where rho is concave enough to make `a` negative it is held at a small positive number: the
-model stays semidefinite.
+J' a J of the robust one. Where rho is concave enough to make `a` small or negative it is held at a tenth of w: the
+model stays definite, and no row is blown up.
 
 **Source.** B. Triggs, P. McLauchlan, R. Hartley and A. Fitzgibbon (2000), Bundle adjustment: a modern synthesis,
 section 4.3, doi 10.1007/3-540-44480-7_21.
@@ -16,6 +16,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+LEAST = 0.1
 
 LossName = Literal["squared", "huber", "soft_l1", "cauchy", "arctan", "tukey"]
 Loss = LossName | Callable[[Tensor], Tensor]
@@ -48,15 +50,16 @@ def robust_cost(rho: Callable[[Tensor], Tensor], r: Tensor, c: float) -> float:
         return 0.5 * c * c * float(rho((r / c) ** 2).sum())
 
 
-def row_scales(rho: Callable[[Tensor], Tensor], r: Tensor, c: float, eps: float) -> tuple[Tensor, Tensor]:
+def row_scales(rho: Callable[[Tensor], Tensor], r: Tensor, c: float) -> tuple[Tensor, Tensor]:
     """The factors of the residuals and of the rows of J, each ``(m,)``."""
     with torch.enable_grad():
         z = ((r / c) ** 2).detach().requires_grad_()
         first = _slope(rho(z).sum(), z)
         second = _slope(first.sum(), z)
-    first, second = first.detach(), second.detach()
-    a = torch.maximum(first + 2 * z.detach() * second, eps * first.abs().clamp(min=eps))
-    return first / a.sqrt(), a.sqrt()
+    w = first.detach()
+    a = torch.maximum(w + 2 * z.detach() * second.detach(), LEAST * w)
+    root = a.sqrt()
+    return torch.where(a > 0, w / root, 0.0), root
 
 
 def _slope(y: Tensor, z: Tensor) -> Tensor:
