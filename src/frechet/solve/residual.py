@@ -367,7 +367,7 @@ def first_linearization(residual: Residual, start: Point) -> tuple[Residual, Lin
         raise NotDifferentiable(WITHOUT_GRAPH)
     if linear is None:
         raise NonFinite(
-            "least_squares: the Jacobian must be finite at x0, got NaN or infinity; start off the kinks of sqrt or abs, "
+            "least_squares: the Jacobian must be finite at x0, got NaN or infinity; start off the kinks of sqrt, abs, "
             "or give jacobian='3-point'"
         )
     return residual, linear
