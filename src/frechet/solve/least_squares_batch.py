@@ -94,7 +94,7 @@ def least_squares_batch(
     x0, low, high = _arguments(x0, data, bounds)
     b, n = x0.shape
     eps, limit = torch.finfo(x0.dtype).eps, 100 * (n + 10) if max_evaluations is None else max_evaluations
-    batched = torch.func.vmap(residual, in_dims=(1, *[0] * len(data)), out_dims=1)
+    batched = torch.func.vmap(residual, in_dims=(1, *[0] * len(data)))
     x = torch.minimum(torch.maximum(x0, low), high).T.contiguous()  # the problems along the last dimension: (n, b)
     low, high = low.T, high.T
     r, J = _linearized(batched, x, data)
@@ -190,8 +190,8 @@ def _linearized(batched: Callable[..., Tensor], x: Tensor, data: tuple[Tensor, .
         leaf = x.detach().clone().requires_grad_()
         r = batched(leaf, *data)
         if r.ndim != 2:
-            shape = (*r.shape[:1], *r.shape[2:])
-            raise ValueError(f"least_squares_batch: residual must return a vector, got shape {shape}")
+            raise ValueError(f"least_squares_batch: residual must return a vector, got shape {tuple(r.shape[1:])}")
+        r = r.T
         n, m = len(x), len(r)
         if m < n:
             rows = [

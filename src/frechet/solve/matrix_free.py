@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frechet.errors import NonFinite
 from frechet.linalg.result import Status
 from frechet.operators.operator import LinearOperator
 from frechet.operators.structured import from_diagonal
@@ -76,7 +77,9 @@ def matrix_free(
     low, high = (side.to(space.device, space.dtype) for side in (residual.lower, residual.upper))
     now = _moment(residual, start)
     if not math.isfinite(now.size + float(space.norm(now.g))):
-        return MatrixFreeRun(start, now.g.cpu().double(), math.nan, Status.NONFINITE, "J'r is not finite at x0", 0, ())
+        raise NonFinite(
+            "least_squares: J'r must be finite at x0, got NaN or infinity; start off the kinks of sqrt or abs"
+        )
     seen, damping, growth, last = now.columns, FIRST, 2.0, math.inf
     iterations, history, polishing, status, reason = 0, [start.cost], False, None, ""
     while True:
