@@ -57,3 +57,14 @@ def test_scale_and_free_entries():
     assert length(scale * small) == pytest.approx(0.01, rel=0.1)
     held = m.holding(linear, torch.tensor([0.0, 0, 0, 0.5], dtype=F64), torch.tensor([True, True, False, False]))
     assert torch.allclose(held.step(0.0), -torch.tensor([1, 0.5, 0, 0], dtype=F64))
+
+
+def test_stationary_points_are_left_where_the_cost_falls():
+    m, linear = model([-2, 1, 1, 1], [0, 0, 0, 0])
+    p, damping = m.within(0.5)
+    assert m.descends
+    assert damping == 2
+    assert m.predicted(linear, p) == pytest.approx(0.25)
+    m, _ = model([0, 1, 1, 1], [0, 0, 0, 0])
+    assert not m.descends
+    assert not m.within(0.5)[0].any()

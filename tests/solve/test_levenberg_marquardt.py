@@ -103,3 +103,18 @@ def test_a_parameter_that_does_not_matter_stays_in_reach():
     D = region(numbers(1.0, 1e-12), numbers(2.0, 3.0), numbers(1.0, 1.0))
     assert D[0] == 1
     assert float(D[1] * 3) == pytest.approx(0.2, rel=1e-3)
+
+
+def test_a_saddle_with_a_singular_jacobian_is_left():
+    s = least_squares(lambda x: torch.stack([x[0] ** 2 - 1, x[1]]), numbers(0, 1))
+    assert s.converged
+    assert float(s.x[0]) ** 2 == pytest.approx(1)
+    s = least_squares(lambda x: x**2 - 1, numbers(0))  # a maximum, with a gradient of zero
+    assert s.converged
+    assert float(s.x) ** 2 == pytest.approx(1)
+
+
+def test_piecewise_constant_residuals_are_not_called_solved():
+    s = least_squares(lambda x: torch.floor(10 * x) / 10 - 0.35, numbers(1.0, 2.0))
+    assert s.status is Status.STAGNATED
+    assert "the Jacobian is zero" in s.reason

@@ -48,6 +48,10 @@ class Curved:
             if length(weights) <= (1 + NEAR) * radius:
                 return self._unscaled(weights), 0.0
         low = max(0.0, -lowest)
+        if not length(c) > 0 or not radius > 0:  # stationary: along the lowest direction, if the cost falls there
+            weights = torch.zeros_like(c)
+            weights[0] = radius if lowest < -floor else 0.0
+            return self._unscaled(weights), low
         high = low + length(c) / radius
         damping = guess
         for _ in range(60):
@@ -65,6 +69,8 @@ class Curved:
             else:
                 low = max(low, damping)
             slope = -float((weights.square() / shifted).sum()) / size
+            if not -math.inf < slope < 0:
+                break
             damping -= size / radius * (miss / slope)
         weights = c / (values + damping)
         missing = radius * radius - float(weights.square().sum())
@@ -80,6 +86,13 @@ class Curved:
         if len(self.values) and not float(self.values[0]) > floor:
             return math.inf
         return 0.5 * float((self.c.square() / self.values).sum())
+
+    @property
+    def descends(self) -> bool:
+        """Whether the cost curves downwards in some direction."""
+        if not len(self.values):
+            return False
+        return float(self.values[0]) < -1e-8 * max(1.0, float(self.values.abs().max()))
 
     def holding(self, linear: Linearization, held: Tensor, free: Tensor) -> Curved:
         """This model where the entries that are not `free` move by `held`."""

@@ -129,26 +129,26 @@ def _products(jacobian: object, m: int, n: int) -> bool:
 
 
 def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
-    x, ledger, point = run.point.x, problem.ledger, run.point
+    x, ledger, point, unit, square = run.point.x, problem.ledger, run.point, problem.unit, problem.square
     active = _active(problem, x, run.gradient)
     found = problem.structured(x)
     return LeastSquaresSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
         status=run.status,
         reason=run.reason,
-        cost=point.cost,
-        residual=length(point.r),
+        cost=point.cost * square,
+        residual=length(point.r) * unit,
         optimality=run.optimality,
-        residuals=point.r,
-        gradient=run.gradient,
+        residuals=point.r * unit,
+        gradient=run.gradient * square,
         active=active,
         iterations=run.iterations,
         residual_evaluations=ledger.residuals,
         jacobian_evaluations=ledger.jacobians,
         products=ledger.products,
         method="levenberg-marquardt by lsmr on products with the Jacobian",
-        start_cost=start_cost,
-        history=run.history,
+        start_cost=start_cost * square,
+        history=tuple(cost * square for cost in run.history),
         space=problem.space,
     )
 
@@ -160,7 +160,7 @@ def _active(problem: Residual, x: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, method: str) -> LeastSquaresSolution:
-    linear, ledger = run.linear, problem.ledger
+    linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
     verdict = judged(problem, linear, rules)
     free = free_to_move(problem, linear)
     if not verdict.solved and bool(free.any()):
@@ -174,7 +174,7 @@ def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, meth
         reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {verdict.optimality:.3g}"
     elif status is Status.STOPPED:
         reason = f"observe returned True in iteration {run.iterations}"
-    else:
+    elif not reason:
         reason = (
             f"no step reduces the cost, but the optimality is {verdict.optimality:.3g}: the residual may be "
             "discontinuous, noisy, or not have this Jacobian"
@@ -187,23 +187,23 @@ def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, meth
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
         status=status,
         reason=reason,
-        cost=linear.cost,
-        residual=length(linear.point.r),
+        cost=linear.cost * square,
+        residual=length(linear.point.r) * unit,
         optimality=verdict.optimality,
-        residuals=linear.point.r,
-        gradient=linear.gradient,
+        residuals=linear.point.r * unit,
+        gradient=linear.gradient * square,
         active=active,
         iterations=run.iterations,
         residual_evaluations=ledger.residuals,
         jacobian_evaluations=ledger.jacobians,
         products=ledger.products,
         method=method,
-        start_cost=start_cost,
+        start_cost=start_cost * square,
         rank=known.rank,
         null_directions=known.null_directions,
         covariance=known.covariance,
         standard_errors=known.standard_errors,
-        history=run.history,
+        history=tuple(cost * square for cost in run.history),
         space=problem.space,
     )
 

@@ -17,9 +17,10 @@ minimization, section 3, arXiv 1201.5885.
 2. Residuals that are not finite refuse the step and shrink the radius.
 3. Steps are accepted by a gain ratio in which the rounding error of the cost is added to both sides, and the run ends
    with the steps of `polish`, so that the result has the digits that an evaluation of r allows.
-4. Where a step shows that second derivatives matter as much as J'J (the residual is large, or the step overshoots), the
+4. A solution at which J lacks rank is left along a direction of negative curvature, if second derivatives find one.
+5. Where a step shows that second derivatives matter as much as J'J (the residual is large, or the step overshoots), the
    next ones take the model of `curved_model`, until they do not.
-5. Bounds, by projection with an inner active set.
+6. Bounds, by projection with an inner active set.
 
 **Cost.** One Jacobian and one residual per step, one more residual where the radius is active; one SVD per Jacobian.
 """
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -65,12 +67,17 @@ def levenberg_marquardt(
         seen = torch.maximum(linear.columns, FADE * seen)
         scale, free = region(seen, linear.x, rules.x0), free_to_move(residual, linear)
         model: Factor | Curved = factored(linear, scale, free)
-        verdict = judged(residual, linear, rules)
-        if not verdict.solved and bends >= 2 and bool(free.any()):
+        verdict, movable = judged(residual, linear, rules), int(free.sum())
+        # where J lacks rank, a point that solves it to first order may still be a saddle or a maximum
+        flat = movable > model.rank and linear.size > linear.noise
+        if movable and (flat if verdict.solved else bends >= 2 or (flat and not model.rank)):
             S = residual.curvature(linear)
             if S is not None:
-                model = curved(linear, S, scale, free)
-                verdict = judged(residual, linear, rules, model.reduction)
+                second = curved(linear, S, scale, free)
+                if not verdict.solved:
+                    model, verdict = second, judged(residual, linear, rules, second.reduction)
+                elif second.descends:
+                    model, verdict = second, replace(verdict, solved=False)
         if verdict.solved:
             if rules.tight:
                 linear = polished(residual, linear, rules, isinstance(model, Curved))

@@ -63,10 +63,12 @@ def judged(residual: Residual, linear: Linearization, rules: Rules, newton: floa
     optimality = float(cosines.max()) if cosines.numel() else 0.0
     model = 0.5 * size * size
     reduction = min(factor.reduction, newton) / model if model > 0 else 0.0
-    if size <= linear.noise:
+    if size <= linear.noise or linear.cost == 0:
         return Verdict(True, f"the residual is zero to rounding: norm(r) = {size:.3g}", optimality, reduction)
     if not bool(free.any()):
         return Verdict(True, "every parameter lies on a bound that holds it", optimality, reduction)
+    if float(D.max()) == 0:
+        return Verdict(False, "the Jacobian is zero: r does not change with any parameter", optimality, reduction)
     if optimality <= rules.gtol:
         return Verdict(True, f"r is orthogonal to the Jacobian: largest cosine {optimality:.3g}", optimality, reduction)
     if min(factor.reduction, newton) <= rules.ftol * model:

@@ -20,6 +20,7 @@ columns: about 3 evaluations of the residual and n times the memory of one.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -115,11 +116,13 @@ class Residual:
     jacobian: Callable[..., object] | None = None
     route: Route = "columns"
     eps: float = 0.0  # unit roundoff of the coarser of x and r
+    unit: float = 1.0  # of r: a power of two, where squares would overflow or vanish
     ledger: Ledger = field(default_factory=Ledger)
 
     @property
-    def bounded(self) -> bool:
-        return bool((self.lower > -math.inf).any() or (self.upper < math.inf).any())
+    def square(self) -> float:
+        """The unit of the cost."""
+        return min(self.unit * self.unit, sys.float_info.max)
 
     def rounded(self, x: Tensor) -> Tensor:
         """`x` as the parameters' dtype holds it, inside the bounds."""
@@ -151,10 +154,10 @@ class Residual:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def values(self, x: Tensor) -> Tensor:
-        """r(x) ``(m,)`` in float64."""
+        """r(x) ``(m,)`` in float64 and its unit."""
         self.ledger.residuals += 1
         with torch.no_grad():
-            return _double(self.flat(self.function(self.structured(x))))
+            return _double(self.flat(self.function(self.structured(x)))) / self.unit
 
     def cost(self, r: Tensor) -> float:
         if self.rho is not None:
@@ -213,7 +216,7 @@ class Residual:
         leaf = point.x.to(self.space.device, self.space.dtype, copy=True).requires_grad_()
         r = self.flat(self.function(leaf.view(self.space.shapes[0]) if self.single else self.space.unflatten(leaf)))
         self.ledger.constant = not r.requires_grad
-        return leaf, r
+        return leaf, r if self.unit == 1 else r / self.unit
 
     def operator(self, point: Point) -> LinearOperator:
         """J at `point` by its products."""
@@ -224,7 +227,7 @@ class Residual:
                     "least_squares: jacobian must return a LinearOperator where products are asked for, got "
                     f"{type(J).__name__}; wrap a matrix with from_matrix"
                 )
-            return J
+            return J if self.unit == 1 else J * (1 / self.unit)
         blocks = dict(
             zip(self.space.names, self.space.split(point.x.to(self.space.device, self.space.dtype)), strict=True)
         )
@@ -232,7 +235,7 @@ class Residual:
         return FunctionJacobian(self._vector, blocks, self.single, "reverse", image)
 
     def _vector(self, x: Parameters) -> Tensor:
-        return self.flat(self.function(x))
+        return self.flat(self.function(x)) / self.unit
 
     # --- matrices -------------------------------------------------------------------------------------------------
 
@@ -240,7 +243,7 @@ class Residual:
         m, n = point.r.numel(), self.space.dim
         if self.route == "function":
             assert self.jacobian is not None  # by construction
-            return self._given(self.jacobian(self.structured(point.x)))
+            return self._given(self.jacobian(self.structured(point.x))) / self.unit
         if not n:
             return torch.zeros(m, 0, dtype=torch.float64, device=point.r.device)
         if self.route in ("2-point", "3-point"):
@@ -339,12 +342,11 @@ def begin(residual: Residual, x: Tensor) -> tuple[Residual, Point]:
             f"least_squares: residual must be finite at x0, got {float(r[i])} in entry {i} ({len(bad)} of {r.numel()} "
             "are not finite); start where the model is defined"
         )
+    largest = float(r.abs().max())
+    if residual.rho is None and not 1e-100 < largest < 1e100 and largest > 0:
+        residual = replace(residual, unit=2.0 ** (math.frexp(largest)[1] - 1))
+        r = r / residual.unit
     cost = residual.cost(r)
-    if not math.isfinite(cost):
-        raise NonFinite(
-            f"least_squares: the sum of squares must be finite at x0, got {cost} from residuals up to "
-            f"{float(r.abs().max()):.3g}; start nearer or scale the residual"
-        )
     eps = max(residual.space.eps, torch.finfo(y.dtype).eps if y.dtype.is_floating_point else 0.0)
     rows = residual.route == "columns" and residual.space.dim > r.numel()
     return replace(residual, eps=eps, route="rows" if rows else residual.route), Point(x, r, cost)
