@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from counting import counting
 from frechet.errors import NonFinite
 from frechet.linalg.result import Status
-from frechet.operators.structured import from_matrix
+from frechet.operators.structured import from_diagonal, from_matrix
 from frechet.solve.least_squares import least_squares
 from more_garbow_hillstrom import numbers
 from nist import load
@@ -57,6 +58,24 @@ def test_products_are_counted_and_operators_of_the_user_are_taken():
     dense = least_squares(residual, torch.zeros(4, dtype=F64), jacobian=jacobian)
     assert dense.converged
     assert len(seen) == dense.jacobian_evaluations
+
+
+def test_large_operators_of_the_user_are_used_by_their_products_alone():
+    n, counts = 600, []
+
+    def jacobian(x):
+        A, count = counting(from_diagonal(3 * x**2))
+        counts.append(count)
+        return A
+
+    s = least_squares(lambda x: x**3 - 8, torch.ones(n, dtype=F64), jacobian=jacobian)
+    assert s.converged, s.reason
+    assert torch.allclose(s.x, torch.full((n,), 2.0, dtype=F64))
+    assert s.products == sum(count.total for count in counts)
+    with pytest.raises(
+        TypeError, match="jacobian must return a LinearOperator where products are asked for, got Tensor"
+    ):
+        least_squares(lambda x: x**3 - 8, torch.ones(n, dtype=F64), jacobian=lambda x: torch.diag(3 * x**2))
 
 
 def test_bounds_and_losses():

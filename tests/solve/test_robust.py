@@ -61,7 +61,10 @@ def test_row_scales_give_the_gradient_and_stay_positive():
     factors, rows = row_scales(LOSSES["cauchy"], r, 2.0)
     weights = 1 / (1 + (r / 2) ** 2)
     assert torch.allclose(factors * rows, weights)
-    assert bool((rows > 0).all())
+    z = (r / 2) ** 2
+    second = weights - 2 * z * weights**2  # rho' + 2 z rho''
+    assert torch.allclose(rows**2, torch.maximum(second, 0.1 * weights))
+    assert 0 < int((second > 0.1 * weights).sum()) < 4
     assert robust_cost(LOSSES["cauchy"], r, 2.0) == pytest.approx(sum(2 * math.log1p((v / 2) ** 2) for v in r.tolist()))
 
 

@@ -125,7 +125,8 @@ def least_squares(
 
 def _products(jacobian: object, m: int, n: int) -> bool:
     """Whether J is used through its products alone."""
-    return jacobian == "products" or (jacobian == "auto" and (m * n > LARGEST or n > WIDEST))
+    large = m * n > LARGEST or n > WIDEST
+    return jacobian == "products" or (large and (jacobian == "auto" or callable(jacobian)))
 
 
 def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
