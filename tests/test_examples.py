@@ -84,3 +84,18 @@ def test_the_trace_of_a_layer_predicts_the_loss_around(monkeypatch, capsys):
         assert row.residual < 0.02 * row.top
     out = printed(module, rows, monkeypatch, capsys)
     assert len(out.splitlines()) == 1 + len(rows)
+
+
+def test_enzyme_constants_are_the_certified_ones_and_a_product_is_undetermined(monkeypatch, capsys, tmp_path):
+    module = script("enzyme_kinetics", monkeypatch)
+    found = module.run()
+    assert found.digits > 10
+    assert found.split.rank == 4
+    assert found.split.null_directions.shape == (5, 1)
+    assert float(found.split.x["turnover"] * found.split.x["concentration"]) == pytest.approx(float(found.fit.x[0]))
+    assert bool((found.curve[2] > 0).all())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["enzyme_kinetics.py"])
+    out = printed(module, found, monkeypatch, capsys)
+    assert "undetermined: " in out
+    assert (tmp_path / "enzyme_kinetics.png").stat().st_size > 10_000

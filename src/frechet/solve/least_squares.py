@@ -1,0 +1,293 @@
+"""Nonlinear least squares: min r(x)'r(x) / 2 over l <= x <= u, by the method that the problem calls for.
+
+    method="auto"                Levenberg-Marquardt; with dense Jacobians unless they would be large
+    "levenberg-marquardt"        see levenberg_marquardt.py
+    "adaptive-damping"           damping from norm(r) and norm(J'r): fast where J is singular at the solution
+    "gauss-newton"               undamped steps with a line search
+    "dogleg"                     between steepest descent and the undamped step
+    "interior"                   strictly inside the bounds, by an affine scaling
+
+The choice is made on sizes and bounds before the run and is named in the result; nothing switches on failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from frechet.linalg.result import Status
+from frechet.solve.adaptive_damping import adaptive_damping
+from frechet.solve.curved_model import curved
+from frechet.solve.damped_step import column_scale
+from frechet.solve.dogleg import dogleg
+from frechet.solve.interior import interior
+from frechet.solve.least_squares_result import LeastSquaresSolution, uncertainty
+from frechet.solve.levenberg_marquardt import levenberg_marquardt
+from frechet.solve.line_search import gauss_newton_search
+from frechet.solve.matrix_free import MatrixFreeRun, matrix_free
+from frechet.solve.optimality import Rules, free_to_move, judged
+from frechet.solve.residual import Parameters, Residual, Route, begin, first_linearization, length
+from frechet.solve.robust import Loss, robust_loss
+from frechet.solve.run import LeastSquaresState, Run
+from frechet.space import Space
+
+Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
+Bound = float | Tensor | Mapping[str, float | Tensor]
+LARGEST = 1 << 22  # entries of a dense Jacobian
+WIDEST = 1 << 9  # its columns
+
+ALGORITHMS: dict[str, Callable[..., Run]] = {
+    "levenberg-marquardt": levenberg_marquardt,
+    "adaptive-damping": adaptive_damping,
+    "gauss-newton": gauss_newton_search,
+    "dogleg": dogleg,
+    "interior": interior,
+}
+
+
+def least_squares(
+    residual: Callable[..., object],
+    x0: Parameters,
+    *,
+    bounds: tuple[Bound, Bound] | None = None,
+    loss: Loss = "squared",
+    loss_scale: float = 1.0,
+    method: Method = "auto",
+    jacobian: Literal["auto", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
+    gtol: float | None = None,
+    xtol: float | None = None,
+    ftol: float = 0.0,
+    max_evaluations: int | None = None,
+    observe: Callable[[LeastSquaresState], bool] | None = None,
+) -> LeastSquaresSolution:
+    """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
+
+    `residual` takes what `x0` is, a tensor of any shape or a dict of tensors, and returns a tensor or a dict of
+    tensors; the result has x in the same form. `bounds` is a pair of lower and upper, each a number, a tensor like x0,
+    or a dict by block; a start outside is moved to the nearest side. No point outside of the bounds is ever evaluated.
+
+    The plain call goes on until rounding leaves nothing to gain. It is converged where one of these holds at the
+    result, for the columns J_j of the Jacobian that no bound holds, the undamped step p, and D the norms of the
+    columns: ``norm(r) <= noise``, ``|J_j'r| <= gtol norm(J_j) norm(r)`` for all j, ``norm(J p)^2 <= max(ftol norm(r)^2,
+    2 noise norm(r))``, or ``norm(D p) <= xtol norm(D x)``, where ``noise = eps (norm(|J| |x|) + norm(r))`` estimates
+    the rounding error of r. `gtol` and `xtol` are eps of the dtype if left out. Larger ones end the run at the first
+    point that meets one.
+
+    Other statuses, each with a sentence in `reason`: `stagnated` (no step reduces the cost, and the point is no
+    solution: a discontinuous residual or a wrong Jacobian), `max_iterations` (`max_evaluations` residuals, 100 (n + 10)
+    if left out), `stopped`. A residual that is not finite at a trial point refuses the step; at x0 it raises
+    `NonFinite`.
+
+    `loss` is 'huber', 'soft_l1', 'cauchy', 'arctan', 'tukey' or a function rho of z = (r_i / loss_scale)^2 with rho(0)
+    = 0 and rho'(0) = 1: residuals larger than `loss_scale` count less. `jacobian` is derived by automatic
+    differentiation, or from differences, or is a function of x that returns the matrix ``(m, n)``, a dict of blocks or
+    a LinearOperator; "products" never forms it. `observe` is called once per step; True stops.
+
+    Example:
+        >>> import torch
+        >>> from frechet import least_squares
+        >>> t = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> y = 2 * torch.exp(-0.5 * t)
+        >>> x0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        >>> s = least_squares(lambda b: b[0] * torch.exp(b[1] * t) - y, x0)
+        >>> s.status.value, s.x.round(decimals=12)
+        ('converged', tensor([ 2.0000, -0.5000], dtype=torch.float64))
+    """
+    problem, x = _problem(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
+    _check(method, gtol, xtol, ftol, max_evaluations)
+    problem, start = begin(problem, x)
+    sizes = torch.where(start.x != 0, start.x.abs(), start.x.abs().max() if len(x) else 0.0)
+    eps = problem.eps
+    rules = Rules(
+        eps if gtol is None else gtol,
+        eps if xtol is None else xtol,
+        ftol,
+        100 * (len(x) + 10) if max_evaluations is None else max_evaluations,
+        sizes,
+        length(start.r),
+        tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
+    )
+    if _products(jacobian, len(start.r), len(x)):
+        if method not in ("auto", "levenberg-marquardt"):
+            raise ValueError(
+                f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
+            )
+        return _matrix_free(problem, rules, matrix_free(problem, start, rules, observe=observe), start.cost)
+    problem, linear = first_linearization(problem, start)
+    chosen = "levenberg-marquardt" if method == "auto" else method
+    run = ALGORITHMS[chosen](problem, linear, rules, observe=observe)
+    return _solution(problem, rules, run, start.cost, f"{chosen}, dense Jacobian by {problem.route}")
+
+
+def _products(jacobian: object, m: int, n: int) -> bool:
+    """Whether J is used through its products alone."""
+    large = m * n > LARGEST or n > WIDEST
+    return jacobian == "products" or (large and (jacobian == "auto" or callable(jacobian)))
+
+
+def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
+    x, ledger, point, unit, square = run.point.x, problem.ledger, run.point, problem.unit, problem.square
+    active = _active(problem, x, run.gradient)
+    found = problem.structured(x)
+    return LeastSquaresSolution(
+        x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
+        status=run.status,
+        reason=run.reason,
+        cost=point.cost * square,
+        residual=length(point.r) * unit,
+        optimality=run.optimality,
+        residuals=point.r * unit,
+        gradient=run.gradient * square,
+        active=active,
+        iterations=run.iterations,
+        residual_evaluations=ledger.residuals,
+        jacobian_evaluations=ledger.jacobians,
+        products=ledger.products,
+        method="levenberg-marquardt by lsmr on products with the Jacobian",
+        start_cost=start_cost * square,
+        history=tuple(cost * square for cost in run.history),
+        space=problem.space,
+    )
+
+
+def _active(problem: Residual, x: Tensor, gradient: Tensor) -> Tensor:
+    held_low = (x <= problem.lower) & (gradient >= 0)
+    held_high = (x >= problem.upper) & (gradient <= 0)
+    return held_high.to(torch.int8) - (held_low & ~held_high).to(torch.int8)
+
+
+def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, method: str) -> LeastSquaresSolution:
+    linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
+    verdict = judged(problem, linear, rules)
+    free = free_to_move(problem, linear)
+    if not verdict.solved and bool(free.any()):
+        S = problem.curvature(linear)
+        newton = math.inf if S is None else curved(linear, S, column_scale(linear.columns), free).reduction
+        verdict = judged(problem, linear, rules, newton)
+    status, reason = run.status or Status.STAGNATED, verdict.reason
+    if verdict.solved:
+        status = Status.CONVERGED
+    elif status is Status.MAX_ITERATIONS:
+        reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {verdict.optimality:.3g}"
+    elif status is Status.STOPPED:
+        reason = f"observe returned True in iteration {run.iterations}"
+    elif not reason:
+        reason = (
+            f"no step reduces the cost, but the optimality is {verdict.optimality:.3g}: the residual may be "
+            "discontinuous, noisy, or not have this Jacobian"
+        )
+    x = linear.x
+    active = _active(problem, x, linear.gradient)
+    known = uncertainty(linear, active == 0)
+    found = problem.structured(x)
+    return LeastSquaresSolution(
+        x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
+        status=status,
+        reason=reason,
+        cost=linear.cost * square,
+        residual=length(linear.point.r) * unit,
+        optimality=verdict.optimality,
+        residuals=linear.point.r * unit,
+        gradient=linear.gradient * square,
+        active=active,
+        iterations=run.iterations,
+        residual_evaluations=ledger.residuals,
+        jacobian_evaluations=ledger.jacobians,
+        products=ledger.products,
+        method=method,
+        start_cost=start_cost * square,
+        rank=known.rank,
+        null_directions=known.null_directions,
+        covariance=known.covariance,
+        standard_errors=known.standard_errors,
+        history=tuple(cost * square for cost in run.history),
+        space=problem.space,
+    )
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _problem(
+    residual: Callable[..., object],
+    x0: Parameters,
+    bounds: tuple[Bound, Bound] | None,
+    rho: Callable[[Tensor], Tensor] | None,
+    loss_scale: float,
+    jacobian: str | Callable[..., object],
+) -> tuple[Residual, Tensor]:
+    if not callable(residual):
+        raise TypeError(f"least_squares: residual must be a function of x, got {type(residual).__name__}")
+    single = isinstance(x0, Tensor)
+    if not single and not isinstance(x0, Mapping):
+        raise TypeError(f"least_squares: x0 must be a tensor or a dict of tensors, got {type(x0).__name__}")
+    blocks = {"": x0.detach()} if isinstance(x0, Tensor) else {name: b.detach() for name, b in x0.items()}
+    space = Space.of(blocks)
+    x = space.flatten(blocks).cpu().double()
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"least_squares: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
+    if not 0 < loss_scale < math.inf:
+        raise ValueError(f"least_squares: loss_scale must be a positive number, got {loss_scale}")
+    if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
+        raise TypeError(f"least_squares: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+    lower, upper = (-math.inf, math.inf) if bounds is None else bounds
+    low, high = _side(space, lower, "lower", -math.inf), _side(space, upper, "upper", math.inf)
+    empty = (low > high).nonzero()
+    if empty.numel():
+        i = int(empty[0])
+        raise ValueError(
+            f"least_squares: bounds must leave a point between them, got lower {float(low[i]):.6g} > upper "
+            f"{float(high[i]):.6g} in entry {i}"
+        )
+    route: Route = "columns"
+    if callable(jacobian):
+        route = "function"
+    elif jacobian in ("2-point", "3-point"):
+        route = "2-point" if jacobian == "2-point" else "3-point"
+    elif jacobian not in ("auto", "products"):
+        raise ValueError(
+            f"least_squares: jacobian must be 'auto', 'products', '2-point', '3-point' or a function, got {jacobian!r}"
+        )
+    typical = torch.where(x != 0, x.abs(), 1.0)
+    given = jacobian if callable(jacobian) else None
+    return Residual(residual, space, single, low, high, typical, rho, loss_scale, given, route), x
+
+
+def _side(space: Space, bound: Bound, name: str, default: float) -> Tensor:
+    """One side of the box as ``(n,)`` in float64, as the dtype of x holds it, on the inner side of it."""
+    if isinstance(bound, Mapping):
+        unknown = set(bound) - set(space.names)
+        if unknown:
+            raise ValueError(f"least_squares: {name} bounds must name blocks of x0, got {sorted(unknown)[:3]}")
+    parts = []
+    for block, shape in zip(space.names, space.shapes, strict=True):
+        value = bound.get(block, default) if isinstance(bound, Mapping) else bound
+        part = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        if part.ndim and part.shape != shape:
+            raise ValueError(
+                f"least_squares: {name} bounds must be numbers or have the shape of x0 {shape}, got {tuple(part.shape)}"
+            )
+        parts.append(part.expand(shape).reshape(-1))
+    side = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    if bool(side.isnan().any()):
+        raise ValueError(f"least_squares: {name} bounds must be numbers, got NaN; leave a side open with infinity")
+    held = side.to(space.dtype).double()
+    away = torch.full_like(side, math.inf if default < 0 else -math.inf).to(space.dtype)
+    inward = torch.nextafter(side.to(space.dtype), away).double()
+    outside = held < side if default < 0 else held > side
+    return torch.where(outside, inward, held)
+
+
+def _check(method: str, gtol: float | None, xtol: float | None, ftol: float, max_evaluations: int | None) -> None:
+    names = Method.__args__  # type: ignore[attr-defined]
+    if method not in names:
+        raise ValueError(f"least_squares: method must be one of {', '.join(map(repr, names))}, got {method!r}")
+    for name, value in (("gtol", gtol), ("xtol", xtol), ("ftol", ftol)):
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"least_squares: {name} must lie in [0, 1), got {value}")
+    if max_evaluations is not None and max_evaluations < 1:
+        raise ValueError(f"least_squares: max_evaluations must be at least 1, got {max_evaluations}")
