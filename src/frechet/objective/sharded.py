@@ -65,7 +65,7 @@ def resharded(model: nn.Module) -> nn.Module:
 
 def sharded_space(model: nn.Module, space: Space, group: Group | None) -> Space:
     """`space`, the one of the model's trainable parameters, in the pieces in which this process holds them."""
-    parameters = dict(resharded(model).named_parameters())
+    parameters: dict[str, Any] = dict(resharded(model).named_parameters())
     pieces = [name for name, p in parameters.items() if is_sharded(p)]
     if not pieces:
         return space
