@@ -1,8 +1,18 @@
 """Parameters and vectors held together by two processes against one; what they compute is in `sharded_worker`."""
 
+import builtins
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
+from frechet.analyze import stability
+from frechet.linalg import eigsh, gaussian_sketch, hadamard_sketch, pivoted_cholesky, sparse_sign_sketch, trace
+from frechet.objective import Objective, squared_error
+from frechet.operators import hessian
+from frechet.operators.structured import block_diagonal, identity, kronecker
+from frechet.report.source import BadSource, load
 from frechet.space import Group, Shard, Space
 from ranks import on_ranks
 
@@ -52,9 +62,9 @@ def test_pieces_fit_together(ranks):
 
 def test_a_rank_may_hold_no_entry_at_all(ranks):
     assert [r["nothing here"][0] for r in ranks] == [4, 0]
-    _, values, trace, gap, x, R = ranks[0]["nothing here"]
+    _, values, total, gap, x, R = ranks[0]["nothing here"]
     torch.testing.assert_close(values, torch.tensor([8.0, 4.5], dtype=torch.float64))  # 2 i^2 / 4
-    assert trace == pytest.approx(15.0, rel=1e-12)
+    assert total == pytest.approx(15.0, rel=1e-12)
     assert gap < 1e-12
     torch.testing.assert_close(x, torch.full((4,), 0.5, dtype=torch.float64))  # H x = gradient at x, a quadratic
     torch.testing.assert_close(R, ranks[1]["nothing here"][5])
@@ -146,3 +156,43 @@ def test_pieces_are_cut_and_stored_like_vectors():
     assert space.with_dtype(torch.float32).shard == space.shard
     with pytest.raises(ValueError, match=r"block 'w' must have shape \(1, 2\), got \(3, 2\)"):
         space.flatten({"w": torch.zeros(3, 2).double(), "b": torch.zeros(3).double()})
+
+
+def in_pieces(space):
+    return replace(space, shard=Shard(Group(None, 0, 2), tuple((0, 1) for _ in space.names)))
+
+
+SPACE = Space(("w",), ((4,),))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("gaussian_sketch", lambda s: gaussian_sketch(s, 2, seed=0)),
+        ("sparse_sign_sketch", lambda s: sparse_sign_sketch(s, 2, seed=0, nonzeros=1)),
+        ("hadamard_sketch", lambda s: hadamard_sketch(s, 2, seed=0)),
+        ("kronecker", lambda s: kronecker(identity(SPACE), identity(s))),
+        ("block_diagonal", lambda s: block_diagonal(identity(SPACE), identity(s))),
+        ("pivoted_cholesky", lambda s: pivoted_cholesky(identity(s), rank=1, damping=1.0)),
+    ],
+)
+def test_what_needs_whole_vectors_refuses_pieces(name, make):
+    make(SPACE)
+    with pytest.raises(ValueError, match=f"^{name}: must be given whole vectors, got the sharded space R.4"):
+        make(in_pieces(SPACE))
+
+
+def test_stability_and_the_report_refuse_pieces(tmp_path):
+    objective = Objective(nn.Linear(1, 1), squared_error(), [(torch.ones(2, 1), torch.ones(2, 1))])
+    top, found = eigsh(hessian(objective), 1, seed=0), trace(hessian(objective), method="exact")
+    object.__setattr__(objective, "space", in_pieces(objective.space))
+    with pytest.raises(ValueError, match=r"^stability: must be given whole vectors"):
+        stability(objective, batch_sizes=[1], trace=found, frobenius=found, top=top, seed=0)
+    file = tmp_path / "maker.py"
+    file.write_text("import builtins\nmake = lambda: builtins.sharded_objective\n")
+    builtins.sharded_objective = objective
+    try:
+        with pytest.raises(BadSource, match="must return an objective with whole parameters, got sharded ones"):
+            load(f"{file}:make")
+    finally:
+        del builtins.sharded_objective
