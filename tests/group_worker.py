@@ -3,8 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from frechet.analyze import curvature_noise_scale, example_curvatures, example_gradients, loss_slices, noise_scale
@@ -217,7 +215,6 @@ def failures(rank):
     elsewhere = seeded(lambda: nn.Linear(3, 2), seed=rank)
     noisy = seeded(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
     noisy[1].running_mean.fill_(rank)
-    meshed = fully_shard(nn.Sequential(nn.Linear(3, 2)), mesh=init_device_mesh("cpu", (2,)))
     training = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).double().train(rank == 1)
     dist.barrier()
     pieces = {
@@ -231,7 +228,6 @@ def failures(rank):
         "vectors": lambda: hessian(objective) @ objective.space.random(rank, 0),
         "buffers": lambda: hessian(made(good, m=noisy)),
         "training": lambda: made(good, m=training).value(),
-        "fully_shard": lambda: made(good, m=meshed),
         "shapes": lambda: made(good, m=seeded(lambda: nn.Linear(3, 2 + rank))),
         "criterion": lambda: made(good, cross_entropy() if rank else squared_error()),
         "no model": lambda: made(good, m=3 if rank else model),

@@ -101,7 +101,6 @@ def test_every_rank_draws_its_own_labels(ranks):
         ("vectors", "ValueError: hessian: the vectors must be the same on all ranks, but those of ranks 0 and 1 diff"),
         ("buffers", "ValueError: Objective: buffers and frozen parameters must be the same on all ranks"),
         ("training", "UnusableObjective: rank 1: Objective: module '1' (Dropout) drops units at random"),
-        ("fully_shard", "UnusableObjective: rank 0: Objective: every rank must hold whole parameters, got the sharded"),
         ("shapes", "ValueError: Objective: the parameters' names, shapes and type must be the same on all ranks"),
         ("criterion", "ValueError: Objective: the criterion's class must be the same on all ranks"),
         ("no model", "TypeError: rank 1: Objective: model must be a torch.nn.Module, got int"),

@@ -190,8 +190,8 @@ def _modules(space: Space) -> dict[str, list[int]]:
 def _block_sums(space: Space, Z: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     """z'y and the sum of (z_j y_j)^2 over every block, for every column: two (k, blocks) in float64."""
     sums, squares = [], []
-    for name, shape in zip(space.names, space.shapes, strict=True):
-        part, rows = Space((name,), (shape,), space.dtype, space.device), space.block(name)
+    for name in space.names:
+        part, rows = space.restrict(glob.escape(name)), space.block(name)
         pairs = [(z, y) for z, y in zip(Z[rows].T, Y[rows].T, strict=True)]
         sums.append(torch.stack([part.inner(z, y) for z, y in pairs]))
         squares.append(torch.stack([part.inner(z * y, z * y) for z, y in pairs]))

@@ -23,6 +23,7 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.hessian import hessian
+from frechet.operators.structured import refuse_sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +177,7 @@ def _checked(
     if not isinstance(objective, Objective):
         raise TypeError(f"{what}: objective must be an Objective, got {type(objective).__name__}")
     space = objective.space
+    refuse_sharded(what, space)
     good = directions.ndim == 2 and directions.shape[0] == space.dim
     if not good or directions.dtype != space.dtype or directions.device != space.device:
         got = f"{directions.dtype} on {directions.device} of shape {tuple(directions.shape)}"

@@ -32,6 +32,7 @@ from torch import Tensor
 from frechet.analyze.examples import ExampleGradients, example_curvatures
 from frechet.linalg.result import Estimate, Spectrum
 from frechet.objective import Objective
+from frechet.operators.structured import refuse_sharded
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def stability(
         (2.0, [1.0, 2.0])
     """
     space = objective.space
+    refuse_sharded("stability", space)
     if not 0 < level < 1:
         raise ValueError(f"stability: level must lie between 0 and 1, got {level}")
     if probes < 2 or deflate < 0:

@@ -384,10 +384,11 @@ def _check(
         if preconditioner.domain != space:
             raise ValueError(f"eigsh: preconditioner must act on {space!r}, got {preconditioner!r}")
     if start is not None:
-        if start.ndim != 2 or start.shape[0] != n or start.dtype != space.dtype or start.device != space.device:
+        fits = start.ndim == 2 and start.shape[0] == space.length
+        if not fits or start.dtype != space.dtype or start.device != space.device:
             got = f"{tuple(start.shape)}, {start.dtype}, {start.device}"
-            raise ValueError(f"eigsh: start must be a block ({n}, j) of {space!r}, got {got}")
-        if not bool(torch.isfinite(start).all()):
+            raise ValueError(f"eigsh: start must be a block ({space.length}, j) of {space!r}, got {got}")
+        if not space.finite(start):
             raise NonFinite("eigsh: start holds a NaN or an infinity")
     need = min(n, wanted + 5)
     if basis is not None and basis < need:

@@ -64,7 +64,7 @@ def apply_function(
         raise ValueError(f"apply_function: rtol must be non-negative, got {rtol}")
     limit = min(space.dim, 200 if steps is None else steps)
     target, lowest = max(rtol, 10 * space.eps), 0.0 if Fact.POSITIVE_SEMIDEFINITE in A.facts else -math.inf
-    if b.shape == (space.dim,) and b.dtype == space.dtype and float(space.norm(b)) == 0.0:
+    if b.shape == (space.length,) and b.dtype == space.dtype and float(space.norm(b)) == 0.0:
         return Solution(space.zeros(), Status.CONVERGED, 0.0, 0, 0, message="apply_function")
     W = space.zeros(min(17, limit + 1, space.dim))
     size = start(space, W, 0, b, "apply_function", "b")

@@ -107,8 +107,8 @@ def append(space: Space, W: Tensor, j: int, w: Tensor, scale: float, source: str
 
 def start(space: Space, W: Tensor, j: int, v: Tensor, caller: str, name: str) -> float:
     """Store the unit part of `v` orthogonal to the first `j` columns of `W` in column j; the norm of that part."""
-    if v.ndim != 1 or v.shape[0] != space.dim:
-        raise ValueError(f"{caller}: {name} must have shape ({space.dim},), got {tuple(v.shape)}")
+    if v.ndim != 1 or v.shape[0] != space.length:
+        raise ValueError(f"{caller}: {name} must have shape ({space.length},), got {tuple(v.shape)}")
     if v.dtype != space.dtype:
         raise TypeError(f"{caller}: {name} must be {space.dtype}, got {v.dtype}; convert with {name}.to({space.dtype})")
     if v.device != space.device:
@@ -276,10 +276,11 @@ def check_symmetric(A: LinearOperator, caller: str, advice: str) -> None:
 
 def check_orthonormal(space: Space, Q: Tensor, caller: str) -> None:
     """Raise unless `Q` is an orthonormal block ``(n, p)`` of the space."""
-    if Q.ndim != 2 or Q.shape[0] != space.dim or Q.dtype != space.dtype or Q.device != space.device:
+    if Q.ndim != 2 or Q.shape[0] != space.length or Q.dtype != space.dtype or Q.device != space.device:
         got = f"{tuple(Q.shape)}, {Q.dtype}, {Q.device}"
-        raise ValueError(f"{caller}: deflate must be a block ({space.dim}, p) of {space!r}, got {got}")
-    error = float((space.gram(Q, Q).cpu() - torch.eye(Q.shape[1], dtype=torch.float64)).abs().max()) if Q.numel() else 0
+        raise ValueError(f"{caller}: deflate must be a block ({space.length}, p) of {space!r}, got {got}")
+    eye = torch.eye(Q.shape[1], dtype=torch.float64)
+    error = float((space.gram(Q, Q).cpu() - eye).abs().max()) if Q.shape[1] else 0
     if not error <= 1e3 * space.eps:
         raise ValueError(
             f"{caller}: deflate must have orthonormal columns, got |Q'Q - I| up to {error:.2g}; "

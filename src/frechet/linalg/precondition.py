@@ -30,7 +30,7 @@ from frechet.linalg.diagonal import closed_diagonal
 from frechet.linalg.result import Estimate
 from frechet.operators.closed_form import inverse
 from frechet.operators.operator import Fact, LinearOperator
-from frechet.operators.structured import from_diagonal, from_factors, identity
+from frechet.operators.structured import from_diagonal, from_factors, identity, refuse_sharded
 from frechet.space import Space, euclidean
 
 
@@ -171,11 +171,13 @@ def _check_low_rank(method: str, A: LinearOperator, rank: int, damping: float) -
     if not 1 <= rank <= A.domain.dim:
         raise ValueError(f"{method}: rank must lie between 1 and {A.domain.dim}, got {rank}")
     _check_damping(method, damping)
+    refuse_sharded(method, A.domain)
     return A.domain
 
 
 def _diagonal(method: str, A: LinearOperator | Estimate | Tensor, domain: Space | None) -> tuple[Tensor, Space]:
     """diag A as a vector of its space."""
+    refuse_sharded(method, *((A.domain,) if isinstance(A, LinearOperator) else (domain,) if domain else ()))
     if isinstance(A, LinearOperator):
         d = closed_diagonal(A) if A.domain == A.codomain else None
         if d is None:

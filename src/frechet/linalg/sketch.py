@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from frechet.operators.operator import NONE, Fact, LinearOperator
-from frechet.operators.structured import from_matrix
+from frechet.operators.structured import from_matrix, refuse_sharded
 from frechet.space import Space, euclidean, generator
 
 
@@ -40,6 +40,7 @@ def gaussian_sketch(space: Space, d: int, *, seed: int) -> LinearOperator:
         (20, 1000)
     """
     _check_rows("gaussian_sketch", d)
+    refuse_sharded("gaussian_sketch", space)
     rows = space.random(range(d), seed, "gaussian").T / math.sqrt(d)
     return from_matrix(rows, domain=space, codomain=euclidean(d, space.dtype, space.device))
 
@@ -61,6 +62,7 @@ def sparse_sign_sketch(space: Space, d: int, *, seed: int, nonzeros: int = 8) ->
     _check_rows("sparse_sign_sketch", d)
     if not 1 <= nonzeros <= d:
         raise ValueError(f"sparse_sign_sketch: nonzeros must lie between 1 and d = {d}, got {nonzeros}")
+    refuse_sharded("sparse_sign_sketch", space)
     rows = torch.empty(nonzeros, space.dim, dtype=torch.long)
     for band in range(nonzeros):
         low, high = band * d // nonzeros, (band + 1) * d // nonzeros
@@ -83,6 +85,7 @@ def hadamard_sketch(space: Space, d: int, *, seed: int) -> LinearOperator:
         True
     """
     _check_rows("hadamard_sketch", d)
+    refuse_sharded("hadamard_sketch", space)
     N = 1 << max(space.dim - 1, 0).bit_length()
     if d > N:
         raise ValueError(f"hadamard_sketch: d must be at most {N}, n = {space.dim} padded to a power of two, got {d}")

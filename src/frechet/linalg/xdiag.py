@@ -45,7 +45,7 @@ def xdiag(A: LinearOperator, seed: int) -> Sampler:
         Omega = space.random(range(k), seed)
         P, sigma, X = torch.linalg.svd(R, full_matrices=False)
         small = _small_matrices(P, sigma, X)
-        blocks = [slice(a, a + ROWS) for a in range(0, n, ROWS)]
+        blocks = [slice(a, a + ROWS) for a in range(0, max(space.length, 1), ROWS)]
         parts = [_rows(sketch.Q[rows], Z[rows], Omega[rows], small) for rows in blocks]
         value, variance, squares = (torch.cat(p) for p in zip(*parts, strict=True))
         floor = space.eps * math.sqrt(n) * squares.sqrt()

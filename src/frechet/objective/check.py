@@ -64,7 +64,7 @@ class _Call:
 
 def check(objective: Objective) -> Check:
     """Raise `UnusableObjective` if `objective` is random, unrepeatable or contradicts the model's own loss."""
-    snapshot = objective.snapshot()
+    snapshot = objective.snapshot(pieces=True).gathered()
     group, wrapper = snapshot.group, objective.wrapper
     value = _value(objective)  # names the batch of a NaN before anything else is asked
     if group is None:

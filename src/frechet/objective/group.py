@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from frechet.errors import UnusableObjective
 from frechet.objective.data import Subsample, examples_of, rows_of
 from frechet.space import Group
 
@@ -128,19 +127,3 @@ def dealt(data: Iterable[Any], group: Group, by: Deal) -> Iterable[Any]:
         return Subsample(dealt(data.data, group, by), data.examples, data.population, data.seed)
     share = Dealt(data, group.rank, group.size, by)
     return list(share) if isinstance(data, list | tuple) else share
-
-
-def refuse_sharded(model: nn.Module) -> None:
-    """Raise for parameters of which this process holds only a part."""
-    for name, m in model.named_modules():
-        if type(m).__name__ == "FullyShardedDataParallel":
-            raise UnusableObjective(
-                f"Objective: every rank must hold whole parameters, got module '{name}' (FullyShardedDataParallel); "
-                "load its full state dict into a model of its own, and give the data with group="
-            )
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if type(t).__name__ == "DTensor":
-            raise UnusableObjective(
-                f"Objective: every rank must hold whole parameters, got the sharded '{name}' (fully_shard, or another "
-                "DTensor); load every p.full_tensor() into a model of its own, and give the data with group="
-            )

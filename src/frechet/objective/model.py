@@ -23,6 +23,7 @@ from frechet.objective.kernels import (
     recurrence_without_cudnn,
     unfused_attention,
 )
+from frechet.objective.sharded import without_gathering
 from frechet.space import Space
 
 
@@ -69,7 +70,9 @@ def parameter_space(model: nn.Module, dtype: torch.dtype | None = None) -> Space
             "second derivatives: pass dtype=torch.float32 to compute in it at the same point"
         )
     # entries without memory: a model in half precision is not copied for its shapes
-    wanted = {name: p.new_empty(1, dtype=dtype or p.dtype).expand(p.shape) for name, p in trainable.items()}
+    wanted = {
+        name: torch.empty(1, dtype=dtype or p.dtype, device=p.device).expand(p.shape) for name, p in trainable.items()
+    }
     return Space.of(wanted)
 
 
@@ -151,6 +154,7 @@ def exact_math(modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: 
     with ExitStack() as stack:
         stack.enter_context(ordinary_mode(device))
         stack.enter_context(unfused_attention())
+        stack.enter_context(without_gathering(modules))
         if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # no double backward through compiled code
         if any(has_weight_norm(m) for m in modules):

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from frechet.errors import UnusableObjective
 from frechet.objective.check import Check, check
 from frechet.objective.criterion import Criterion
 from frechet.objective.data import (
@@ -29,7 +30,7 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
-from frechet.objective.group import Deal, dealt, one_population, refuse_sharded
+from frechet.objective.group import Deal, dealt, one_population
 from frechet.objective.head import head_of
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
@@ -41,6 +42,7 @@ from frechet.objective.model import (
     unwrap,
 )
 from frechet.objective.pieces import Pieces, as_it_is
+from frechet.objective.sharded import is_sharded, local, refuse_other_shards, resharded, sharded_space
 from frechet.objective.snapshot import Part, Penalty, Snapshot
 from frechet.objective.torch_losses import as_criterion
 from frechet.space import Group, Space, digest, generator
@@ -65,6 +67,9 @@ class Objective:
     With `group`, a torch.distributed process group or "world", the data of each process are its shard, of any size: the
     value, the gradient and every product are those of all data, the same on all ranks. Every rank then does the same
     in the same order; what fails on one raises on all.
+
+    A model under ``fully_shard`` needs the group over which it is sharded. A vector is then what each rank holds of it,
+    flat: `space.length` of the `space.dim` entries. Each pass gathers the parameters for as long as it takes.
 
     Example:
         >>> import torch
@@ -108,12 +113,12 @@ class Objective:
                 generator(dropout_seed)  # refuses a bad seed
             if head is None and head_rows is not None:
                 raise ValueError("Objective: head_rows must come with head=, the name of the model's last layer")
-            refuse_sharded(model)
+            refuse_other_shards(model)
             inner, cut = unwrap(model), default_split if split is None else split
             last = None if head is None else head_of(inner, head, head_rows)
             population = data.population if isinstance(data, Subsample) else None
             part = Part(as_criterion(criterion), data, cut, 1.0, last, dtype, ranks is not None, population)
-            return inner, part, parameter_space(inner, dtype)
+            return inner, part, sharded_space(inner, parameter_space(inner, dtype), ranks)
 
         if ranks is None:
             inner, part, _ = checked()
@@ -140,7 +145,8 @@ class Objective:
         wrapper: str | None,
     ) -> None:
         fields = {"model": model, "parts": parts, "penalties": penalties, "group": group, "wrapper": wrapper}
-        for name, value in {**fields, "space": parameter_space(model, parts[0].dtype)}.items():
+        space = sharded_space(model, parameter_space(model, parts[0].dtype), group)
+        for name, value in {**fields, "space": space}.items():
             object.__setattr__(self, name, value)
 
     model: nn.Module
@@ -240,17 +246,25 @@ class Objective:
     @property
     def point(self) -> Tensor:
         """The current trainable parameters as one flat vector ``(n,)``, a fresh copy."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(resharded(self.model).named_parameters())
         with ordinary_mode(self.space.device):
-            return self.space.join([parameters[n].detach().to(self.space.dtype) for n in self.space.names]).clone()
+            return self.space.join([local(parameters[n]).to(self.space.dtype) for n in self.space.names]).clone()
 
     @property
     def population(self) -> int | None:
         """The number of examples that the data (of all ranks) were drawn from, if they are a `subsample`."""
         return self.parts[0].population
 
-    def snapshot(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Snapshot:
-        """This objective at this moment and at `x` (default: the model's parameters), which must not require grad."""
+    def snapshot(self, x: Tensor | Mapping[str, Tensor] | None = None, *, pieces: bool = False) -> Snapshot:
+        """This objective at this moment and at `x` (default: the model's parameters), which must not require grad.
+
+        With sharded parameters only for callers that know of `pieces`, and gather them.
+        """
+        if self.space.shard is not None and not pieces:
+            raise UnusableObjective(
+                "Objective: this question needs whole parameters on every rank, got sharded ones (fully_shard); load "
+                "every p.full_tensor() into a model of its own, and give the data with group="
+            )
         if any(isinstance(b, Tensor) and b.requires_grad for b in (x.values() if isinstance(x, Mapping) else [x])):
             raise ValueError(
                 "Objective: x must not require grad: an operator carries no graph, so it would be a constant in a "
@@ -263,11 +277,13 @@ class Objective:
         if group is None:
             return self._taken(point(), copy)
         facts: dict[str, Callable[[Snapshot], int]] = {
-            "the point x": lambda s: digest(s.x),
+            "the point x": lambda s: digest(s.x) if s.space.shard is None else 0,
             "training mode, parts and their weights": lambda s: _number((s.flags, [p.weight for p in s.parts])),
         }
-        if copy:  # what is kept is compared
-            facts["buffers and frozen parameters"] = lambda s: _number([digest(t) for t in s.constants.values()])
+        if copy:  # what is kept is compared, as far as it is kept whole
+            facts["buffers and frozen parameters"] = lambda s: _number(
+                [digest(t) for t in s.constants.values() if not is_sharded(t)]
+            )
         advice = "send rank 0's model to the others (torch.distributed.broadcast)"
         return group.alike(lambda: self._taken(point(), copy), facts, "Objective", advice)
 
@@ -275,6 +291,7 @@ class Objective:
         refuse_unusable(self.model, seeded=self.dropout_seed is not None)
         for part in self.parts:
             refuse_unrepeatable(part.data)
+        resharded(self.model)
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         frozen = {n: t.detach() for n, t in named if n not in set(self.space.names)}
         dtype = self.parts[0].dtype
@@ -295,9 +312,9 @@ class Objective:
         flat = self.space.flatten(x) if isinstance(x, Mapping) else x
         if not isinstance(flat, Tensor):
             raise TypeError(f"Objective: x must be a tensor or a dict of tensors, got {type(flat).__name__}")
-        if flat.shape != (self.space.dim,) or flat.dtype != self.space.dtype:
+        if flat.shape != (self.space.length,) or flat.dtype != self.space.dtype:
             raise ValueError(
-                f"Objective: x must be {self.space.dtype} of shape ({self.space.dim},), got {flat.dtype} of shape "
+                f"Objective: x must be {self.space.dtype} of shape ({self.space.length},), got {flat.dtype} of shape "
                 f"{tuple(flat.shape)}"
             )
         if flat.device != self.space.device:
@@ -311,14 +328,19 @@ class Objective:
             yield from part.batches(self.space.device)
 
     def value(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
-        """L(x), a scalar tensor. Differentiable in `x` where it requires grad."""
+        """L(x), a scalar tensor. Differentiable in `x` where it requires grad and the parameters are not sharded."""
         if isinstance(x, Mapping):
             x = self.space.flatten(x)
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            if self.space.shard is not None:
+                raise ValueError(
+                    "Objective.value: x must not require grad where parameters are sharded; use objective.gradient(x) "
+                    "and hessian(objective, x), or pass x.detach()"
+                )
             return self._differentiable_value(x)
         with torch.no_grad():
-            snapshot = self._snapshot(lambda: self._flat(x), copy=False)
-            blocks = self.space.unflatten(snapshot.x)
+            snapshot = self._snapshot(lambda: self._flat(x), copy=False).gathered()
+            blocks = snapshot.space.unflatten(snapshot.x)
             # float64 sums: thousands of batch totals of one sign
             start = torch.zeros((), dtype=torch.float64, device=self.space.device)
             mean = snapshot.average(lambda p, b: snapshot.total(p, blocks, b).double(), "value", start=start)
@@ -337,22 +359,24 @@ class Objective:
 
     def gradient(self, x: Tensor | Mapping[str, Tensor] | None = None) -> Tensor:
         """The gradient of L at `x`, flat ``(n,)``."""
-        snapshot = self._snapshot(lambda: self._flat(x), copy=False)
-        with ordinary_mode(self.space.device):
-            leaves, blocks = snapshot.leaves(self.space)
+        snapshot = self._snapshot(lambda: self._flat(x), copy=False).gathered()
+        space = snapshot.space
+        with ordinary_mode(space.device):
+            leaves, blocks = snapshot.leaves(space)
 
             def slope(value: Callable[[], Tensor]) -> Tensor:
                 with torch.enable_grad():
                     y = value()
                     if not y.requires_grad:
-                        return self.space.zeros()
-                    return self.space.join(torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True))
+                        return space.zeros()
+                    return space.join(torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True))
 
             with snapshot.installed(blocks):
                 mean = snapshot.average(
-                    lambda p, b: slope(lambda: snapshot.total(p, blocks, b)), "gradient", start=self.space.zeros()
+                    lambda p, b: slope(lambda: snapshot.total(p, blocks, b)), "gradient", start=space.zeros()
                 )
-            return snapshot.plus_penalty("gradient", mean, lambda: slope(lambda: snapshot.penalty(blocks)))
+            whole = snapshot.plus_penalty("gradient", mean, lambda: slope(lambda: snapshot.penalty(blocks)))
+            return self.space.own(whole)
 
     def check(self) -> Check:
         """Two passes: is this one fixed, finite function that agrees with the model's own loss? Raises if not."""

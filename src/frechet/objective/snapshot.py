@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from frechet.objective.group import Tally, combined, room
 from frechet.objective.head import Head, HeadRows, rows_of
 from frechet.objective.kernels import refused_hooks, refused_reentrant_checkpoints
 from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of
+from frechet.objective.sharded import whole_tensor
 from frechet.space import Group, Space, generator
 from frechet.space.group import sketch
 
@@ -76,7 +77,10 @@ _CHECKPOINTED = (
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An objective at one moment. `x` is the flat point in `space`; `constants` are frozen parameters and buffers."""
+    """An objective at one moment. `x` is the flat point in `space`; `constants` are frozen parameters and buffers.
+
+    Where `space` has a shard, both are held in pieces, and what is computed is computed by the `gathered` snapshot.
+    """
 
     model: nn.Module
     parts: tuple[Part, ...]
@@ -90,6 +94,13 @@ class Snapshot:
     moving: tuple[str, ...] = ()  # buffers into which a forward pass may write
     dropout_seed: int | None = None
     group: Group | None = None
+
+    def gathered(self) -> Snapshot:
+        """This snapshot with whole vectors, for the time of one pass. Collective where the parameters are sharded."""
+        if self.space.shard is None:
+            return self
+        constants = {name: whole_tensor(t) for name, t in self.constants.items()}
+        return replace(self, space=self.space.unsharded, x=self.space.whole(self.x), constants=constants)
 
     def leaves(self, space: Space) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Differentiable copies of the blocks of `space`, and the full dict of parameters that contains them."""

@@ -151,7 +151,7 @@ def _mismatch(A: LinearOperator, U: Tensor, V: Tensor, AV: Tensor, AU: Tensor) -
 
 
 def _kind(space: Space, AV: Tensor, probes: int) -> float:
-    right = tuple(AV.shape) == (space.dim, probes) and AV.dtype == space.dtype and AV.device == space.device
+    right = tuple(AV.shape) == (space.length, probes) and AV.dtype == space.dtype and AV.device == space.device
     return 0.0 if right and bool(AV.isfinite().all()) else math.inf
 
 

@@ -18,7 +18,7 @@ to 2.5 (3.3 with convolutions) and 1.1 to 1.4 (2.5). One pass over the data per 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -69,6 +69,9 @@ class OutputProduct(LinearOperator):
         return super().__repr__().replace(type(self).__name__, self.name, 1)
 
     def _matmat(self, V: Tensor) -> Tensor:
+        if self.domain.shard is not None:
+            whole = replace(self, snapshot=self.snapshot.gathered(), domain=self.domain.unsharded)
+            return self.domain.own(whole._matmat(self.domain.whole(V)))
         s, space = self.snapshot, self.domain
         with differentiating(self.name, space.device):
             leaves, vectors = s.leaves(space), columns(space, V)
@@ -188,7 +191,7 @@ def _made(
     drawn: bool = False,
     coupled: bool = False,
 ) -> OutputProduct:
-    snapshot = objective.snapshot(x)
+    snapshot = objective.snapshot(x, pieces=True)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     way = chosen(route, snapshot.model, name, gauss_newton=True)
     return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized, drawn, coupled)

@@ -13,7 +13,7 @@ models) and 2.6 (convolutions); one pass over the data per block.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ class ObjectiveHessian(LinearOperator):
         return SYMMETRIC
 
     def _matmat(self, V: Tensor) -> Tensor:
+        if self.domain.shard is not None:
+            whole = replace(self, snapshot=self.snapshot.gathered(), domain=self.domain.unsharded)
+            return self.domain.own(whole._matmat(self.domain.whole(V)))
         s, space = self.snapshot, self.domain
         with differentiating("hessian", space.device):
             leaves, vectors = s.leaves(space), columns(space, V)
@@ -120,6 +123,9 @@ def hessian(
     Penalties are included. `restrict` keeps the parameters whose names match the globs: the product then is the
     submatrix's, and pays for no other parameter. `route` is "reverse" (default) or "forward".
 
+    Where parameters are sharded, so are vectors; each product gathers the parameters and its vectors on every rank for
+    as long as it takes.
+
     Example:
         >>> import torch
         >>> from frechet import hessian
@@ -135,7 +141,7 @@ def hessian(
                 "hessian: restrict must be left out for a function; differentiate a function of fewer blocks"
             )
         return FunctionHessian(of, *frozen_point("hessian", x), _known(route))
-    snapshot = of.snapshot(x)
+    snapshot = of.snapshot(x, pieces=True)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     return ObjectiveHessian(snapshot, space, chosen(route, snapshot.model, "hessian", gauss_newton=False))
 

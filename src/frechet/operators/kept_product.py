@@ -101,6 +101,11 @@ class KeptProduct(LinearOperator):
 
 def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct:
     s, space = A.snapshot, A.domain
+    if space.shard is not None:
+        raise ValueError(
+            f"linearize: A must have whole parameters, got {A!r} with sharded ones (fully_shard), which are gathered "
+            "for each product; use the operator itself"
+        )
     leaves, tapes, targets = s.leaves(space), {}, {}
     operator, full, add = A, False, A.adding()
     blocks: dict[str, bool] = {}

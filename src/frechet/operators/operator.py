@@ -74,9 +74,7 @@ class LinearOperator(ABC):
         columns = torch.empty(self.shape[1], self.shape[0], dtype=self.domain.dtype, device=self.domain.device)
         for a in range(0, self.shape[1], 64):
             b = min(a + 64, self.shape[1])
-            block = self.domain.zeros(b - a)
-            block[a:b] = torch.eye(b - a, dtype=block.dtype, device=block.device)
-            columns[a:b] = (self @ block).T
+            columns[a:b] = self.codomain.whole(self @ self.domain.units(range(a, b))).T
         return columns.T
 
     def __repr__(self) -> str:
@@ -108,9 +106,9 @@ class LinearOperator(ABC):
 
     def __rmatmul__(self, other: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         if isinstance(other, Tensor) and other.ndim == 2:
-            if other.shape[1] != self.codomain.dim:
+            if other.shape[1] != self.codomain.length:
                 raise ValueError(
-                    f"V @ {type(self).__name__}: expected shape (k, {self.codomain.dim}) for {self.codomain!r}, "
+                    f"V @ {type(self).__name__}: expected shape (k, {self.codomain.length}) for {self.codomain!r}, "
                     f"got {tuple(other.shape)}"
                 )
             return (self.T @ other.T).T
@@ -181,9 +179,9 @@ def _check_vector(v: object, space: Space, what: str) -> None:
         raise TypeError(f"{what}: expected a torch tensor, got a numpy array; convert with torch.from_numpy")
     if not isinstance(v, Tensor):
         raise TypeError(f"{what}: expected a tensor, a dict or an operator, got {type(v).__name__}")
-    if v.ndim not in (1, 2) or v.shape[0] != space.dim:
+    if v.ndim not in (1, 2) or v.shape[0] != space.length:
         raise ValueError(
-            f"{what}: expected shape ({space.dim},) or ({space.dim}, k) for {space!r}, got {tuple(v.shape)}"
+            f"{what}: expected shape ({space.length},) or ({space.length}, k) for {space!r}, got {tuple(v.shape)}"
         )
     if v.dtype != space.dtype:
         raise TypeError(f"{what}: expected {space.dtype}, got {v.dtype}; convert with v.to({space.dtype})")

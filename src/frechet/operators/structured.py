@@ -196,7 +196,7 @@ class FromCallable(LinearOperator):
     facts: frozenset[Fact]
 
     def _matmat(self, V: Tensor) -> Tensor:
-        return self._checked(self.matmat(V), (self.codomain.dim, V.shape[1]), "matmat")
+        return self._checked(self.matmat(V), (self.codomain.length, V.shape[1]), "matmat")
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         if Fact.SYMMETRIC in self.facts:
@@ -206,7 +206,7 @@ class FromCallable(LinearOperator):
                 f"from_callable: this operator {self!r} was made without rmatmat, so its transpose is unknown; "
                 "pass rmatmat=, or facts='symmetric' if it is"
             )
-        return self._checked(self.rmatmat(U), (self.domain.dim, U.shape[1]), "rmatmat")
+        return self._checked(self.rmatmat(U), (self.domain.length, U.shape[1]), "rmatmat")
 
     def _checked(self, result: Tensor, shape: tuple[int, int], which: str) -> Tensor:
         if tuple(result.shape) != shape:
@@ -222,6 +222,13 @@ class FromCallable(LinearOperator):
 def _check_agrees(t: Tensor, space: Space, what: str) -> None:
     if t.dtype != space.dtype or t.device != space.device:
         raise TypeError(f"{what} must be {space.dtype} on {space.device} as its space, got {t.dtype} on {t.device}")
+
+
+def refuse_sharded(what: str, *spaces: Space) -> None:
+    """Raise for a space whose vectors are held in pieces by several processes."""
+    for space in spaces:
+        if space.shard is not None:
+            raise ValueError(f"{what}: must be given whole vectors, got the sharded space {space!r}")
 
 
 def identity(space: Space) -> LinearOperator:
@@ -247,6 +254,7 @@ def from_matrix(
     )
     if (codomain.dim, domain.dim) != tuple(M.shape):
         raise ValueError(f"from_matrix: M must have shape ({codomain.dim}, {domain.dim}), got {tuple(M.shape)}")
+    refuse_sharded("from_matrix", domain, codomain)
     _check_agrees(M, domain, "from_matrix: M")
     _check_agrees(M, codomain, "from_matrix: M")
     known = declared(facts)
@@ -262,6 +270,7 @@ def from_diagonal(d: Tensor, *, domain: Space | None = None) -> LinearOperator:
     low = float(d.min()) if d.numel() else 1.0
     facts = PD if low > 0 else PSD if low >= 0 else SYMMETRIC
     space = euclidean(d.numel(), d.dtype, d.device) if domain is None else domain
+    refuse_sharded("from_diagonal", space)
     if d.numel() != space.dim:
         raise ValueError(f"from_diagonal: d must have shape ({space.dim},), got {tuple(d.shape)}")
     _check_agrees(d, space, "from_diagonal: d")
@@ -276,6 +285,7 @@ def from_factors(U: Tensor, s: Tensor | None = None, *, domain: Space | None = N
     if s.shape != (U.shape[1],):
         raise ValueError(f"from_factors: s must have shape ({U.shape[1]},), got {tuple(s.shape)}")
     space = euclidean(U.shape[0], U.dtype, U.device) if domain is None else domain
+    refuse_sharded("from_factors", space)
     if U.shape[0] != space.dim:
         raise ValueError(f"from_factors: U must have {space.dim} rows, got shape {tuple(U.shape)}")
     _check_agrees(U, space, "from_factors: U")
@@ -287,6 +297,7 @@ def kronecker(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """A kron B, acting on row-major X ``(nA, nB)`` as A X B'."""
     if A.domain.dtype != B.domain.dtype or A.domain.device != B.domain.device:
         raise ValueError(f"kronecker: A and B must share dtype and device, got {A.domain!r} and {B.domain!r}")
+    refuse_sharded("kronecker", A.domain, A.codomain, B.domain, B.codomain)
     return Kronecker(A, B)
 
 
@@ -300,6 +311,7 @@ def block_diagonal(
     if len(kinds) > 1:
         listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise TypeError(f"block_diagonal: all blocks must have one dtype and device, got {listed}")
+    refuse_sharded("block_diagonal", *(s for b in blocks for s in (b.domain, b.codomain)))
     domain = _direct_sum([b.domain for b in blocks]) if domain is None else domain
     codomain = _direct_sum([b.codomain for b in blocks]) if codomain is None else codomain
     shape = (sum(b.shape[0] for b in blocks), sum(b.shape[1] for b in blocks))

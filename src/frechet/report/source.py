@@ -62,6 +62,11 @@ def _load(source: str) -> tuple[Objective, str]:
         raise BadSource(f"{source} raised {_told(error, file)}") from error
     if not isinstance(objective, Objective):
         raise BadSource(f"{source} must return a frechet.Objective, got {type(objective).__name__}")
+    if objective.space.shard is not None:
+        raise BadSource(
+            f"{source} must return an objective with whole parameters, got sharded ones (fully_shard); load every "
+            "p.full_tensor() into a model of its own"
+        )
     return objective, f"{file.stem}:{name}"
 
 

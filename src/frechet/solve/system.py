@@ -78,12 +78,13 @@ def vector(method: str, name: str, space: Space, v: Tensor | Mapping[str, Tensor
         v = space.flatten(v)
     if not isinstance(v, Tensor):
         raise TypeError(f"{method}: {name} must be a tensor or a dict of tensors, got {type(v).__name__}")
-    if v.ndim == 2 and not block and v.shape[0] == space.dim:
+    if v.ndim == 2 and not block and v.shape[0] == space.length:
         raise ValueError(
-            f"{method}: {name} must be one vector ({space.dim},), got a block {tuple(v.shape)}; loop over its columns"
+            f"{method}: {name} must be one vector ({space.length},), got a block {tuple(v.shape)}; loop over its "
+            "columns"
         )
-    wanted = f"({space.dim},)" if not block else f"({space.dim},) or ({space.dim}, k)"
-    if v.ndim not in (1, 2) or v.shape[0] != space.dim:
+    wanted = f"({space.length},)" if not block else f"({space.length},) or ({space.length}, k)"
+    if v.ndim not in (1, 2) or v.shape[0] != space.length:
         raise ValueError(f"{method}: {name} must have shape {wanted}, got {tuple(v.shape)}")
     if v.dtype != space.dtype:
         raise TypeError(f"{method}: {name} must be {space.dtype}, got {v.dtype}; convert with .to({space.dtype})")

@@ -89,11 +89,11 @@ class Group:
             dist.all_reduce(t, group=self.processes)
         return t
 
-    def sum(self, t: Tensor) -> Tensor:
-        """The sum of `t` over the ranks, a new tensor, wherever it lies. Collective."""
+    def sum(self, t: Tensor, copy: bool = True) -> Tensor:
+        """The sum of `t` over the ranks, wherever it lies: new, or in place with ``copy=False``. Collective."""
         # a tensor on the CPU travels by the GPU where the group speaks only NCCL
         place = t.device if self.device.type == "cpu" else self.device
-        return self.add(t.detach().to(place, copy=True)).to(t.device)
+        return self.add(t.detach().to(place, copy=copy)).to(t.device)
 
     def shared(self, t: Tensor) -> Tensor:
         """`t`, alike on all ranks; its derivative is summed over them. Collective when differentiated."""

@@ -7,13 +7,17 @@ converting the vector to float64 first costs two hundred times as much.
 
 Probe j of a seed is drawn alone, from a generator seeded by ``(seed, j)``: asking for more probes extends the first
 ones and never changes them.
+
+With a `shard` the processes of a group hold each vector together: here n is the number of entries of all of them, and a
+tensor has the `length` entries that this process holds. Reductions then add up over the group, and are collective; a
+random vector is this process's part of the one that an unsharded space draws (whole, on the host, for a moment).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Literal
@@ -21,6 +25,8 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from frechet.space.shard import Shard
 
 CHUNK = 1 << 14
 QR_ROWS = 1 << 16
@@ -69,6 +75,7 @@ class Space:
     shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (torch.device is immutable)
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         names, shapes = tuple(self.names), tuple(tuple(int(d) for d in s) for s in self.shapes)
@@ -86,6 +93,7 @@ class Space:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "shapes", shapes)
         object.__setattr__(self, "device", _normalized(self.device))
+        _ = self.held  # checks the shard
 
     @classmethod
     def of(cls, tree: Mapping[str, Tensor]) -> Space:
@@ -107,7 +115,8 @@ class Space:
 
     def __repr__(self) -> str:
         blocks = f"{len(self.names)} block" + ("" if len(self.names) == 1 else "s")
-        return f"R^{self.dim} ({blocks}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+        part = "" if self.shard is None else f", {self.length} on rank {self.shard.group.rank}"
+        return f"R^{self.dim} ({blocks}, {str(self.dtype).removeprefix('torch.')}, {self.device}{part})"
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -120,8 +129,27 @@ class Space:
         return sum(self.sizes)
 
     @cached_property
+    def held(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the pieces of the blocks that this process holds: `shapes`, where there is no shard."""
+        return self.shapes if self.shard is None else self.shard.held(self.shapes)
+
+    @cached_property
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(math.prod(shape) for shape in self.held)
+
+    @cached_property
+    def length(self) -> int:
+        """The number of entries of a vector that this process holds: n, where there is no shard."""
+        return sum(self._lengths)
+
+    @cached_property
+    def unsharded(self) -> Space:
+        """The space of whole vectors."""
+        return self if self.shard is None else replace(self, shard=None)
+
+    @cached_property
     def _slices(self) -> dict[str, slice]:
-        ends = np.cumsum((0, *self.sizes)).tolist()
+        ends = np.cumsum((0, *self._lengths)).tolist()
         return {name: slice(a, b) for name, a, b in zip(self.names, ends[:-1], ends[1:], strict=True)}
 
     @property
@@ -139,7 +167,7 @@ class Space:
                 f"Space.flatten: keys must be the {len(self.names)} block names; missing {sorted(missing)[:3]}, "
                 f"unknown {sorted(extra)[:3]}"
             )
-        for name, shape in zip(self.names, self.shapes, strict=True):
+        for name, shape in zip(self.names, self.held, strict=True):
             if tuple(tree[name].shape) != shape:
                 raise ValueError(
                     f"Space.flatten: block '{name}' must have shape {shape}, got {tuple(tree[name].shape)}"
@@ -157,13 +185,13 @@ class Space:
 
     def unflatten(self, v: Tensor) -> dict[str, Tensor]:
         """Views of the flat vector `v` ``(n,)``, by name."""
-        if v.shape != (self.dim,):
-            raise ValueError(f"Space.unflatten: v must have shape ({self.dim},), got {tuple(v.shape)}")
+        if v.shape != (self.length,):
+            raise ValueError(f"Space.unflatten: v must have shape ({self.length},), got {tuple(v.shape)}")
         return dict(zip(self.names, self.split(v), strict=True))
 
     def split(self, v: Tensor) -> list[Tensor]:
         """Views of the flat vector `v` in block order, unchecked."""
-        return [part.view(shape) for part, shape in zip(v.split(self.sizes), self.shapes, strict=True)]
+        return [part.view(shape) for part, shape in zip(v.split(self._lengths), self.held, strict=True)]
 
     def block(self, name: str) -> slice:
         """Where block `name` lies in a flat vector."""
@@ -180,7 +208,9 @@ class Space:
                     f"Space.restrict: pattern '{pattern}' must match a block, got none of {list(self.names)[:8]}"
                 )
         kept = [i for i, name in enumerate(self.names) if any(fnmatchcase(name, p) for p in patterns)]
-        return Space(tuple(self.names[i] for i in kept), tuple(self.shapes[i] for i in kept), self.dtype, self.device)
+        shard = None if self.shard is None else replace(self.shard, rows=tuple(self.shard.rows[i] for i in kept))
+        names, shapes = tuple(self.names[i] for i in kept), tuple(self.shapes[i] for i in kept)
+        return Space(names, shapes, self.dtype, self.device, shard)
 
     def indices(self, subspace: Space) -> Tensor:
         """Positions ``(m,)`` of the blocks of `subspace` in a flat vector of this space."""
@@ -192,7 +222,7 @@ class Space:
 
         For diagonals such as per-group damping, prior precisions or learning rates.
         """
-        v = torch.full((self.dim,), math.nan, dtype=self.dtype, device=self.device)
+        v = torch.full((self.length,), math.nan, dtype=self.dtype, device=self.device)
         for pattern, value in values.items():
             for name in self.restrict(pattern).names:
                 v[self.block(name)] = value
@@ -204,20 +234,60 @@ class Space:
     def zeros(self, k: int | None = None) -> Tensor:
         """A zero vector ``(n,)``, or a block ``(n, k)`` in the library's memory layout."""
         if k is None:
-            return torch.zeros(self.dim, dtype=self.dtype, device=self.device)
-        return torch.zeros(k, self.dim, dtype=self.dtype, device=self.device).T
+            return torch.zeros(self.length, dtype=self.dtype, device=self.device)
+        return torch.zeros(k, self.length, dtype=self.dtype, device=self.device).T
+
+    def units(self, columns: range) -> Tensor:
+        """The unit vectors of these numbers, as a block."""
+        E = self.unsharded.zeros(len(columns))
+        E[columns.start : columns.stop].fill_diagonal_(1.0)
+        return self.own(E)
 
     def with_dtype(self, dtype: torch.dtype) -> Space:
         """The same blocks in another dtype."""
-        return Space(self.names, self.shapes, dtype, self.device)
+        return replace(self, dtype=dtype)
+
+    # --- shards ---------------------------------------------------------------------------------------------------
+
+    def own(self, whole: Tensor) -> Tensor:
+        """What this process holds of a whole vector or block: the tensor itself, where there is no shard."""
+        if self.shard is None:
+            return whole
+        rows = whole if whole.ndim == 1 else whole.T
+        parts = self.shard.pieces(rows, self.sizes, self.shapes)
+        found = torch.cat(parts, -1) if parts else rows.clone()
+        return found if whole.ndim == 1 else found.T
+
+    def whole(self, v: Tensor) -> Tensor:
+        """The whole vector or block that the processes hold together, on each of them. Collective with a shard."""
+        if self.shard is None:
+            return v
+        rows = v if v.ndim == 1 else v.T
+        found = v.new_zeros(*rows.shape[:-1], self.dim)
+        views = self.shard.pieces(found, self.sizes, self.shapes)
+        for view, piece in zip(views, rows.split(self._lengths, -1), strict=True):
+            view.copy_(piece)
+        found = self.shard.group.sum(found, copy=False)
+        return found if v.ndim == 1 else found.T
+
+    def _added(self, t: Tensor) -> Tensor:
+        """The sum of `t` over the processes that hold a vector together."""
+        return t if self.shard is None or not t.numel() else self.shard.group.sum(t, copy=False)
+
+    def finite(self, V: Tensor) -> bool:
+        """Whether all entries of `V`, those of all processes, are finite."""
+        return not bool(self._added((~torch.isfinite(V)).sum()))
 
     # --- reductions -----------------------------------------------------------------------------------------------
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """u'v as a float64 scalar tensor, from two vectors ``(n,)``."""
+        return self._added(self._inner(u, v))
+
+    def _inner(self, u: Tensor, v: Tensor) -> Tensor:
         if self.dtype == torch.float64:
             return torch.dot(u, v)
-        whole = self.dim - self.dim % CHUNK
+        whole = self.length - self.length % CHUNK
         product = u * v
         total = _double(product[whole:].sum())
         if whole:
@@ -230,16 +300,16 @@ class Space:
             return self.inner(v, v).sqrt()
         if not v.shape[1]:
             return torch.zeros(0, dtype=torch.float64, device=_double(v).device)
-        return torch.stack([self.inner(c, c) for c in v.T]).sqrt()
+        return self._added(torch.stack([self._inner(c, c) for c in v.T])).sqrt()
 
     def gram(self, U: Tensor, V: Tensor) -> Tensor:
         """U'V as a float64 matrix ``(k, l)``, from blocks ``(n, k)`` and ``(n, l)``."""
         if self.dtype == torch.float64:
-            return U.T @ V
+            return self._added(U.T @ V)
         total = torch.zeros(U.shape[1], V.shape[1], dtype=torch.float64, device=_double(U[:0]).device)
-        for a in range(0, self.dim, CHUNK):
+        for a in range(0, self.length, CHUNK):
             total += _double(U[a : a + CHUNK].T @ V[a : a + CHUNK])
-        return total
+        return self._added(total)
 
     def orthonormalize(self, V: Tensor) -> tuple[Tensor, Tensor]:
         """Q ``(n, r)`` with orthonormal columns and R ``(r, k)`` in float64 such that V = Q R; r is the numerical rank.
@@ -248,16 +318,19 @@ class Space:
         Langou 2012, doi 10.1137/080731992). A direction is dropped when its singular value is at most
         ``min(n, k) * eps * largest``; then R is no longer triangular.
         """
-        parts = [torch.linalg.qr(_double(V[a : a + QR_ROWS])) for a in range(0, max(self.dim, 1), QR_ROWS)]
+        parts = [torch.linalg.qr(_double(V[a : a + QR_ROWS])) for a in range(0, max(self.length, 1), QR_ROWS)]
         Q2, R = (torch.eye(parts[0][1].shape[0], dtype=torch.float64), parts[0][1])
         if len(parts) > 1:
             Q2, R = torch.linalg.qr(torch.cat([r for _, r in parts]))
         Q2 = Q2.to(R.device)
+        if self.shard is not None and V.shape[1]:
+            Q3, R = self.shard.stacked(R)
+            Q2 = Q2 @ Q3
         P, S, W = torch.linalg.svd(R, full_matrices=False)
         keep = len(S) * self.eps * S.max() < S if S.numel() else S > 0
         if not bool(keep.all()):
             Q2, R = Q2 @ P[:, keep], S[keep, None] * W[keep]
-        Q = torch.empty(R.shape[0], self.dim, dtype=self.dtype, device=self.device)
+        Q = torch.empty(R.shape[0], self.length, dtype=self.dtype, device=self.device)
         row, top = 0, 0
         for q, r in parts:
             Q[:, row : row + q.shape[0]] = (q @ Q2[top : top + r.shape[0]]).T.to(self.device, self.dtype)
@@ -279,14 +352,14 @@ class Space:
             return block
         g = generator(seed, probe)
         if kind == "rademacher":
-            z = torch.randint(0, 2, (self.dim,), generator=g, dtype=torch.int8).to(self.device, self.dtype)
-            return z.mul_(2).sub_(1)
+            z = self.own(torch.randint(0, 2, (self.dim,), generator=g, dtype=torch.int8))
+            return z.to(self.device, self.dtype).mul_(2).sub_(1)
         if kind not in ("gaussian", "sphere"):
             raise ValueError(f"Space.random: kind must be 'rademacher', 'gaussian' or 'sphere', got {kind!r}")
         z = torch.randn(self.dim, generator=g, dtype=torch.float64)
         if kind == "sphere" and self.dim:
             z *= math.sqrt(self.dim) / torch.linalg.vector_norm(z)
-        return z.to(self.dtype).to(self.device)
+        return self.own(z).to(self.dtype).to(self.device)
 
 
 def euclidean(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Space:
