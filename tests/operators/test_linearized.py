@@ -136,6 +136,20 @@ def test_batches_that_do_not_fit_are_recomputed():
         assert "recomputed" in repr(some)
 
 
+def test_large_convolutions_are_recorded_in_forward_mode_where_there_is_one(monkeypatch):
+    monkeypatch.setattr("frechet.operators.kept_product.SMALL", 1 << 14)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(32, 2)).double()
+    X, Y = randn(40, 1, 4, 4), randn(40, 2, seed=1)
+    quartic = custom(lambda f, y: (f - y).pow(4).sum(1))
+    without_forward_mode = custom(lambda f, y: F.huber_loss(f, y).expand(len(f)))
+    for criterion, route in ((quartic, "forward"), (without_forward_mode, "reverse")):
+        H = hessian(Objective(model, criterion, [(X, Y)]))
+        L, few = linearize(H), linearize(hessian(Objective(model, criterion, [(X[:2], Y[:2])])))
+        assert (H.route, L.route, few.route) == ("reverse", route, "reverse")
+        V = block(H.domain, 2, 1)
+        close(L @ V, H @ V)
+
+
 def test_a_kept_product_reads_the_data_no_more():
     reads = []
 

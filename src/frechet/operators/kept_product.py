@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Part, Snapshot
 from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
@@ -16,7 +17,7 @@ from frechet.operators.kept import SMALL, Room, goes_in_blocks, play, recorded
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.operators.products import Adding, Sums, columns, differentiating
 from frechet.operators.route import lacks_forward
-from frechet.operators.tape import Map, Tape
+from frechet.operators.tape import Map, Tape, Untraceable
 from frechet.space import Space
 
 Key = tuple[int, int]  # part, batch
@@ -125,11 +126,12 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct
             try:
                 # labels that are drawn must be the same ones in the product to compare with
                 same = product_on(part, batch, A.adding()) if first else None
-                tape = recorded(room, product_on(part, batch, add), space, same)
-                if first and _prefers_forward(operator, tape):
+                tape = None
+                if first and _convolves(A):
                     operator = replace(A, route="forward")
-                    add = operator.adding()
-                    room.clear()
+                    tape = _large(room, product_on(part, batch, operator.adding()), space, same)
+                    operator, add = (A, add) if tape is None else (operator, operator.adding())
+                if tape is None:
                     tape = recorded(room, product_on(part, batch, add), space, same)
                 if tape.code not in blocks:
                     blocks[tape.code] = goes_in_blocks(tape, columns(space, space.random(range(1), 0))[0])
@@ -152,9 +154,21 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct
     return KeptProduct(operator, _without(s, targets, not full), tapes, blocks)
 
 
-def _prefers_forward(A: ObjectiveHessian | OutputProduct, tape: Tape) -> bool:
-    """Whether a Hessian has convolutions large enough for the waste of their second backward to matter."""
+def _convolves(A: ObjectiveHessian | OutputProduct) -> bool:
+    """Whether A is a Hessian by double backward through convolutions, whose second backward does needless work."""
     model = A.snapshot.model
     convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-    hessian = isinstance(A, ObjectiveHessian) and A.route == "reverse"
-    return hessian and convolves and tape.bytes > SMALL and lacks_forward(model) is None
+    return convolves and isinstance(A, ObjectiveHessian) and A.route == "reverse" and lacks_forward(model) is None
+
+
+def _large(room: Room, product: Map, space: Space, same: Map | None) -> Tape | None:
+    """The tape of a product in forward mode, if there is one and it is large enough for that work to matter."""
+    try:
+        tape = recorded(room, product, space, same)
+    except (Untraceable, NotDifferentiable, NotImplementedError, RuntimeError, MemoryError):
+        room.clear()  # an operation without forward mode, or more memory than reverse mode takes
+        return None
+    if tape.bytes <= SMALL:
+        room.clear()
+        return None
+    return tape
