@@ -8,7 +8,8 @@ Products are recorded in reverse mode, unless a Hessian has convolutions whose k
 backward computes what nobody needs, and forward over reverse does not. Small batches are played back for `TOGETHER`
 vectors at once where the operations allow it: there the calls cost more than the arithmetic.
 
-**Cost:** linearizing takes 3 to 7 gradients per batch; memory per batch 2 to 3 times what a gradient keeps.
+**Cost:** linearizing takes 5 to 12 gradients for the first batch and about half of that for others; memory per batch 2
+to 3 times what a gradient keeps.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def linearize(A: LinearOperator, memory: int | None = None, compile: bool = Fals
     Sums, products, multiples and transposes of these are linearized factor by factor; other operators in them stay as
     they are. `memory` is the most bytes to hold (default: half of what is free): batches are kept in data order until
     the next would exceed it, the rest are recomputed; MemoryError where not one fits. ``compile=True`` passes the
-    recorded code through torch.compile: 5 to 20 % off a product for seconds of compilation, worth it from thousands of
-    products on. Random draws (dropout masks, labels of a Monte Carlo Fisher) are frozen.
+    recorded code through torch.compile: seconds of compilation, and on the CPU nothing gained where we measured it.
+    Random draws (dropout masks, labels of a Monte Carlo Fisher) are frozen.
 
     Raises NotDifferentiable where products are not one fixed sequence of PyTorch operations; then use `A` itself.
 
