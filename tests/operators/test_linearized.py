@@ -122,6 +122,21 @@ def test_composites_are_linearized_factor_by_factor():
     assert L.facts == (2 * A + 0.5 * K.T @ K - 0.1 * identity(A.domain)).facts
 
 
+@pytest.mark.parametrize("make", [tanh_mlp, conv_net_with_batch_norm], ids=lambda m: m.__name__)
+def test_several_derivatives_in_one_expression_keep_each_their_own(make):
+    objective, H, G = prepared(make)[0].objective, hessian_of(make), gauss_newton_of(make)
+    for A, dense in (
+        (gauss_newton(objective) + hessian(objective), G + H),
+        (hessian(objective) + 2 * gauss_newton(objective), H + 2 * G),
+        (hessian(objective) @ hessian(objective), H @ H),
+    ):
+        L = linearize(A)
+        V = block(L.domain, 3, 1)
+        close(L @ V, dense @ V)
+        parts = [linearize(hessian(objective)).bytes, linearize(gauss_newton(objective)).bytes]
+        assert L.bytes > max(parts)
+
+
 def test_batches_that_do_not_fit_are_recomputed():
     for make in (tanh_mlp, conv_net_with_batch_norm, penalized_sum):
         objective, H = prepared(make)[0].objective, hessian_of(make)

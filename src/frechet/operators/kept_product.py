@@ -163,12 +163,13 @@ def _convolves(A: ObjectiveHessian | OutputProduct) -> bool:
 
 def _large(room: Room, product: Map, space: Space, same: Map | None) -> Tape | None:
     """The tape of a product in forward mode, if there is one and it is large enough for that work to matter."""
+    before = len(room.tapes)
     try:
         tape = recorded(room, product, space, same)
     except (Untraceable, NotDifferentiable, NotImplementedError, RuntimeError, MemoryError):
-        room.clear()  # an operation without forward mode, or more memory than reverse mode takes
+        room.keep(before)  # an operation without forward mode, or more memory than reverse mode takes
         return None
     if tape.bytes <= SMALL:
-        room.clear()
+        room.keep(before)
         return None
     return tape

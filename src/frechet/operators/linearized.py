@@ -89,7 +89,7 @@ class Linearized(LinearOperator):
     def release(self) -> None:
         """Free what is held; products raise from now on."""
         self.room.released = True
-        self.room.clear()
+        self.room.keep(0)
 
     def __enter__(self) -> Linearized:
         return self
