@@ -92,6 +92,16 @@ def test_a_constant_that_was_read_before_it_received_the_vector_is_kept_as_it_wa
     same(tape([vector(3, seed=1)]), expected)
 
 
+def test_a_constant_that_is_overwritten_by_an_operation_that_also_reads_it_is_kept_as_it_was():
+    def product(v):
+        p = torch.ones(3, dtype=torch.float64) * 3
+        p.addcmul_(p, v[0])
+        return [p]
+
+    _, found, expected = played_back(product, (3,))
+    same(found, expected)
+
+
 def test_a_constant_that_is_overwritten_later_is_kept_as_it_was():
     def product(v):
         m = torch.ones(3, dtype=torch.float64)

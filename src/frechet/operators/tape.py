@@ -150,15 +150,17 @@ class _Recorder(TorchDispatchMode):
         fresh = [t for t in written if _storage(t) not in self.moving]
         whole = len(written) == 1 and bool(fresh) and written[0] is args[0] and _fills_its_storage(written[0])
         result = _functional(func) if whole else None
+        read = args
         for t in fresh:
             self._spare(t)
             if result is None:
                 self._thaw(t)
-            else:  # before it is overwritten
-                args = (t.clone(), *args[1:])
-        cells = _mapped(self.cell, args), {name: _mapped(self.cell, a) for name, a in kwargs.items()}
+            else:  # the tape reads what is there before it is overwritten
+                overwritten = _storage(t)
+                read = _mapped(lambda a, key=overwritten: a.clone() if _storage(a) == key else a, args)
+        cells = _mapped(self.cell, read), {name: _mapped(self.cell, a) for name, a in kwargs.items()}
         if result is not None:  # a constant is overwritten: not in place, so that blocks can go through
-            returned = func(written[0], *args[1:], **kwargs)
+            returned = func(*args, **kwargs)
             self.steps.append(_Step(result, *cells, [self._slot(written[0])]))
             return returned
         returned = func(*args, **kwargs)
