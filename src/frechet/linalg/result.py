@@ -28,6 +28,8 @@ class Status(StrEnum):
     SINGULAR = "singular"  # least-squares solution of an inconsistent singular system
     BREAKDOWN = "breakdown"  # the Krylov space is exhausted
     NONFINITE = "nonfinite"
+    INFEASIBLE = "infeasible"  # the violation of the constraints is at a minimum that is not zero
+    UNBOUNDED = "unbounded"  # values without end below
     STOPPED = "stopped"  # observe returned True
 
 

@@ -8,6 +8,7 @@ from frechet.solve.least_squares_batch import LeastSquaresBatch, least_squares_b
 from frechet.solve.least_squares_result import LeastSquaresSolution
 from frechet.solve.linear import solve
 from frechet.solve.lsmr import LsmrState, lsmr
+from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
@@ -19,6 +20,7 @@ __all__ = [
     "LeastSquaresSolution",
     "LeastSquaresState",
     "LsmrState",
+    "MinimizeSolution",
     "MinresState",
     "RootState",
     "cg",
