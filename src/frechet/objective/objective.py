@@ -37,6 +37,7 @@ from frechet.objective.model import (
     moving_buffers,
     parameter_space,
     places_of,
+    refuse_coupled,
     refuse_unusable,
     training_flags,
     unwrap,
@@ -215,9 +216,13 @@ class Objective:
                 "Objective.in_pieces: with dropout_seed each batch draws its masks, and pieces would draw others; call "
                 "model.eval()"
             )
-        self.snapshot().refuse_coupled("Objective.in_pieces")
-        for part in self.parts:
-            refuse_unrepeatable(part.data)
+
+        def checked() -> None:
+            refuse_coupled(self.model, training_flags(self.model), "Objective.in_pieces")
+            for part in self.parts:
+                refuse_unrepeatable(part.data)
+
+        checked() if self.group is None else self.group.together(checked)
         cut = [replace(p, data=Pieces(p.data, p.split, examples), split=as_it_is) for p in self.parts]
         return self._with(tuple(cut), self.penalties)
 

@@ -22,7 +22,7 @@ from frechet.objective.data import Batch, Split, to_device, untouched_generators
 from frechet.objective.group import Tally, combined, room
 from frechet.objective.head import Head, HeadRows, rows_of
 from frechet.objective.kernels import refused_hooks, refused_reentrant_checkpoints
-from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of
+from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of, refuse_coupled
 from frechet.objective.sharded import whole_tensor
 from frechet.space import Group, Space, generator
 from frechet.space.group import sketch
@@ -172,11 +172,7 @@ class Snapshot:
 
     def refuse_coupled(self, what: str) -> None:
         """Raise where the model is known to couple the examples of a batch, so that none has a loss of its own."""
-        if self.coupled:
-            raise UnusableObjective(
-                f"{what}: module {self.coupled[0]} normalizes by the statistics of the batch, so no example has "
-                "outputs of its own; call model.eval()"
-            )
+        refuse_coupled(self.model, self.flags, what)
 
     def head_rows(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch, hidden: Tensor) -> HeadRows:
         """The rows of a batch before the part's head, from `hidden` = forward(blocks, batch, part.head)."""
