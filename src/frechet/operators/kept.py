@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from frechet.operators.products import Sums, columns
-from frechet.operators.tape import Map, Tape, Untraceable, record
+from frechet.operators.recorder import Map, Untraceable
+from frechet.operators.tape import Tape, record
 from frechet.space import Space
 
 SMALL = 1 << 24  # bytes: a tape of at most this size spends its time in calls rather than in arithmetic

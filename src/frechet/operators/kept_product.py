@@ -16,9 +16,10 @@ from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.kept import SMALL, Room, goes_in_blocks, play, recorded
 from frechet.operators.operator import LinearOperator
 from frechet.operators.products import Adding, Sums, columns, differentiating
+from frechet.operators.recorder import Map, Untraceable
 from frechet.operators.route import lacks_forward
 from frechet.operators.structured import FromCallable
-from frechet.operators.tape import Map, Tape, Untraceable
+from frechet.operators.tape import Tape
 from frechet.space import Space
 
 Key = tuple[int, int]  # part, batch
