@@ -283,7 +283,9 @@ def _noise(run: Run) -> s.Noise | None:
             curvature.value, min(curvature.lower, curvature.value), max(curvature.upper, curvature.value),
             curvature.level, False, cost, "random signs of examples, one Hessian product each", "examples",
         )  # fmt: skip
-    remark = "" if noise.bounded else "The mean gradient cannot be told from zero, so there is no upper end."
+    remark = ""
+    if not noise.bounded and not noise.below_chance and math.isfinite(noise.resolvable):
+        remark = f"So many examples tell a noise scale from an infinite one up to about {noise.resolvable:.2g}."
     return s.Noise(
         scale,
         critical,
