@@ -215,6 +215,7 @@ def failures(rank):
     elsewhere = seeded(lambda: nn.Linear(3, 2), seed=rank)
     noisy = seeded(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
     noisy[1].running_mean.fill_(rank)
+    coupled = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double().train(rank == 1)
     training = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).double().train(rank == 1)
     dist.barrier()
     pieces = {
@@ -239,6 +240,7 @@ def failures(rank):
         "dealt twice": lambda: objective.sharded("world"),
         "dealt oddly": lambda: Objective(model, squared_error(), good).sharded("world", by="token"),
         "dealt once only": lambda: Objective(model, squared_error(), iter(good)).sharded("world"),
+        "pieces": lambda: made(good, m=coupled).in_pieces(2),
         "share": lambda: made(subsample([(X, Y)] * 5, 4 + 10 * rank, seed=0)),
     }
     told = {name: message(work) for name, work in pieces.items()}

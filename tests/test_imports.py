@@ -27,7 +27,7 @@ MOST_LINES = 400
 # The rooms of algorithms on vectors, where vectors are reduced, drawn and orthogonalized by their space alone.
 VECTOR_ROOMS = {"linalg", "solve", "train"}
 VECTOR_CALLS = {"norm", "vector_norm", "dot", "vdot", "randn", "randn_like", "rand", "rand_like", "normal_", "qr"}
-SPACE_NAMES = ("space", "domain", "codomain")
+SPACE_NAMES = ("space", "domain", "codomain", "home")  # home: the space of vectors where a basis lies
 
 # (file, call as written) -> why it does not touch a vector of the space
 SMALL_DENSE: dict[tuple[str, str], str] = {}

@@ -109,6 +109,34 @@ def test_at_a_minimum_the_interval_has_no_upper_end():
     assert (nothing.lower, nothing.upper) == (0.0, math.inf)
 
 
+def trained(n, d, seed, steps):
+    """Gradients of n Gaussian examples in d dimensions whose mean training has halved `steps` times."""
+    G = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return G - (1 - 0.5**steps) * G.mean(0)
+
+
+def test_examples_that_were_trained_on_resolve_nothing_and_say_so():
+    for n, d in ((240, 400), (60, 1000), (1797, 50)):
+        fresh, fitted = noise_scale(fixed(trained(n, d, 0, 0))), noise_scale(fixed(trained(n, d, 0, 40)))
+        assert not fresh.below_chance
+        assert fitted.below_chance
+        assert (fitted.value, fitted.lower, fitted.upper) == (math.inf, 0.0, math.inf)
+        assert float(fitted.gradient_squared.interval()[1]) < 0
+        # |G|^2 = S / r is told from zero where it exceeds t sqrt(2 S^2 / d) / n
+        t = 1.96
+        assert fresh.resolvable == pytest.approx(n * math.sqrt(d / 2) / t, rel=0.5)
+        assert 0 < fresh.lower <= fresh.resolvable < 1e6
+
+
+def test_no_lower_end_is_above_what_the_examples_resolve():
+    for seed in range(20):
+        for steps in range(4):
+            found = noise_scale(fixed(trained(200, 30, seed, steps)))
+            assert found.lower <= found.resolvable <= 200 * 30
+    alone = noise_scale(fixed(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64)))
+    assert alone.lower <= alone.resolvable < 4
+
+
 def test_the_interval_narrows_with_the_level_and_with_more_examples():
     objective, _, G = regression()
     wide, narrow = noise_scale(objective, level=0.99), noise_scale(objective, level=0.5)

@@ -59,6 +59,28 @@ def test_a_basis_that_does_not_fit_is_said():
     assert found.product_bytes is None or "does not fit" in str(found)
 
 
+def test_it_says_where_a_basis_that_does_not_fit_should_live():
+    n = 10**6
+    A = from_callable(lambda V: 2 * V, euclidean(n, torch.float64), facts="symmetric")
+    free = plan(A, budget=10**11)
+    if free.product_bytes is None:
+        pytest.skip("this system does not tell a process its high-water mark")
+    assert [job.storage for job in free.jobs] == ["device", None, "device"]
+    assert free.jobs[0].stored_bytes == free.jobs[0].bytes
+    beside, vector = free.jobs[0].bytes - 50 * 8 * n, 8 * n
+    for size, storage, loss in ((4, "float32", 2.0**-24), (2, "float16", 2.0**-11)):
+        # peaks of a product differ by a vector or so from one measurement to the next
+        found = plan(A, budget=beside + 50 * size * n + 4 * vector).jobs[0]
+        assert found.fits is False
+        assert (found.storage, found.roundoff) == (storage, loss)
+        assert found.bytes - found.stored_bytes == 50 * (8 - size) * n
+    text = str(plan(A, budget=beside + 50 * 2 * n + 4 * vector))
+    assert "which does not fit; " in text
+    assert "with storage='float16' (residuals of up to 0.0005 times the largest eigenvalue)" in text
+    nowhere = plan(A, budget=vector).jobs[0]
+    assert (nowhere.storage, nowhere.fits) == (None, False)
+
+
 def test_an_operator_without_data_has_no_batches_to_cut():
     found = plan(from_matrix(torch.eye(50)), budget=1)
     assert found.examples is None

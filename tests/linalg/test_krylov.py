@@ -5,7 +5,7 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite
-from frechet.linalg.krylov import append, arnoldi, gauss_quadrature, golub_kahan, lanczos
+from frechet.linalg.krylov import arnoldi, gauss_quadrature, golub_kahan, lanczos
 from frechet.linalg.result import Status
 from frechet.operators.structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
@@ -175,17 +175,6 @@ def test_quadrature_reproduces_moments_up_to_its_degree():
         assert math.isclose(moment, float(v @ w), rel_tol=1e-11, abs_tol=1e-8), degree
         w = A @ w
     assert not math.isclose(scale * float(weights @ nodes**8), float(v @ w), rel_tol=1e-6)
-
-
-def test_append_keeps_the_decomposition_and_refuses_a_full_block():
-    space = euclidean(6, torch.float64)
-    W = space.zeros(2)
-    W[0, 0] = 1.0
-    w = torch.arange(1.0, 7.0, dtype=torch.float64)
-    h, beta, scale = append(space, W, 1, w, 0.0, "test")
-    assert torch.allclose(W[:, :1] @ h + beta * W[:, 1], w)
-    assert math.isclose(scale, math.sqrt(91))
-    assert append(space, W, 2, torch.ones(6, dtype=torch.float64), scale, "test")[1] == 0.0
 
 
 def test_a_nan_names_the_product():

@@ -112,6 +112,7 @@ def test_every_rank_draws_its_own_labels(ranks):
         ("dealt twice", "ValueError: Objective.sharded: must be an objective of one process, got one with group="),
         ("dealt oddly", "ValueError: Objective.sharded: by must be 'batch' or 'example', got 'token'"),
         ("dealt once only", "UnusableObjective: rank 0: Objective: data must be iterable more than once"),
+        ("pieces", "UnusableObjective: rank 1: Objective.in_pieces: module '1' (BatchNorm1d) normalizes by"),
         ("share", "ValueError: Objective: each rank must hold the same share of its population, but rank 0 has 4 of"),
     ],
 )

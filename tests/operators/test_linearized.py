@@ -1,4 +1,7 @@
 import gc
+import os
+import shutil
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -292,6 +295,23 @@ def test_it_tells_when_it_has_paid_for_itself():
     L = linearize(hessian(prepared(weight_norm)[0].objective))
     assert L.pays_after >= 1
     assert L.seconds > 0
+
+
+@pytest.mark.slow
+def test_a_compiled_product_is_the_eager_one():
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    objective = Objective(
+        nn.Sequential(nn.Linear(2, 2), nn.Tanh()).double(), squared_error(), [(randn(3, 2), randn(3, 2))]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        plain, compiled = (linearize(hessian(objective), compile=c) for c in (False, True))
+        V = block(plain.domain, 3, 1)
+        close(compiled @ V[:, 0], plain @ V[:, 0])
+        close(compiled @ V, plain @ V)
+    assert compiled.room.tapes[0].code == plain.room.tapes[0].code
+    assert compiled.room.tapes[0].run is not plain.room.tapes[0].run
 
 
 def test_penalties_without_data_dependence_are_added_once():

@@ -6,7 +6,7 @@ from frechet.objective import Objective, squared_error
 from frechet.operators import from_callable
 from frechet.operators.memory import ran_out
 from frechet.report.measure import WEIGHTS, Settings, measure
-from frechet.report.metered import Meter, Metered
+from frechet.report.metered import Meter, metered
 from frechet.report.run import Run
 from frechet.space import euclidean
 
@@ -29,7 +29,7 @@ def small(most):
 
 def test_products_and_passes_are_counted():
     meter = Meter()
-    A = Metered(small(10), meter)
+    A = metered(small(10), meter)
     V = torch.randn(6, 3)
     assert torch.equal(A @ V, 2 * V)
     assert torch.equal(A.T @ V[:, 0], 2 * V[:, 0])
@@ -38,7 +38,7 @@ def test_products_and_passes_are_counted():
 
 def test_a_block_that_does_not_fit_is_halved_and_so_are_those_after_it():
     meter = Meter()
-    A = Metered(small(3), meter)
+    A = metered(small(3), meter)
     V = torch.randn(6, 10)
     assert torch.equal(A @ V, 2 * V)
     assert meter.at_once == 2
@@ -49,15 +49,15 @@ def test_a_block_that_does_not_fit_is_halved_and_so_are_those_after_it():
 
 def test_one_vector_that_does_not_fit_is_an_error_and_so_is_any_other():
     with pytest.raises(RuntimeError, match="can't allocate"):
-        Metered(small(0), Meter()) @ torch.randn(6, 4)
+        metered(small(0), Meter()) @ torch.randn(6, 4)
     with pytest.raises(RuntimeError, match="can't allocate"):
-        Metered(small(1), Meter(), alone=False) @ torch.randn(6, 4)
+        metered(small(1), Meter(), alone=False) @ torch.randn(6, 4)
 
     def wrong(V):
         raise RuntimeError("another reason")
 
     with pytest.raises(RuntimeError, match="another reason"):
-        Metered(from_callable(wrong, euclidean(6), facts="symmetric"), Meter()) @ torch.randn(6, 4)
+        metered(from_callable(wrong, euclidean(6), facts="symmetric"), Meter()) @ torch.randn(6, 4)
 
 
 def test_what_running_out_looks_like():

@@ -68,3 +68,8 @@ def test_times_sizes_and_counts_read_as_people_write_them():
 
 def test_typography_is_for_the_eye_only():
     assert numbers.typeset("-1.5e-6, 1e-3, inf, 12,345") == "−1.5×10⁻⁶, 10⁻³, ∞, 12\u202f345"
+
+
+def test_a_number_of_which_nothing_is_known_is_not_given_as_infinite():
+    assert numbers.measured(m(math.inf, 0.0, math.inf, unit="examples")) == "not resolved"
+    assert numbers.measured(m(math.inf, 7.0, math.inf, unit="examples")) == "above 7.00 examples"

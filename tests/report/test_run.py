@@ -7,7 +7,7 @@ from frechet.linalg.density import spectral_density
 from frechet.linalg.eigsh import eigsh
 from frechet.operators.structured import from_diagonal
 from frechet.report import run as module
-from frechet.report.metered import Metered
+from frechet.report.metered import metered
 from frechet.report.run import PLENTY, ResumeMismatch, Run
 from ranks import on_ranks
 
@@ -22,7 +22,7 @@ def operator():
 
 def test_products_and_passes_are_counted_as_they_happen():
     run = Run(CPU, WEIGHTS)
-    A = Metered(operator(), run.meter)
+    A = metered(operator(), run.meter)
     V = A.domain.random(range(3), 0)
     result = run.stage("a", lambda observe, resume: A @ V)
     torch.testing.assert_close(result, A.operator @ V)
@@ -54,7 +54,7 @@ def test_a_budget_is_shared_by_the_weights_of_what_is_to_come():
 
 def test_a_bound_of_time_becomes_products_at_the_rate_seen():
     run = Run(CPU, WEIGHTS, seconds=80.0)
-    A = Metered(operator(), run.meter)
+    A = metered(operator(), run.meter)
 
     def slow(observe, resume):
         time.sleep(0.1)
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_numbers(name, tm
     monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
     algorithm = algorithms()[name]
     whole = Run(CPU, WEIGHTS)
-    expected = whole.stage("b", lambda o, r: algorithm(Metered(operator(), whole.meter), o, r))
+    expected = whole.stage("b", lambda o, r: algorithm(metered(operator(), whole.meter), o, r))
 
     first = Run(CPU, WEIGHTS, tmp_path / "c.pt", "mark")
     first.stage("a", lambda observe, resume: "kept")
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_numbers(name, tm
                 raise Killed
             return stop
 
-        return algorithm(Metered(operator(), first.meter), watch, resume)
+        return algorithm(metered(operator(), first.meter), watch, resume)
 
     with pytest.raises(Killed):
         first.stage("b", dying)
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_numbers(name, tm
     assert second.results["a"] == "kept"
     assert second.meter.products > 0
     before = second.meter.products
-    again = second.stage("b", lambda o, r: algorithm(Metered(operator(), second.meter), o, r))
+    again = second.stage("b", lambda o, r: algorithm(metered(operator(), second.meter), o, r))
     for field in ("values", "vectors", "alpha", "beta"):
         if hasattr(expected, field):
             torch.testing.assert_close(getattr(again, field), getattr(expected, field), rtol=1e-10, atol=1e-12)

@@ -51,3 +51,14 @@ def test_a_noise_scale_without_upper_end_is_not_given_one():
     text = sentences.noise(replace(r, noise_scale=open_end))
     assert "zero" in text
     assert "40" in text
+    assert "More examples would tell" in text
+
+
+def test_a_noise_scale_of_examples_trained_on_asks_for_others():
+    r = report().noise
+    nothing = s.Measured(math.inf, 0.0, math.inf, 0.95, False, SPENT, "m", "examples")
+    negative = s.Measured(-0.02, -0.03, -0.01, 0.95, False, SPENT, "m")
+    text = sentences.noise(replace(r, noise_scale=nothing, gradient_norm_squared=negative))
+    assert "smaller than chance alone would leave it" in text
+    assert "that the model has not seen" in text
+    assert "e+" not in text

@@ -9,7 +9,8 @@ The interval takes the examples as independent draws from a population and B as 
 ratios r at which S - r |G|^2 is not significantly different from zero (Fieller), with the jackknife's variance of that
 difference, or the variance that |G|^2 = S/r would give it, whichever is larger. Near a minimum |g|^2 is mostly noise,
 the second is what holds then, and the interval has no upper end where |G| cannot be told from zero. For a part of a
-finite data set drawn without replacement it is on the safe side.
+finite data set drawn without replacement it is on the safe side. Examples that the model was trained on are no draws:
+their mean gradient is smaller than even G = 0 would leave it, every r is rejected, and the interval is [0, inf].
 
 **Source.** McCandlish, Kaplan, Amodei and the OpenAI Dota Team, "An empirical model of large-batch training" (2018),
 arXiv 1812.06162, sections 2.2 and A.1. Fieller, "Some problems in interval estimation", JRSS B 16 (1954). Efron and
@@ -45,6 +46,9 @@ class NoiseScale:
     """B = tr(Sigma) / |G|^2 in examples, with the interval [lower, upper] at confidence `level`.
 
     `upper` is infinite where |G| cannot be told from zero, and `value` where the unbiased |G|^2 is not even positive.
+    No `lower` exceeds `resolvable`, the largest B for which so many examples can tell |G| from zero at this level; it
+    is 0 where `below_chance`: |g| is smaller than that of independent examples with G = 0, as at a point trained on
+    these examples. They cannot tell the noise scale then; held-out ones can.
     `on_these_data` is the ratio with the data themselves as the population: no sampling error, nothing estimated.
     """
 
@@ -58,6 +62,8 @@ class NoiseScale:
     examples: int
     passes: int
     products: int = 0
+    resolvable: float = math.inf
+    below_chance: bool = False
 
     @property
     def bounded(self) -> bool:
@@ -109,12 +115,19 @@ def noise_scale(
     S = S if float(S) > floor else torch.zeros_like(S)
     left_out = _moments((a.sum() - a) / (n - 1), (n * n * g2 - 2 * n * b + a) / (n - 1) ** 2, n - 1)
     s, q = (n * whole - (n - 1) * part for whole, part in zip((S, G2), left_out, strict=True))  # pseudo-values
-    along = float(b.var()) / g2 if g2 > 0 else 0.0  # l, the variance of g_i along g
+    along = (
+        float(b.var()) / g2 if g2 > 0 else float(S)
+    )  # l, the variance of g_i along g: without a g, at most all of it
     tests = _Difference(
         float(S), float(G2), float(s.var()) / n, float(q.var()) / n, float(torch.cov(torch.stack([s, q]))[0, 1]) / n,
         along, n,
     )  # fmt: skip
-    lower, upper = tests.interval(float(stats.t.ppf(0.5 + level / 2, n - 1)))
+    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    smallest = t * math.sqrt(tests.null_variance(0.0))  # |G|^2 that differs from zero
+    resolvable = float(S) / smallest if smallest > 0 else math.inf
+    below = float(S) > 0 and float(G2) < -smallest
+    lower, upper = (0.0, math.inf) if below else tests.interval(t)
+    lower = min(lower, resolvable)
     value = float(S) / float(G2) if float(G2) > 0 else math.inf
     total = max(float(a.mean()) - g2, 0.0)
     error = torch.tensor([tests.variance_s, tests.null_variance(max(float(G2), 0.0))], dtype=torch.float64).sqrt()
@@ -123,7 +136,9 @@ def noise_scale(
         for v, e in zip((S, G2), error, strict=True)
     )
     here = total / g2 if g2 > 0 else math.inf
-    return NoiseScale(value, lower, upper, level, variance, squared, here, n, found.passes)
+    return NoiseScale(
+        value, lower, upper, level, variance, squared, here, n, found.passes, resolvable=resolvable, below_chance=below
+    )
 
 
 def _moments(mean_square: Tensor, squared_mean: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 A product is measured with one vector and with two, after one that does not count. A block of k vectors is taken to cost
 what the first vector costs and k - 1 times what the second added; a job costs its products and the vectors that it
-keeps. Bytes are those above what is in use when the plan is made.
+keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
+names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
 
 **Cost:** four products.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 
+from frechet.linalg.basis import Storage, kept_as, roundoff
 from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.jacobian import OutputJacobian
@@ -34,6 +37,9 @@ class Job:
     bytes: int | None
     vectors: int  # kept beside those of a product
     fits: bool | None
+    storage: Storage | None = None  # in which its basis fits; None: it has none, or fits in no storage
+    stored_bytes: int | None = None  # as `bytes`, with that storage; on the host it is the basis that is left out
+    roundoff: float = 0.0  # of that storage
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class Plan:
             yield f"the batches do not fit: objective.in_pieces({self.examples})"
         for job in self.jobs:
             short = "" if job.fits is not False else ", which does not fit"
+            if short and job.storage is not None:
+                short += f"; {_size(job.stored_bytes)} with storage='{job.storage}'"
+                loss = f"residuals of up to {job.roundoff:.1g} times the largest eigenvalue"
+                short += f" ({loss})" if job.roundoff else " (two vectors travel per product)"
             yield f"{job.name}: about {job.products} products, {job.seconds:.3g} s, {_size(job.bytes)}{short}"
 
 
@@ -103,17 +113,29 @@ def plan(
     room = budget - (peak or 0)
     at_once = 1 if added is None else max(1, min(MOST_AT_ONCE, 1 + room // added))
 
-    def job(name: str, count: int, vectors: int, block: int) -> Job:
+    def job(name: str, count: int, basis: int, vectors: int, block: int) -> Job:
         block = min(block, at_once)
         seconds = count * (first + (block - 1) * more) / block
-        need = None if peak is None or added is None else peak + (block - 1) * added + vectors * vector
-        return Job(name, count, seconds, need, vectors, None if need is None else need <= budget)
+        if peak is None or added is None:
+            return Job(name, count, seconds, None, basis + vectors, None)
+        beside = peak + (block - 1) * added + vectors * vector
+        need = beside + basis * vector
+        made = Job(name, count, seconds, need, basis + vectors, need <= budget)
+        for storage in get_args(Storage) if basis else ():
+            dtype, device = kept_as(space, storage, "plan")
+            kept = basis * space.length * dtype.itemsize
+            here = beside + (kept if device == space.device else 0)
+            elsewhere = device == space.device or kept <= free_memory(device)
+            if here <= budget and elsewhere and storage != "bfloat16":  # float16 is as small, and more precise
+                loss = roundoff(space, storage, "plan")
+                return replace(made, storage=storage, stored_bytes=here, roundoff=loss)
+        return made
 
     basis = min(space.dim, max(2 * k + 30, 40))
     jobs = (
-        job(f"{k} largest eigenpairs", basis, basis + 2, 1),
-        job("trace", min(products, space.dim), products // 2, 16),
-        job("spectral density", probes * min(steps, space.dim), min(steps, space.dim) + 2, 1),
+        job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 2, 1),
+        job("trace", min(products, space.dim), 0, products // 2, 16),
+        job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 2, 1),
     )
     short = peak is not None and peak > budget
     return Plan(

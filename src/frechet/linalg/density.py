@@ -24,7 +24,7 @@ chi-square variable: F. Satterthwaite 1946, doi 10.2307/3002019.
 
 **Differs from the source.** (1) The error bars. (2) Deflation by exact eigenpairs. (3) Full orthogonalization.
 
-Cost: probes * steps products, steps + k vectors of memory.
+Cost: probes * steps products, steps vectors of memory beside the k given ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from scipy.special import chdtriv
 from scipy.stats import norm
 from torch import Tensor
 
-from frechet.linalg.krylov import ROUNDING, append, check_orthonormal, check_symmetric, gauss_quadrature, start
+from frechet.linalg.basis import ROUNDING, Storage, new_basis
+from frechet.linalg.krylov import check_orthonormal, check_symmetric, gauss_quadrature
 from frechet.linalg.result import Estimate, Spectrum, Status
 from frechet.operators.operator import Fact, LinearOperator
 
@@ -56,6 +57,7 @@ class DensityState:
     lengths: tuple[int, ...]
     step: int
     products: int  # of the finished probes
+    departure: float = 0.0  # of T from what the rounded basis makes of A, relative to the largest product
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ class Density:
     dimension: int
     products: int
     seed: int
-    eps: float
+    eps: float  # relative error of the nodes by rounding: of the vectors, or of how they were kept
     lowest: float  # 0 for a positive semidefinite operator: nodes below are rounding
     status: Status
 
@@ -232,6 +234,7 @@ def spectral_density(
     probes: int = 8,
     steps: int = 40,
     deflate: Spectrum | None = None,
+    storage: Storage = "device",
     observe: Callable[[DensityState], bool] | None = None,
     resume: DensityState | None = None,
 ) -> Density:
@@ -243,6 +246,10 @@ def spectral_density(
     is exact. A NaN in a product raises `NonFinite` with its number. `observe` is called after each product; True stops
     with status ``stopped`` and the finished probes (or the part of the first). `resume` continues after the finished
     ones.
+
+    `storage` says where the Krylov vectors are kept, ``"host"`` or in fewer bits (`basis.py`). How far T then is from
+    what the rounded vectors make of A shows in the coefficients that would otherwise be zero: it is measured, and
+    enters the band and the standard errors in place of the rounding of the vectors' type.
 
     Example:
         >>> import torch
@@ -256,34 +263,39 @@ def spectral_density(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"spectral_density: {name} must be a positive int, got {value!r}")
     space, k, deflated = A.domain, 0, torch.zeros(0, dtype=torch.float64)
-    residuals = deflated
+    residuals, known = deflated, None
     if deflate is not None:
         check_orthonormal(space, deflate.vectors, "spectral_density")
-        k, deflated, residuals = deflate.vectors.shape[1], deflate.values.cpu(), deflate.residuals.cpu()
+        known, deflated, residuals = deflate.vectors, deflate.values.cpu(), deflate.residuals.cpu()
+        k = known.shape[1]
     m = min(steps, space.dim - k)
-    fingerprint = (repr(space), seed, m, k)
+    fingerprint = (repr(space), seed, m, k, storage)
     if resume is not None and resume.fingerprint != fingerprint:
         raise ValueError(
-            f"spectral_density: resume must come from the same call, got (space, seed, steps, deflated) = "
+            f"spectral_density: resume must come from the same call, got (space, seed, steps, deflated, storage) = "
             f"{resume.fingerprint} for {fingerprint}"
         )
-    W = space.zeros(min(k + m + 1, space.dim))
-    if deflate is not None:
-        W[:, :k] = deflate.vectors
+    W = new_basis(space, min(m + 1, space.dim - k), storage, "spectral_density", known)
     alpha, beta = torch.zeros(probes, m, dtype=torch.float64), torch.zeros(probes, m, dtype=torch.float64)
-    lengths, products, stopped = [], 0, False
+    lengths, products, stopped, departure = [], 0, False, 0.0
     if resume is not None:
+        departure = resume.departure
         lengths, products = list(resume.lengths[:probes]), sum(resume.lengths[:probes])
         alpha[: len(lengths)], beta[: len(lengths)] = resume.alpha[:probes], resume.beta[:probes]
     for i in range(len(lengths), probes if m else 0):
-        start(space, W, k, space.random(i, seed, "gaussian"), "spectral_density", "the probe")
+        W.start(space.random(i, seed, "gaussian"), "spectral_density", "the probe")
         scale, j, b = 0.0, 0, 1.0
         while j < m and b > 0.0 and not stopped:
             source = f"spectral_density: product {products + j + 1} (A @ v)"
-            h, b, scale = append(space, W, k + j + 1, A @ W[:, k + j], scale, source)
+            h, b, scale = W.append(j + 1, A @ W.column(j), scale, source)
+            if W.rounded:  # what would be zero with vectors that are not rounded, and moves a node by its norm at most
+                h[-2:-1] -= beta[i, j - 1 : j] if j else 0.0
+                departure = max(departure, math.hypot(*h[k:-1].tolist()) * math.sqrt(m) / scale)
             alpha[i, j], beta[i, j], j = h[-1], b, j + 1
             if observe is not None:
-                state = DensityState(fingerprint, alpha[:i].clone(), beta[:i].clone(), tuple(lengths), j, sum(lengths))
+                state = DensityState(
+                    fingerprint, alpha[:i].clone(), beta[:i].clone(), tuple(lengths), j, sum(lengths), departure
+                )
                 stopped = observe(state)
         products += j
         if lengths and stopped and j < m and b > 0.0:
@@ -295,6 +307,6 @@ def spectral_density(
     lowest = 0.0 if Fact.POSITIVE_SEMIDEFINITE in A.facts else -math.inf
     status = Status.STOPPED if stopped else Status.CONVERGED
     return Density(
-        alpha[:done], beta[:done], tuple(lengths), deflated, residuals, space.dim, products, seed, space.eps, lowest,
-        status,
+        alpha[:done], beta[:done], tuple(lengths), deflated, residuals, space.dim, products, seed,
+        max(space.eps, departure), lowest, status,
     )  # fmt: skip

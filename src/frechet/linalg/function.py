@@ -25,7 +25,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from frechet.linalg.krylov import append, check_symmetric, start
+from frechet.linalg.basis import Basis, new_basis
+from frechet.linalg.krylov import check_symmetric
 from frechet.linalg.result import Solution, Status
 from frechet.operators.operator import Fact, LinearOperator
 
@@ -66,15 +67,15 @@ def apply_function(
     target, lowest = max(rtol, 10 * space.eps), 0.0 if Fact.POSITIVE_SEMIDEFINITE in A.facts else -math.inf
     if b.shape == (space.length,) and b.dtype == space.dtype and float(space.norm(b)) == 0.0:
         return Solution(space.zeros(), Status.CONVERGED, 0.0, 0, 0, message="apply_function")
-    W = space.zeros(min(17, limit + 1, space.dim))
-    size = start(space, W, 0, b, "apply_function", "b")
+    W = new_basis(space, min(17, limit + 1, space.dim), "device", "apply_function")
+    size = W.start(b, "apply_function", "b")
     alpha, beta, earlier, history = [], [], [], []
     scale, status, y = 0.0, Status.MAX_ITERATIONS, torch.zeros(0)
     for j in range(limit):
-        if j + 1 == W.shape[1] < space.dim:
-            W = torch.cat([W.T, space.zeros(min(W.shape[1], limit - j, space.dim - j - 1)).T]).T
+        if j + 1 == W.size < space.dim:
+            W = Basis(space, torch.cat([W.block.T, space.zeros(min(W.size, limit - j, space.dim - j - 1)).T]).T)
         source = f"apply_function: product {j + 1} (A @ v)"
-        h, off, scale = append(space, W, j + 1, A @ W[:, j], scale, source)
+        h, off, scale = W.append(j + 1, A @ W.column(j), scale, source)
         alpha.append(float(h[-1]))
         y = size * _first_column(f, alpha, beta, lowest)
         beta.append(off)
@@ -85,7 +86,7 @@ def apply_function(
             status = Status.CONVERGED
             break
     m = len(alpha)
-    x = W[:, :m] @ y.to(W)
+    x = W.block[:, :m] @ y.to(W.block)
     error = max(history[-1], space.eps * math.hypot(*y.tolist()))
     return Solution(x, status, error, m, m, tuple(history), message="apply_function")
 

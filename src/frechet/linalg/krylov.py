@@ -4,14 +4,13 @@
     arnoldi      A V_m = V_{m+1} H       H upper Hessenberg (m + 1, m)
     golub_kahan  A V_m = U_{m+1} B,  A' U_m = V_m B_m'    B lower bidiagonal (m + 1, m)
 
-with e the last unit vector. Every new vector is orthogonalized twice against the whole basis, by two matrix products a
-pass, so the bases are orthonormal to rounding and no eigenvalue appears twice. A remainder that is rounding noise means
-that the space is invariant: the recurrence ends there with status ``breakdown`` and nothing is divided by it.
+with e the last unit vector. Every new vector is orthogonalized twice against the whole basis (`basis.py`), so the bases
+are orthonormal to rounding and no eigenvalue appears twice. A remainder that is rounding noise means that the space is
+invariant: the recurrence ends there with status ``breakdown`` and nothing is divided by it.
 
 **Source.** C. Lanczos 1950, doi 10.6028/jres.045.026. W. E. Arnoldi 1951, doi 10.1090/qam/42792. G. Golub and W. Kahan
-1965, "Calculating the singular values and pseudo-inverse of a matrix", doi 10.1137/0702016. Why two passes suffice:
-L. Giraud, J. Langou and M. Rozloznik 2005, doi 10.1016/j.camwa.2005.08.009. Quadrature: G. Golub and J. Welsch 1969,
-doi 10.1090/S0025-5718-69-99647-1.
+1965, "Calculating the singular values and pseudo-inverse of a matrix", doi 10.1137/0702016. Quadrature: G. Golub and
+J. Welsch 1969, doi 10.1090/S0025-5718-69-99647-1.
 
 **Differs from the source.** (1) The three-term recurrences are replaced by full orthogonalization. (2) alpha_j is the
 whole coefficient found in both passes, so that the relations above hold to rounding in float32 too.
@@ -21,7 +20,6 @@ Cost: m products for lanczos and arnoldi, 2 m for golub_kahan; m + 1 vectors of 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,20 +27,17 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from frechet.errors import NonFinite
+from frechet.linalg.basis import Storage, new_basis
 from frechet.linalg.result import Status
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.space import Space
-
-ROUNDING = 10.0  # a remainder below ROUNDING * eps * (largest product so far) counts as zero
-ROWS = 1 << 16  # of a block that are rotated at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Lanczos:
     """A V = V T + r e' (+ Q Q'A V with `deflate=Q`); status ``max_iterations`` (all steps), ``breakdown`` (r = 0)."""
 
-    V: Tensor  # (n, m), orthonormal
+    V: Tensor  # (n, m), orthonormal; as and where `storage` keeps it
     alpha: Tensor  # (m,), float64, diagonal of T
     beta: Tensor  # (m - 1,), float64, off-diagonal of T
     residual: Tensor  # (n,), r
@@ -79,50 +74,10 @@ class GolubKahan:
     products: int
 
 
-def append(space: Space, W: Tensor, j: int, w: Tensor, scale: float, source: str) -> tuple[Tensor, float, float]:
-    """Orthogonalize `w` twice against the first `j` columns of the block `W` and store the unit remainder in column j.
-
-    Returns the coefficients h ``(j,)`` (float64, on the host) and the norm beta of the remainder, so that
-    w = W[:, :j] h + beta W[:, j], and the largest norm of a `w` so far. Where the remainder is rounding noise, or `W`
-    has no column left, beta is 0 and nothing is stored. `source` names the product in the error for a NaN.
-    """
-    h = torch.zeros(j, dtype=torch.float64)
-    if j:
-        basis = W[:, :j]
-        c = space.gram(basis, w[:, None])[:, 0]
-        w = torch.addmv(w, basis, c.to(w), alpha=-1)  # a new tensor: `w` may be a view of the basis (A = I)
-        d = space.gram(basis, w[:, None])[:, 0]
-        w.addmv_(basis, d.to(w), alpha=-1)
-        h = (c + d).cpu()
-    beta = float(space.norm(w))
-    size = math.hypot(*h.tolist(), beta)
-    if not math.isfinite(size):
-        raise NonFinite(f"{source} holds a NaN or an infinity; check the point, the data and the loss for overflow")
-    scale = max(scale, size)
-    if beta <= ROUNDING * space.eps * scale or j == W.shape[1]:
-        return h, 0.0, scale
-    torch.div(w, beta, out=W[:, j])
-    return h, beta, scale
-
-
-def start(space: Space, W: Tensor, j: int, v: Tensor, caller: str, name: str) -> float:
-    """Store the unit part of `v` orthogonal to the first `j` columns of `W` in column j; the norm of that part."""
-    if v.ndim != 1 or v.shape[0] != space.length:
-        raise ValueError(f"{caller}: {name} must have shape ({space.length},), got {tuple(v.shape)}")
-    if v.dtype != space.dtype:
-        raise TypeError(f"{caller}: {name} must be {space.dtype}, got {v.dtype}; convert with {name}.to({space.dtype})")
-    if v.device != space.device:
-        raise ValueError(f"{caller}: {name} must be on {space.device}, got {v.device}; move it with {name}.to(...)")
-    _, beta, scale = append(space, W, j, v, 0.0, f"{caller}: {name}")
-    if scale == 0.0:
-        raise ValueError(f"{caller}: {name} must be non-zero, got zeros")
-    if beta == 0.0:
-        raise ValueError(f"{caller}: {name} must not lie in the span of deflate, got a vector of that span")
-    return beta
-
-
 @torch.no_grad()
-def lanczos(A: LinearOperator, v: Tensor, *, steps: int, deflate: Tensor | None = None) -> Lanczos:
+def lanczos(
+    A: LinearOperator, v: Tensor, *, steps: int, deflate: Tensor | None = None, storage: Storage = "device"
+) -> Lanczos:
     """An orthonormal basis of span{v, A v, ..., A^(steps-1) v} and the tridiagonal matrix of a symmetric A in it.
 
     `v` ``(n,)`` is the start vector; `deflate` ``(n, p)`` an orthonormal block Q from which everything is kept
@@ -130,6 +85,9 @@ def lanczos(A: LinearOperator, v: Tensor, *, steps: int, deflate: Tensor | None 
     with status ``breakdown``, when what remains of A v_j is at most 10 eps times the largest product so far: the space
     is then invariant and the eigenvalues of T are eigenvalues of A. A NaN in a product raises `NonFinite` with its
     number.
+
+    `storage` says where V is kept, ``"host"`` or in fewer bits (`basis.py`): ``"float16"`` rounds each vector by up to
+    2^-11 of its length, and the relation then holds to that much of ||A||; an invariant space may not be noticed.
 
     Example:
         >>> import torch
@@ -147,21 +105,19 @@ def lanczos(A: LinearOperator, v: Tensor, *, steps: int, deflate: Tensor | None 
     m = min(steps, space.dim - p)
     if m < 1:
         raise ValueError(f"lanczos: deflate must leave a direction of R^{space.dim}, got {p} columns")
-    W = space.zeros(min(p + m + 1, space.dim))
-    if deflate is not None:
-        W[:, :p] = deflate
-    norm = start(space, W, p, v, "lanczos", "v")
+    W = new_basis(space, min(m + 1, space.dim - p), storage, "lanczos", deflate)
+    norm = W.start(v, "lanczos", "v")
     alpha, beta, scale, status = [], [], 0.0, Status.MAX_ITERATIONS
     for j in range(m):
-        h, b, scale = append(space, W, p + j + 1, A @ W[:, p + j], scale, f"lanczos: product {j + 1} (A @ v)")
+        h, b, scale = W.append(j + 1, A @ W.column(j), scale, f"lanczos: product {j + 1} (A @ v)")
         alpha.append(float(h[-1]))
         beta.append(b)
         if b == 0.0:
             status = Status.BREAKDOWN
             break
     m = len(alpha)
-    residual = beta[-1] * W[:, p + m] if beta[-1] else space.zeros()
-    return Lanczos(W[:, p : p + m], _double(alpha), _double(beta[:-1]), residual, norm, status, m)
+    residual = beta[-1] * W.column(m) if beta[-1] else space.zeros()
+    return Lanczos(W.block[:, :m], _double(alpha), _double(beta[:-1]), residual, norm, status, m)
 
 
 @torch.no_grad()
@@ -184,19 +140,19 @@ def arnoldi(A: LinearOperator, v: Tensor, *, steps: int) -> Arnoldi:
         raise ValueError(f"arnoldi: A must map a space to itself, got {A!r}; use golub_kahan(A, u, steps=...)")
     _check_steps(steps, "arnoldi")
     space, m = A.domain, min(steps, A.domain.dim)
-    V = space.zeros(min(m + 1, space.dim))
-    norm = start(space, V, 0, v, "arnoldi", "v")
+    V = new_basis(space, min(m + 1, space.dim), "device", "arnoldi")
+    norm = V.start(v, "arnoldi", "v")
     H = torch.zeros(m + 1, m, dtype=torch.float64)
     scale, products, rank, status = 0.0, 0, 1, Status.MAX_ITERATIONS
     for j in range(m):
-        h, beta, scale = append(space, V, j + 1, A @ V[:, j], scale, f"arnoldi: product {j + 1} (A @ v)")
+        h, beta, scale = V.append(j + 1, A @ V.column(j), scale, f"arnoldi: product {j + 1} (A @ v)")
         H[: j + 1, j], H[j + 1, j] = h, beta
         products = j + 1
         if beta == 0.0:
             status = Status.BREAKDOWN
             break
         rank += 1
-    return Arnoldi(V[:, :rank], H[:rank, :products], norm, status, products)
+    return Arnoldi(V.block[:, :rank], H[:rank, :products], norm, status, products)
 
 
 @torch.no_grad()
@@ -217,21 +173,22 @@ def golub_kahan(A: LinearOperator, u: Tensor, *, steps: int) -> GolubKahan:
     """
     _check_steps(steps, "golub_kahan")
     k = min(steps, *A.shape)
-    U, V = A.codomain.zeros(min(k + 1, A.codomain.dim)), A.domain.zeros(k)
-    norm = start(A.codomain, U, 0, u, "golub_kahan", "u")
+    U = new_basis(A.codomain, min(k + 1, A.codomain.dim), "device", "golub_kahan")
+    V = new_basis(A.domain, k, "device", "golub_kahan")
+    norm = U.start(u, "golub_kahan", "u")
     B = torch.zeros(k + 1, k, dtype=torch.float64)
     scale, products, rows, columns, status = 0.0, 0, 1, 0, Status.MAX_ITERATIONS
     for j in range(k):
         products += 1
         source = f"golub_kahan: product {products} (A.T @ u)"
-        _, alpha, scale = append(A.domain, V, j, A.T @ U[:, j], scale, source)
+        _, alpha, scale = V.append(j, A.T @ U.column(j), scale, source)
         if alpha == 0.0:
             status = Status.BREAKDOWN
             break
         B[j, j], columns = alpha, j + 1
         products += 1
         source = f"golub_kahan: product {products} (A @ v)"
-        _, beta, scale = append(A.codomain, U, j + 1, A @ V[:, j], scale, source)
+        _, beta, scale = U.append(j + 1, A @ V.column(j), scale, source)
         B[j + 1, j] = beta
         if beta == 0.0:
             status = Status.BREAKDOWN
@@ -239,7 +196,7 @@ def golub_kahan(A: LinearOperator, u: Tensor, *, steps: int) -> GolubKahan:
         rows += 1
     if columns == 0:
         raise ValueError("golub_kahan: u must not lie in the null space of A.T, got A.T @ u = 0; start elsewhere")
-    return GolubKahan(U[:, :rows], V[:, :columns], B[:rows, :columns], norm, status, products)
+    return GolubKahan(U.block[:, :rows], V.block[:, :columns], B[:rows, :columns], norm, status, products)
 
 
 def gauss_quadrature(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,21 +206,6 @@ def gauss_quadrature(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """
     nodes, vectors = eigh_tridiagonal(alpha.numpy(), beta.numpy())
     return torch.from_numpy(nodes), torch.from_numpy(np.square(vectors[0]))
-
-
-def combine(V: Tensor, S: np.ndarray) -> Tensor:
-    """V S as a block in the library's layout, for a small matrix `S`."""
-    return torch.mm(torch.from_numpy(np.ascontiguousarray(S.T)).to(V.device, V.dtype), V.T).T
-
-
-def rotate(W: Tensor, j: int, p: int, S: np.ndarray) -> None:
-    """Replace the first j columns of `W` by their combinations `S` ``(j, k)``; the p columns after them follow."""
-    k = S.shape[1]
-    C = torch.from_numpy(np.ascontiguousarray(S.T)).to(W.device, W.dtype)
-    for a in range(0, W.shape[0], ROWS):  # in place: a second basis would double the memory
-        part = W[a : a + ROWS]
-        moved = torch.cat([C @ part[:, :j].T, part[:, j : j + p].T])
-        part[:, : k + p] = moved.T
 
 
 def check_symmetric(A: LinearOperator, caller: str, advice: str) -> None:

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from frechet.linalg.krylov import ROUNDING, append, combine, rotate
+from frechet.linalg.basis import ROUNDING, Basis, new_basis
 from frechet.linalg.result import Spectrum, Status
 from frechet.operators.operator import LinearOperator
-from frechet.space import Space
 
 
 @torch.no_grad()
@@ -78,18 +76,19 @@ def svds(
     names = ("A @ v", "A.T @ u") if G is A else ("A.T @ u", "A @ v")
     size = min(smaller, max(2 * k + 30, 40) if basis is None else basis)
     limit = 100 * max(size, 40) if max_products is None else max_products
-    U, V, B = G.codomain.zeros(size), G.domain.zeros(min(size + 1, smaller)), np.zeros((size, size))
+    U, B = new_basis(G.codomain, size, "device", "svds"), np.zeros((size, size))
+    V = new_basis(G.domain, min(size + 1, smaller), "device", "svds")
     j = products = restarts = 0
     scale, eps, status = 0.0, max(A.domain.eps, A.codomain.eps), Status.MAX_ITERATIONS
-    drawn = _random(G.domain, V, 0, seed, 0)
+    drawn = _random(V, 0, seed, 0)
     while True:
         source = f"svds: product {products + 1} ({names[0]})"
-        h, alpha, scale = append(G.codomain, U, j, G @ V[:, j], scale, source)
+        h, alpha, scale = U.append(j, G @ V.column(j), scale, source)
         B[:j, j], B[j, j] = h.numpy(), alpha
         if alpha == 0.0:
-            drawn = _random(G.codomain, U, j, seed, drawn)
+            drawn = _random(U, j, seed, drawn)
         source = f"svds: product {products + 2} ({names[1]})"
-        _, beta, scale = append(G.domain, V, j + 1, G.T @ U[:, j], scale, source)
+        _, beta, scale = V.append(j + 1, G.T @ U.column(j), scale, source)
         products, j = products + 2, j + 1
         stop = j == smaller or products + 2 > limit
         # in a large basis not after every step: the small problem is not free
@@ -103,15 +102,15 @@ def svds(
             if j == size:
                 kept = k + (size - k) // 3
                 if beta == 0.0:
-                    drawn = _random(G.domain, V, j, seed, drawn)
-                rotate(U, j, 0, P[:, :kept])
-                rotate(V, j, 1, Q[:kept].T)
+                    drawn = _random(V, j, seed, drawn)
+                U.rotate(j, 0, P[:, :kept])
+                V.rotate(j, 1, Q[:kept].T)
                 B[:] = np.diag(np.r_[s[:kept], np.zeros(size - kept)])
                 j, restarts = kept, restarts + 1
                 continue
         if beta == 0.0:
-            drawn = _random(G.domain, V, j, seed, drawn)
-    left, right = combine(U[:, :j], P[:, :k]), combine(V[:, :j], Q[:k].T)
+            drawn = _random(V, j, seed, drawn)
+    left, right = U.combine(j, P[:, :k]), V.combine(j, Q[:k].T)
     if G is not A:
         left, right = right, left
     rounded = np.hypot(residuals, ROUNDING * eps * scale)
@@ -119,10 +118,10 @@ def svds(
     return Spectrum(values, right, errors, torch.from_numpy(done), restarts, products, status, left, A.domain)
 
 
-def _random(space: Space, W: Tensor, j: int, seed: int, drawn: int) -> int:
+def _random(W: Basis, j: int, seed: int, drawn: int) -> int:
     """Put a random unit vector, orthogonal to the first j columns of `W`, into column j; the number drawn so far."""
     while True:
-        g = space.random(drawn, seed, "gaussian")
+        g = W.space.random(drawn, seed, "gaussian")
         drawn += 1
-        if append(space, W, j, g, 0.0, "svds: random vector")[1] > 0.0:
+        if W.append(j, g, 0.0, "svds: random vector")[1] > 0.0:
             return drawn

@@ -13,7 +13,8 @@ from frechet.objective.criterion import (
 from frechet.objective.cross_entropy import cross_entropy
 from frechet.objective.data import Batch, Subsample, causal_lm, default_split, subsample
 from frechet.objective.objective import Objective
-from frechet.objective.snapshot import Part, Penalty, Snapshot, l2
+from frechet.objective.parts import Part, Penalty, l2
+from frechet.objective.snapshot import Snapshot
 
 __all__ = [
     "Batch",

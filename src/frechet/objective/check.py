@@ -18,7 +18,8 @@ from frechet.objective.model import exact_math
 
 if TYPE_CHECKING:
     from frechet.objective.objective import Objective
-    from frechet.objective.snapshot import Part, Snapshot
+    from frechet.objective.parts import Part
+    from frechet.objective.snapshot import Snapshot
 
 # autograd's names of operations whose first derivative jumps
 _KINKS = (

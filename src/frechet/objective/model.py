@@ -128,6 +128,16 @@ def couplings(model: nn.Module, flags: tuple[bool, ...]) -> tuple[str, ...]:
     return tuple(f"'{name}' ({type(m).__name__})" for (name, m), training in named if _by_the_batch(m, training))
 
 
+def refuse_coupled(model: nn.Module, flags: tuple[bool, ...], what: str) -> None:
+    """Raise where a module makes an example's output depend on the rest of its batch."""
+    coupled = couplings(model, flags)
+    if coupled:
+        raise UnusableObjective(
+            f"{what}: module {coupled[0]} normalizes by the statistics of the batch, so no example has outputs of its "
+            "own; call model.eval()"
+        )
+
+
 def moving_buffers(model: nn.Module, places: Places) -> tuple[str, ...]:
     """The names of the buffers of modules in training mode: a forward pass may write into them."""
     holders = {id(m._buffers) for m in model.modules() if m.training}

@@ -11,7 +11,6 @@ An `Objective` looks at a live model; what is computed holds a `Snapshot` of it.
 from __future__ import annotations
 
 import numbers
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from frechet.errors import UnusableObjective
+from frechet.objective.agreement import agreed_part, agreed_snapshot
 from frechet.objective.check import Check, check
 from frechet.objective.criterion import Criterion
 from frechet.objective.data import (
@@ -30,22 +30,24 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
-from frechet.objective.group import Deal, dealt, one_population
+from frechet.objective.group import Deal, dealt
 from frechet.objective.head import head_of
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
     moving_buffers,
     parameter_space,
     places_of,
+    refuse_coupled,
     refuse_unusable,
     training_flags,
     unwrap,
 )
+from frechet.objective.parts import Part, Penalty
 from frechet.objective.pieces import Pieces, as_it_is
-from frechet.objective.sharded import is_sharded, local, refuse_other_shards, resharded, sharded_space
-from frechet.objective.snapshot import Part, Penalty, Snapshot
+from frechet.objective.sharded import local, refuse_other_shards, resharded, sharded_space
+from frechet.objective.snapshot import Snapshot
 from frechet.objective.torch_losses import as_criterion
-from frechet.space import Group, Space, digest, generator
+from frechet.space import Group, Space, generator
 
 
 class Objective:
@@ -123,15 +125,7 @@ class Objective:
         if ranks is None:
             inner, part, _ = checked()
         else:
-            facts: dict[str, Callable[[tuple[nn.Module, Part, Space]], int]] = {
-                "the parameters' names, shapes and type": lambda c: _number((c[2].names, c[2].shapes, c[2].dtype)),
-                "the criterion's class": lambda c: _number(type(c[1].criterion).__name__),
-                "the penalty's presence": lambda c: penalty is not None,
-            }
-            advice = "build the same objective on every rank, each with its own data"
-            inner, part, _ = ranks.alike(checked, facts, "Objective", advice)
-            share = (data.examples, data.population) if isinstance(data, Subsample) else None
-            part = replace(part, population=one_population(ranks, share, "Objective"))
+            inner, part = agreed_part(ranks, checked, data, penalty is not None)
         wrapper = None if inner is model else type(model).__name__
         object.__setattr__(self, "dropout_seed", dropout_seed)
         self._set(inner, (part,), () if penalty is None else ((1.0, penalty),), ranks, wrapper)
@@ -215,9 +209,13 @@ class Objective:
                 "Objective.in_pieces: with dropout_seed each batch draws its masks, and pieces would draw others; call "
                 "model.eval()"
             )
-        self.snapshot().refuse_coupled("Objective.in_pieces")
-        for part in self.parts:
-            refuse_unrepeatable(part.data)
+
+        def checked() -> None:
+            refuse_coupled(self.model, training_flags(self.model), "Objective.in_pieces")
+            for part in self.parts:
+                refuse_unrepeatable(part.data)
+
+        checked() if self.group is None else self.group.together(checked)
         cut = [replace(p, data=Pieces(p.data, p.split, examples), split=as_it_is) for p in self.parts]
         return self._with(tuple(cut), self.penalties)
 
@@ -273,19 +271,10 @@ class Objective:
         return self._snapshot(lambda: self._flat(x))
 
     def _snapshot(self, point: Callable[[], Tensor], copy: bool = True) -> Snapshot:
-        group = self.group
-        if group is None:
+        def take() -> Snapshot:
             return self._taken(point(), copy)
-        facts: dict[str, Callable[[Snapshot], int]] = {
-            "the point x": lambda s: digest(s.x) if s.space.shard is None else 0,
-            "training mode, parts and their weights": lambda s: _number((s.flags, [p.weight for p in s.parts])),
-        }
-        if copy:  # what is kept is compared, as far as it is kept whole
-            facts["buffers and frozen parameters"] = lambda s: _number(
-                [digest(t) for t in s.constants.values() if not is_sharded(t)]
-            )
-        advice = "send rank 0's model to the others (torch.distributed.broadcast)"
-        return group.alike(lambda: self._taken(point(), copy), facts, "Objective", advice)
+
+        return take() if self.group is None else agreed_snapshot(self.group, take, copy)
 
     def _taken(self, x: Tensor, copy: bool) -> Snapshot:
         refuse_unusable(self.model, seeded=self.dropout_seed is not None)
@@ -381,8 +370,3 @@ class Objective:
     def check(self) -> Check:
         """Two passes: is this one fixed, finite function that agrees with the model's own loss? Raises if not."""
         return check(self)
-
-
-def _number(facts: object) -> int:
-    """A number by which to compare `facts` between processes."""
-    return zlib.crc32(repr(facts).encode())

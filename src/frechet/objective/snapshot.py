@@ -8,7 +8,7 @@ up over batches, and over the processes of a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,56 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from frechet.errors import NonFinite, UnusableObjective
-from frechet.objective.criterion import Criterion
-from frechet.objective.data import Batch, Split, to_device, untouched_generators
+from frechet.objective.data import Batch, untouched_generators
 from frechet.objective.group import Tally, combined, room
 from frechet.objective.head import Head, HeadRows, rows_of
 from frechet.objective.kernels import refused_hooks, refused_reentrant_checkpoints
-from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of
+from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of, refuse_coupled
+from frechet.objective.parts import Part, Penalty
 from frechet.objective.sharded import whole_tensor
 from frechet.space import Group, Space, generator
 from frechet.space.group import sketch
-
-
-@dataclass(frozen=True, eq=False)
-class Penalty:
-    """A function of the parameters alone, ``{name: tensor} -> scalar``; `convex` is your word that it is."""
-
-    function: Callable[[Mapping[str, Tensor]], Tensor]
-    convex: bool = False
-
-
-def l2(strength: float) -> Penalty:
-    """strength / 2 * |x|^2, what torch.optim's coupled ``weight_decay=strength`` adds to the gradient."""
-    if not strength >= 0:
-        raise ValueError(f"l2: strength must be non-negative, got {strength}")
-    return Penalty(lambda blocks: sum((p * p).sum() for p in blocks.values()) * (strength / 2), convex=True)  # type: ignore[return-value]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One weighted data term of an objective; `head` is the last layer, where that is applied in chunks.
-
-    A `shard` may be empty: other processes hold the rest of the data.
-    """
-
-    criterion: Criterion
-    data: Iterable[Any]
-    split: Split
-    weight: float
-    head: Head | None = None
-    dtype: torch.dtype | None = None  # to which floating inputs and targets are cast
-    shard: bool = False
-    population: int | None = None  # examples that the data were drawn from, on all processes, if they are a subsample
-
-    def batches(self, device: torch.device) -> Iterator[Batch]:
-        index = -1
-        for index, raw in enumerate(self.data):
-            inputs, targets = self.split(raw)
-            yield Batch(to_device(inputs, device, self.dtype), to_device(targets, device, self.dtype), index)
-        if index < 0 and not self.shard:
-            raise ValueError("Objective: data must hold at least one batch, got an empty iterable")
-
 
 _CHECKPOINTED = (
     "Objective.value: the model saves tensors through hooks (activation checkpoints, save_on_cpu), which would "
@@ -172,11 +131,7 @@ class Snapshot:
 
     def refuse_coupled(self, what: str) -> None:
         """Raise where the model is known to couple the examples of a batch, so that none has a loss of its own."""
-        if self.coupled:
-            raise UnusableObjective(
-                f"{what}: module {self.coupled[0]} normalizes by the statistics of the batch, so no example has "
-                "outputs of its own; call model.eval()"
-            )
+        refuse_coupled(self.model, self.flags, what)
 
     def head_rows(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch, hidden: Tensor) -> HeadRows:
         """The rows of a batch before the part's head, from `hidden` = forward(blocks, batch, part.head)."""

@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
 from torch import Tensor
 
+from frechet.errors import NonFinite
 from frechet.objective import Batch, Part
 from frechet.operators.function import FunctionHessian, FunctionJacobian
 from frechet.operators.jacobian import OutputJacobian
 from frechet.operators.kept import Room, recorded
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.operators.products import Sums, add_into, columns, differentiating
+from frechet.operators.structured import FromCallable
 from frechet.operators.tape import Tape
 from frechet.space import Space
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class KeptJacobian(LinearOperator):
-    """A Jacobian by two tapes per batch, J v and J'u."""
-
-    operator: OutputJacobian
-    tapes: list[tuple[Tape, Tape, int]]  # with the number of outputs
-
-    @property
-    def domain(self) -> Space:
-        return self.operator.domain
-
-    @property
-    def codomain(self) -> Space:
-        return self.operator.codomain
-
-    @property
-    def facts(self) -> frozenset[Fact]:
-        return self.operator.facts
-
-    def _matmat(self, V: Tensor) -> Tensor:
-        vectors = columns(self.domain, V)
-        return torch.stack([torch.cat([push(v)[0].reshape(-1) for push, _, _ in self.tapes]) for v in vectors]).T
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        out = self.domain.zeros(U.shape[1])
-        for u, row in zip(U.T, out.T, strict=True):
-            blocks, pieces = self.domain.split(row), u.split([size for _, _, size in self.tapes])
-            for (_, pull, _), piece in zip(self.tapes, pieces, strict=True):
-                add_into(blocks, pull([piece.contiguous()]))
-        return out
-
-
-def kept_jacobian(A: OutputJacobian, room: Room) -> KeptJacobian:
+def kept_jacobian(A: OutputJacobian, room: Room) -> LinearOperator:
+    """A by two tapes for each batch, J v and J'u."""
     s, space = A.snapshot, A.domain
-    leaves, tapes, row = s.leaves(space), [], 0
+    leaves = s.leaves(space)
+    tapes: list[tuple[Tape, Tape]] = []
+    sizes: list[int] = []  # outputs of each batch
+    errors: list[NonFinite] = []  # what to say where a batch gives a NaN: its inputs are not kept
 
-    def visit(_part: Part, batch: Batch) -> None:
-        nonlocal row
-
+    def visit(part: Part, batch: Batch) -> None:
         def pull(u: list[Tensor]) -> list[Tensor]:
             sums = Sums([[]])
             A.pull(leaves, batch, u, sums)
@@ -68,7 +40,9 @@ def kept_jacobian(A: OutputJacobian, room: Room) -> KeptJacobian:
             size = s.forward(leaves[1], batch).numel()
         outputs = Space(("",), ((size,),), space.dtype, space.device)
         pushed = recorded(room, push, space, None if tapes else push)
-        tapes.append((pushed, recorded(room, pull, outputs, None if tapes else pull), size))
+        tapes.append((pushed, recorded(room, pull, outputs, None if tapes else pull)))
+        sizes.append(size)
+        errors.append(s.nonfinite("jacobian", part, batch))
         room.batches += 1
 
     try:
@@ -80,37 +54,40 @@ def kept_jacobian(A: OutputJacobian, room: Room) -> KeptJacobian:
             "itself"
         ) from None
     room.routes.add(A.route)
-    return KeptJacobian(A, tapes)
+
+    def matmat(V: Tensor) -> Tensor:
+        rows = [torch.cat([push(v)[0].reshape(-1) for push, _ in tapes]) for v in columns(space, V)]
+        out = torch.stack(rows).T
+        if not _finite(out):
+            for part, error in zip(out.split(sizes), errors, strict=True):
+                if not _finite(part):
+                    raise NonFinite(*error.args)
+        return out
+
+    def rmatmat(U: Tensor) -> Tensor:
+        out = space.zeros(U.shape[1])
+        for u, row in zip(U.T, out.T, strict=True):
+            blocks = space.split(row)
+            for (_, pull), piece in zip(tapes, u.split(sizes), strict=True):
+                add_into(blocks, pull([piece.contiguous()]))
+        if not _finite(out):
+            for (_, pull), part, error in zip(tapes, U.split(sizes), errors, strict=True):
+                if not all(_finite(b) for u in part.T for b in pull([u.contiguous()])):
+                    raise NonFinite(*error.args)
+            raise NonFinite(f"jacobian: the sum over all batches overflows {space.dtype}, though each batch is finite")
+        return out
+
+    return FromCallable(matmat, rmatmat, space, A.codomain, A.facts)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class KeptFunction(LinearOperator):
+def _finite(t: Tensor) -> bool:
+    # one cheap reduction first: a finite sum has finite terms
+    return math.isfinite(float(t.sum())) or bool(torch.isfinite(t).all())
+
+
+def kept_function(A: FunctionHessian | FunctionJacobian, room: Room) -> LinearOperator:
     """The derivative of a function, by the tapes of A v and A'u."""
 
-    operator: FunctionHessian | FunctionJacobian
-    forward: Tape
-    transposed: Tape
-
-    @property
-    def domain(self) -> Space:
-        return self.operator.domain
-
-    @property
-    def codomain(self) -> Space:
-        return self.operator.codomain
-
-    @property
-    def facts(self) -> frozenset[Fact]:
-        return self.operator.facts
-
-    def _matmat(self, V: Tensor) -> Tensor:
-        return torch.stack([self.forward([v.contiguous()])[0] for v in V.T]).T
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return torch.stack([self.transposed([u.contiguous()])[0] for u in U.T]).T
-
-
-def kept_function(A: FunctionHessian | FunctionJacobian, room: Room) -> KeptFunction:
     def flat(space: Space) -> Space:
         return Space(("",), ((space.dim,),), space.dtype, space.device)
 
@@ -124,4 +101,8 @@ def kept_function(A: FunctionHessian | FunctionJacobian, room: Room) -> KeptFunc
     if Fact.SYMMETRIC not in A.facts:
         transposed = recorded(room, pull, flat(A.codomain), pull)
     room.routes.add(A.route)
-    return KeptFunction(A, forward, transposed)
+    return FromCallable(
+        lambda V: torch.stack([forward([v.contiguous()])[0] for v in V.T]).T,
+        lambda U: torch.stack([transposed([u.contiguous()])[0] for u in U.T]).T,
+        *(A.domain, A.codomain, A.facts),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -14,10 +14,12 @@ from frechet.objective import Batch, Part, Snapshot
 from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.kept import SMALL, Room, goes_in_blocks, play, recorded
-from frechet.operators.operator import Fact, LinearOperator
+from frechet.operators.operator import LinearOperator
 from frechet.operators.products import Adding, Sums, columns, differentiating
+from frechet.operators.recorder import Map, Untraceable
 from frechet.operators.route import lacks_forward
-from frechet.operators.tape import Map, Tape, Untraceable
+from frechet.operators.structured import FromCallable
+from frechet.operators.tape import Tape
 from frechet.space import Space
 
 Key = tuple[int, int]  # part, batch
@@ -56,60 +58,18 @@ def _split(part: Part) -> Callable[[Any], tuple[Any, Any]]:
     return lambda raw: (None, raw.targets) if isinstance(raw, _Absent) else part.split(raw)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class KeptProduct(LinearOperator):
-    """A sum over batches whose products are tapes, or the operator's own where there is none."""
-
-    operator: ObjectiveHessian | OutputProduct
-    rest: Snapshot
-    tapes: Mapping[Key, Tape]
-    blocks: Mapping[str, bool]  # by a tape's code: whether it takes several vectors at once
-
-    @property
-    def domain(self) -> Space:
-        return self.operator.domain
-
-    @property
-    def codomain(self) -> Space:
-        return self.operator.domain
-
-    @property
-    def facts(self) -> frozenset[Fact]:
-        return self.operator.facts
-
-    def _matmat(self, V: Tensor) -> Tensor:
-        A, s, space = self.operator, self.rest, self.operator.domain
-        with differentiating(A.name, space.device):
-            leaves, vectors = s.leaves(space), columns(space, V)
-            add = A.adding()
-
-            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                tape = self.tapes.get((s.parts.index(part), batch.index))
-                if tape is None:
-                    add(leaves, part, batch, vectors, Sums(rows))
-                else:
-                    play(tape, vectors, self.blocks[tape.code], Sums(rows))
-
-            with s.installed(leaves[1]):
-                product = s.average_rows(contribute, space, len(vectors), A.name, A.scale, V)
-            if isinstance(A, OutputProduct) and not A.penalized:
-                return product.T
-            return s.plus_penalty(A.name, product, lambda: A.of_penalty(leaves, vectors)).T
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
-
-
-def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct:
+def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> LinearOperator:
+    """A by a tape for each batch that fits, and by its own products for the others."""
     s, space = A.snapshot, A.domain
     if space.shard is not None:
         raise ValueError(
             f"linearize: A must have whole parameters, got {A!r} with sharded ones (fully_shard), which are gathered "
             "for each product; use the operator itself"
         )
-    leaves, tapes, targets = s.leaves(space), {}, {}
+    leaves, targets = s.leaves(space), {}
     operator, full, add = A, False, A.adding()
-    blocks: dict[str, bool] = {}
+    tapes: dict[Key, Tape] = {}
+    blocks: dict[str, bool] = {}  # by a tape's code: whether it takes several vectors at once
 
     def product_on(part: Part, batch: Batch, add: Adding) -> Map:
         def product(v: list[Tensor]) -> list[Tensor]:
@@ -151,7 +111,27 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> KeptProduct
             f"linearize: memory must hold all batches of a Monte Carlo {A.name}, whose labels are drawn in one stream, "
             f"got {int(room.most)} bytes; give more memory or use the operator itself"
         )
-    return KeptProduct(operator, _without(s, targets, not full), tapes, blocks)
+    rest = _without(s, targets, not full)
+
+    def matmat(V: Tensor) -> Tensor:
+        with differentiating(A.name, space.device):
+            leaves, vectors = rest.leaves(space), columns(space, V)
+            add = operator.adding()
+
+            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
+                tape = tapes.get((rest.parts.index(part), batch.index))
+                if tape is None:
+                    add(leaves, part, batch, vectors, Sums(rows))
+                else:
+                    play(tape, vectors, blocks[tape.code], Sums(rows))
+
+            with rest.installed(leaves[1]):
+                product = rest.average_rows(contribute, space, len(vectors), A.name, A.scale, V)
+            if isinstance(A, OutputProduct) and not A.penalized:
+                return product.T
+            return rest.plus_penalty(A.name, product, lambda: A.of_penalty(leaves, vectors)).T
+
+    return FromCallable(matmat, matmat, space, space, A.facts)
 
 
 def _convolves(A: ObjectiveHessian | OutputProduct) -> bool:

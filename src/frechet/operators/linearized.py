@@ -30,7 +30,7 @@ from frechet.operators.kept_jacobian import kept_function, kept_jacobian
 from frechet.operators.kept_product import kept_product
 from frechet.operators.memory import free_memory
 from frechet.operators.operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
-from frechet.operators.tape import Untraceable
+from frechet.operators.recorder import Untraceable
 from frechet.space import Space
 
 

@@ -196,7 +196,7 @@ class FromCallable(LinearOperator):
     facts: frozenset[Fact]
 
     def _matmat(self, V: Tensor) -> Tensor:
-        return self._checked(self.matmat(V), (self.codomain.length, V.shape[1]), "matmat")
+        return _checked(self.matmat(V), self.codomain, V.shape[1], "matmat")
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         if Fact.SYMMETRIC in self.facts:
@@ -206,14 +206,15 @@ class FromCallable(LinearOperator):
                 f"from_callable: this operator {self!r} was made without rmatmat, so its transpose is unknown; "
                 "pass rmatmat=, or facts='symmetric' if it is"
             )
-        return self._checked(self.rmatmat(U), (self.domain.length, U.shape[1]), "rmatmat")
+        return _checked(self.rmatmat(U), self.domain, U.shape[1], "rmatmat")
 
-    def _checked(self, result: Tensor, shape: tuple[int, int], which: str) -> Tensor:
-        if tuple(result.shape) != shape:
-            raise ValueError(f"from_callable: {which} must return shape {shape}, got {tuple(result.shape)}")
-        if result.dtype != self.domain.dtype:
-            raise TypeError(f"from_callable: {which} must return {self.domain.dtype}, got {result.dtype}")
-        return result
+
+def _checked(result: Tensor, space: Space, k: int, which: str) -> Tensor:
+    if tuple(result.shape) != (space.length, k):
+        raise ValueError(f"from_callable: {which} must return shape {(space.length, k)}, got {tuple(result.shape)}")
+    if result.dtype != space.dtype:
+        raise TypeError(f"from_callable: {which} must return {space.dtype}, got {result.dtype}")
+    return result
 
 
 # --- constructors -----------------------------------------------------------------------------------------------------

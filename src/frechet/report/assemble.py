@@ -15,12 +15,14 @@ from frechet.analyze.stability import Range
 from frechet.linalg.density import Density
 from frechet.linalg.result import Spectrum
 from frechet.objective import Objective, Subsample
+from frechet.report import numbers
 from frechet.report import schema as s
 from frechet.report.measure import RTOL, Settings, frobenius_of
 from frechet.report.run import Run
 
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 NOTHING = s.Cost(0, 0, 0.0)
+NAMES: tuple[tuple[s.OperatorName, str], ...] = (("hessian", "Hessian"), ("gauss_newton", "Gauss-Newton"))
 DAMPINGS = (1e-1, 1e-2)  # of the largest eigenvalue; smaller ones fall into the bulk that few steps do not resolve
 
 Origin = tuple[str, str, str, str, str]  # title, source, date, command, budget
@@ -28,15 +30,16 @@ Origin = tuple[str, str, str, str, str]  # title, source, date, command, budget
 
 def assemble(objective: Objective, settings: Settings, run: Run, origin: Origin, version: str) -> s.Report:
     """The report of everything that `run` holds."""
+    curvatures = [_curvature(kind, name, objective, run) for kind, name in NAMES]
     return s.Report(
         header=_header(objective, settings, run, origin, version),
-        hessian=_curvature("hessian", "Hessian", objective, run),
-        gauss_newton=_curvature("gauss_newton", "Gauss-Newton", objective, run),
+        hessian=curvatures[0],
+        gauss_newton=curvatures[1],
         layers=_layers(run),
         learning_rate=_learning_rate(run),
         noise=_noise(run),
         slices=_slices(run),
-        left_out=tuple(run.left_out),
+        left_out=(*run.left_out, *(entry for c in curvatures for entry in unresolved(c))),
         costs=tuple(s.SectionCost(name, cost) for name, cost in run.costs.items()),
         total=run.total(),
     )
@@ -151,7 +154,9 @@ def _curvature(
         definition = (
             "sum of |lambda| / (|lambda| + damping)" if kind == "hessian" else "sum of lambda / (lambda + damping)"
         )
-        dimensions.append(s.EffectiveDimension(a, s.from_estimate(density.trace_of(kept), cost=cost), definition))
+        number = s.from_estimate(density.trace_of(kept), cost=cost)
+        if number.upper - number.lower < 2 * number.value:  # else nothing is known of it: see `unresolved`
+            dimensions.append(s.EffectiveDimension(a, _nonnegative(number), definition))
     return replace(
         curvature,
         density=s.Density(
@@ -172,6 +177,19 @@ def _curvature(
         stable_rank=_stable_rank(square, spectrum, cost),
         effective_dimensions=tuple(dimensions),
     )
+
+
+def unresolved(c: s.Curvature | None) -> list[s.LeftOut]:
+    """What to say of effective dimensions whose error is as large as they are: a bulk of both signs makes such."""
+    if c is None or c.density is None or c.frobenius_norm is None or c.frobenius_norm.value == 0:
+        return []
+    found = len(c.effective_dimensions)
+    if found == len(DAMPINGS):
+        return []
+    why = (
+        f"{c.density.steps} steps resolve the eigenvalues near zero for {found} of {len(DAMPINGS)} dampings; give more"
+    )
+    return [s.LeftOut(f"effective dimension of the {dict(NAMES)[c.operator]}", f"{why} --steps")]
 
 
 def _radius(spectrum: Spectrum | None, density: Density) -> float:
@@ -280,10 +298,15 @@ def _noise(run: Run) -> s.Noise | None:
     critical = None
     if curvature is not None:
         critical = s.Measured(
-            curvature.value, min(curvature.lower, curvature.value), max(curvature.upper, curvature.value),
+            # the gradient that it takes for G is no more a draw than that of the noise scale
+            curvature.value, 0.0 if noise.below_chance and curvature.value == math.inf else
+            min(curvature.lower, curvature.value), max(curvature.upper, curvature.value),
             curvature.level, False, cost, "random signs of examples, one Hessian product each", "examples",
         )  # fmt: skip
-    remark = "" if noise.bounded else "The mean gradient cannot be told from zero, so there is no upper end."
+    remark = ""
+    if not noise.bounded and not noise.below_chance and math.isfinite(noise.resolvable):
+        most = numbers.typeset(numbers.number(noise.resolvable, 2))
+        remark = f"{noise.examples} examples can tell a noise scale from an infinite one up to about {most}."
     return s.Noise(
         scale,
         critical,

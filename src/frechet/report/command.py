@@ -36,7 +36,7 @@ from frechet.report.measure import WEIGHTS, Settings, measure
 from frechet.report.page import render
 from frechet.report.progress import progress
 from frechet.report.run import Run
-from frechet.report.schema import dumps
+from frechet.report.serialize import dumps
 from frechet.report.source import load
 from frechet.report.terminal import show
 from frechet.space import Group

@@ -28,8 +28,9 @@ from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.operators.memory import ran_out
+from frechet.operators.operator import LinearOperator
 from frechet.operators.route import chosen
-from frechet.report.metered import Metered
+from frechet.report.metered import metered
 from frechet.report.run import PLENTY, Observe, Run
 
 # the stages in order, each with its share of a budget
@@ -107,7 +108,7 @@ def _checked(objective: Objective, run: Run) -> Mapping[str, Any]:
     gradient = objective.gradient()
     route = chosen(None, objective.model, "report", gauss_newton=True)
     try:  # one product also tells a budget of time how fast they are
-        _ = _metered(gauss_newton(objective, route=route), run) @ objective.space.random(0, 0)
+        _ = _counted(gauss_newton(objective, route=route), run) @ objective.space.random(0, 0)
     except NotDifferentiable:
         if route == "reverse":
             raise
@@ -116,8 +117,8 @@ def _checked(objective: Objective, run: Run) -> Mapping[str, Any]:
     return {"check": found, "gradient_norm": float(objective.space.norm(gradient)), "route": route}
 
 
-def _metered(A: Any, run: Run) -> Metered:
-    return Metered(A, run.meter, alone=run.group is None)
+def _counted(A: Any, run: Run) -> LinearOperator:
+    return metered(A, run.meter, alone=run.group is None)
 
 
 def _eigenvalues(name: str, A: Any, settings: Settings, run: Run, which: Any) -> Spectrum | None:
@@ -130,7 +131,7 @@ def _eigenvalues(name: str, A: Any, settings: Settings, run: Run, which: Any) ->
     def compute(observe: Observe, resume: Any) -> Spectrum:
         most = None if limit >= PLENTY else limit
         return eigsh(
-            _metered(A, run), min(settings.top, A.domain.dim), which=which, seed=settings.seed, rtol=RTOL,
+            _counted(A, run), min(settings.top, A.domain.dim), which=which, seed=settings.seed, rtol=RTOL,
             max_products=most, observe=observe, resume=resume,
         )  # fmt: skip
 
@@ -153,7 +154,7 @@ def _density(name: str, A: Any, settings: Settings, run: Run, spectrum: Spectrum
 
     def compute(observe: Observe, resume: Any) -> Any:
         return spectral_density(
-            _metered(A, run), seed=settings.seed, probes=settings.probes, steps=steps, deflate=spectrum,
+            _counted(A, run), seed=settings.seed, probes=settings.probes, steps=steps, deflate=spectrum,
             observe=observe, resume=resume,
         )  # fmt: skip
 
@@ -176,7 +177,7 @@ def _section(stage: str, run: Run, compute: Callable[[int], Any], least: int) ->
 
 def _layer_traces(objective: Objective, settings: Settings, run: Run, limit: int) -> Any:
     probes = min(settings.layer_probes, limit)
-    return layer_traces(_metered(hessian(objective), run), seed=settings.seed, probes=probes)
+    return layer_traces(_counted(hessian(objective), run), seed=settings.seed, probes=probes)
 
 
 def _layer_tops(objective: Objective, settings: Settings, run: Run, limit: int) -> Any:

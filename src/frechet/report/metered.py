@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from frechet.operators.memory import ran_out
-from frechet.operators.operator import Fact, LinearOperator
-from frechet.space import Space
+from frechet.operators.operator import LinearOperator
+from frechet.operators.structured import FromCallable
 
 
 @dataclass
@@ -22,45 +22,21 @@ class Meter:
     at_once: int | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Metered(LinearOperator):
-    """An operator whose products are counted; a block is one pass over the data.
+def metered(A: LinearOperator, meter: Meter, alone: bool = True) -> LinearOperator:
+    """A with its products counted; a block is one pass over the data.
 
     Where a block runs out of memory it is halved, and so are those after it; a single vector's error is the caller's.
-    On several processes nothing is halved: one rank's memory is not the others'.
+    On several processes (not `alone`) nothing is halved: one rank's memory is not the others'.
     """
 
-    operator: LinearOperator
-    meter: Meter
-    alone: bool = True
-
-    @property
-    def domain(self) -> Space:
-        return self.operator.domain
-
-    @property
-    def codomain(self) -> Space:
-        return self.operator.codomain
-
-    @property
-    def facts(self) -> frozenset[Fact]:
-        return self.operator.facts
-
-    def _matmat(self, V: Tensor) -> Tensor:
-        return self._in_blocks(self.operator._matmat, V)
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._in_blocks(self.operator._rmatmat, U)
-
-    def _in_blocks(self, product: Callable[[Tensor], Tensor], V: Tensor) -> Tensor:
-        meter, k, found = self.meter, V.shape[1], []
-        done = 0
+    def in_blocks(product: Callable[[Tensor], Tensor], V: Tensor) -> Tensor:
+        found, done, k = [], 0, V.shape[1]
         while done < k:
             size = min(k - done, meter.at_once or k)
             try:
                 found.append(product(V[:, done : done + size]).T)
             except (RuntimeError, MemoryError) as error:
-                if not self.alone or size == 1 or not ran_out(error):
+                if not alone or size == 1 or not ran_out(error):
                     raise
                 meter.at_once = size // 2
                 continue
@@ -68,3 +44,7 @@ class Metered(LinearOperator):
             meter.passes += 1
             done += size
         return found[0].T if len(found) == 1 else torch.cat(found).T
+
+    return FromCallable(
+        lambda V: in_blocks(A._matmat, V), lambda U: in_blocks(A._rmatmat, U), A.domain, A.codomain, A.facts
+    )

@@ -31,6 +31,8 @@ def number(x: float, digits: int = 3) -> str:
 def measured(m: Measured) -> str:
     """`m` with its interval and unit: ``12.3 ± 0.4``, ``12.3 [11.9, 13.1]``, ``12.3456 (exact)``."""
     unit = f" {m.unit}" if m.unit else ""
+    if m.value == m.upper == math.inf and m.lower == 0:
+        return "not resolved"
     if m.value == math.inf and math.isfinite(m.lower):
         return f"above {number(m.lower)}{unit}"
     if not math.isfinite(m.value):

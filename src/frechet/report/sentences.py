@@ -136,11 +136,18 @@ def interpolation(section: LearningRate) -> str:
 
 def noise(section: Noise) -> str:
     """Up to which batch size averaging pays."""
-    scale = section.noise_scale
+    scale, squared = section.noise_scale, section.gradient_norm_squared
+    if squared is not None and squared.upper < 0:
+        return typeset(
+            f"The mean gradient of these {count(section.examples)} examples is smaller than chance alone would leave "
+            "it, as it is after training on them, so they cannot tell the noise scale. For that, examples are wanted "
+            "that the model has not seen."
+        )
     if not math.isfinite(scale.value) or not math.isfinite(scale.upper):
         return typeset(
             f"The mean gradient of the {count(section.examples)} examples cannot be told from zero, so the noise scale "
-            f"has no upper end here (at least {number(scale.lower)} examples)."
+            f"has no upper end here (at least {number(scale.lower)} examples). More examples would tell, and if the "
+            "model was trained on these, others."
         )
     return typeset(
         f"The gradient's noise equals its signal at a batch of {measured(scale)}: well below that size, doubling the "

@@ -303,12 +303,12 @@ class Space:
         return self._added(torch.stack([self._inner(c, c) for c in v.T])).sqrt()
 
     def gram(self, U: Tensor, V: Tensor) -> Tensor:
-        """U'V as a float64 matrix ``(k, l)``, from blocks ``(n, k)`` and ``(n, l)``."""
-        if self.dtype == torch.float64:
+        """U'V as a float64 matrix ``(k, l)``, from blocks ``(n, k)`` and ``(n, l)``; U may be kept in fewer bits."""
+        if self.dtype == U.dtype == torch.float64:
             return self._added(U.T @ V)
         total = torch.zeros(U.shape[1], V.shape[1], dtype=torch.float64, device=_double(U[:0]).device)
         for a in range(0, self.length, CHUNK):
-            total += _double(U[a : a + CHUNK].T @ V[a : a + CHUNK])
+            total += _double(U[a : a + CHUNK].T.to(self.dtype) @ V[a : a + CHUNK])
         return self._added(total)
 
     def orthonormalize(self, V: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,160 @@
+"""The eigenpairs at the ends of the spectrum of a symmetric A, by Lanczos with thick restarts.
+
+An orthonormal basis W = [V, P] is kept, where A has been applied to V (n, j) and not yet to the pending vectors P
+(n, p), with A V = [V, P] T. One product turns the first pending vector into a column of V and adds what is new of it to
+P. Eigenpairs of V'A V are the Ritz pairs (theta, V s), with residual ||T[j:] s|| exactly. A full basis is replaced by
+its best Ritz vectors and P. Lanczos has p = 1; where P is empty (an invariant space) and in the search for copies a
+random vector is added to it.
+
+In a basis that is kept in fewer bits (`basis.py`) the relation holds up to their rounding only. The Ritz vectors are
+then made orthonormal again in the vectors' own precision, A is projected on them once more, and the residuals are those
+of these products: one product a pair at the end.
+
+**Source.** K. Wu and H. Simon 2000, "Thick-restart Lanczos method for large symmetric eigenvalue problems",
+doi 10.1137/S0895479898334605. Several pending vectors: A. Ruhe 1979, doi 10.1090/S0025-5718-1979-0521282-9. The search
+for further copies stops by J. Kuczynski and H. Wozniakowski 1992, theorem 4.1, doi 10.1137/0613066.
+
+**Differs from the source.** (1) Everything is orthogonalized twice against the whole basis; T is stored whole. (2) The
+tolerance is tested inside the basis, not only at restarts.
+
+Cost: one product a step, `size` vectors of memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frechet.linalg.basis import Basis, Storage, combine, new_basis
+from frechet.linalg.eigsh_run import STREAM, EigshState, Run, applied, spectrum
+from frechet.linalg.result import Spectrum, Status
+from frechet.operators.operator import LinearOperator
+
+MISSED = 0.01  # probability with which the search for further copies may overlook one
+
+
+def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies: bool, storage: Storage) -> Spectrum:
+    A, space, n = run.A, run.A.domain, run.A.domain.dim
+    W, T = new_basis(space, size, storage, "eigsh"), np.zeros((size, size))
+    limit = run.limit - wanted if W.rounded else run.limit  # the last products measure the residuals
+    j = p = products = restarts = drawn = 0
+    scale, search = 0.0, None
+    if run.resume is not None:
+        state = run.resume
+        products, restarts, drawn = state.products, state.iterations, state.drawn
+        scale, search = state.scale, state.search
+        j, p = state.matrix.shape[1], state.basis.shape[1] - state.matrix.shape[1]
+        W.block[:, : j + p], T[: j + p, :j] = state.basis, state.matrix.numpy()
+    elif start is not None and start.shape[1]:
+        # one vector in the span of the guesses: cheaper than a block unless the guesses are almost exact
+        sizes = space.norm(start).clamp_min(torch.finfo(torch.float64).tiny)
+        p = int(W.append(0, start @ (1 / sizes).to(start), 0.0, "eigsh: start")[1] > 0.0)
+    while True:
+        # in a large basis not after every product: the small eigenproblem is not free
+        if p == 0 or products >= limit or (j >= wanted and j % (1 + j // 48) == 0):
+            theta, S, residuals = _ritz(T, j, p)
+            best = run.indices(j, wanted)
+            done = run.converged(theta[best], residuals[best], scale)
+            finished = j == n or (len(best) == wanted and bool(done.all()))
+            if finished and copies and j + p < n:
+                search, finished = _search(run, theta, best, products, search)
+            if run.observe is not None:
+                state = EigshState(
+                    run.fingerprint, torch.from_numpy(theta[best]), torch.from_numpy(residuals[best]), products,
+                    restarts, W.block[:, : j + p], None, torch.from_numpy(T[: j + p, :j].copy()), drawn, scale, search,
+                )  # fmt: skip
+                if run.observe(state):
+                    status = Status.STOPPED
+                    break
+            if finished or products >= limit:
+                status = Status.CONVERGED if finished else Status.MAX_ITERATIONS
+                break
+        fresh = p == 0 or (search is not None and search[0] == products and j + p < n and wanted + p + 3 < size)
+        if size < n and j + p + fresh >= size:
+            theta, S, _ = _ritz(T, j, p)
+            kept = run.indices(j, wanted + (size - wanted - p - fresh) // 3)
+            W.rotate(j, p, S[:, kept])
+            coupling = T[j : j + p, :j] @ S[:, kept]
+            j, T[:] = len(kept), 0.0
+            T[:j, :j], T[j : j + p, :j] = np.diag(theta[kept]), coupling
+            restarts += 1
+        if fresh:
+            drawn += 1
+            g = space.random(STREAM + drawn - 1, run.seed, "gaussian")
+            if W.append(j + p, g, 0.0, "eigsh: random vector")[1] == 0.0:
+                continue
+            p += 1
+            _swap(W, T, j, j + p - 1)
+        products += 1
+        h, beta, scale = W.append(j + p, A @ W.column(j), scale, f"eigsh: product {products} (A @ v)")
+        T[: j + p, j], j, p = h.numpy(), j + 1, p - 1
+        if beta > 0.0:
+            T[j + p, j - 1], p = beta, p + 1
+            if search is not None:  # follow the random vector's own Krylov space before the rest
+                _swap(W, T, j, j + p - 1)
+    vectors, values, errors, rounded = W.combine(j, S[:, best]), theta[best], residuals[best], W.rounded
+    if rounded:
+        del W  # its memory is free for the products
+        vectors, values, errors, scale = _measured(A, vectors, scale, products)
+        products, done = products + len(values), run.converged(values, errors, scale)
+        status = Status.STAGNATED if status is Status.CONVERGED and not bool(done.all()) else status
+    return spectrum(run, values, errors, done, vectors, scale, restarts, products, status)
+
+
+def _measured(
+    A: LinearOperator, X: Tensor, scale: float, products: int
+) -> tuple[Tensor, np.ndarray, np.ndarray, float]:
+    """The Ritz pairs of A in the span of X, values descending, with their residuals by products."""
+    space = A.domain
+    AX, scale = applied(A, X, scale, products)
+    # X is orthonormal up to the rounding of the basis, so its Gram matrix is well conditioned
+    L = np.linalg.inv(np.linalg.cholesky(space.gram(X, X).cpu().numpy()))
+    H = L @ space.gram(X, AX).cpu().numpy() @ L.T
+    theta, S = np.linalg.eigh((H + H.T) / 2)
+    theta, C = theta[::-1].copy(), L.T @ S[:, ::-1]
+    X = combine(X, C)
+    # one at a time: a block of residuals would take the memory that was saved
+    errors = [space.norm(combine(AX, C[:, i : i + 1])[:, 0] - t * X[:, i]) for i, t in enumerate(theta.tolist())]
+    return X, theta, np.array([float(e) for e in errors]), scale
+
+
+def _ritz(T: np.ndarray, j: int, p: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigenvalues (ascending) and vectors of the projected matrix, and the residual norms of the Ritz pairs."""
+    theta, S = np.linalg.eigh((T[:j, :j] + T[:j, :j].T) / 2)
+    return theta, S, np.sqrt(np.square(T[j : j + p, :j] @ S).sum(0))
+
+
+def _search(
+    run: Run, theta: np.ndarray, best: np.ndarray, products: int, search: tuple[int, tuple[float, ...]] | None
+) -> tuple[tuple[int, tuple[float, ...]], bool]:
+    """The search for copies after `products`, and whether it may end: a copy would have shown as a Ritz value."""
+    values, n = theta[best], run.A.domain.dim
+    tolerance = np.maximum(run.rtol * np.abs(values), run.atol)
+    if search is None or bool((np.abs(values - np.array(search[1])) > 2 * tolerance).any()):
+        return (products, tuple(values.tolist())), False
+    steps, rest = products - search[0], np.delete(theta, best)
+    ends = []
+    if run.which != "smallest":
+        top = values if run.which == "largest" else values[: (len(values) + 1) // 2]
+        ends.append((top, tolerance[: len(top)], rest.max(initial=-math.inf), theta[0]))
+    if run.which != "largest":
+        low = values if run.which == "smallest" else values[(len(values) + 1) // 2 :]
+        ends.append((-low[::-1], tolerance[len(values) - len(low) :][::-1], (-rest).max(initial=-math.inf), -theta[-1]))
+    for end, tol, following, least in ends:
+        # a second copy of the last value changes nothing in the list: the first value that matters lies above it
+        above = end[end > end[-1] + tol[-1]]
+        if len(above) and not math.isinf(following):
+            gap = max(above[-1] - following, 0.0) / (above[-1] - least)
+            if 1.648 * math.sqrt(n) * math.exp(-math.sqrt(gap) * (2 * steps - 1)) > MISSED:
+                return search, False
+    return search, True
+
+
+def _swap(W: Basis, T: np.ndarray, a: int, b: int) -> None:
+    """Exchange two pending vectors."""
+    if a != b:
+        W.swap(a, b)
+        T[[a, b]] = T[[b, a]]

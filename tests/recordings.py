@@ -1,0 +1,22 @@
+"""Tapes of products, for tests: recorded with one vector and played back with another."""
+
+import torch
+
+from frechet.operators.tape import record
+
+
+def vector(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def played_back(product, *shapes):
+    """What a tape of `product` gives for a vector that it was not recorded with, and what it should give."""
+    tape = record(product, [vector(*s) for s in shapes])
+    other = [vector(*s, seed=1) for s in shapes]
+    return tape, tape(other), product([v.clone() for v in other])
+
+
+def same(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)
