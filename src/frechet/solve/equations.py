@@ -181,7 +181,8 @@ def check_solution(
     with second_order(method, space.device), WeightNormByFormula(), torch.enable_grad():
         opened = opened_for_gradients(args, floating)
         ys = equations.residual(*opened)
-    strange = _foreign(ys, opened)
+    leaves, known = _leaves(ys), {id(t) for t in opened}
+    strange = next((t for t in leaves if id(t) not in known), None)
     if strange is not None:
         raise ValueError(
             f"{method}: conditions must use tensors that require grad only as inputs, got one of shape "
@@ -189,7 +190,7 @@ def check_solution(
             "argument (parameters of a model: dict(model.named_parameters()) and torch.func.functional_call), or "
             "detach it"
         )
-    if space.dim and not any(y.requires_grad for y in ys):
+    if space.dim and not any(t is leaf for t in opened[:n] for leaf in leaves):
         raise ValueError(
             f"{method}: conditions must depend on x by torch operations, got a result that does not (numpy, .item() "
             "and .detach() cut the graph)"
@@ -212,11 +213,10 @@ def _spread(block: Tensor) -> float:
     return mean**0.5 if mean > 0 else 1.0
 
 
-def _foreign(ys: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor | None:
-    """A leaf of the graph of `ys` that is not among `own`."""
-    known, seen = {id(t) for t in own}, set()
-    waiting = [y.grad_fn for y in ys if y.grad_fn is not None]
-    leaves = [y for y in ys if y.requires_grad and y.grad_fn is None]
+def _leaves(ys: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves of the graph of `ys`."""
+    found, seen = [y for y in ys if y.requires_grad and y.grad_fn is None], set()
+    waiting = [y.grad_fn for y in ys]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -224,9 +224,9 @@ def _foreign(ys: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor | None:
         seen.add(node)
         leaf = getattr(node, "variable", None)  # of nodes that accumulate into a leaf
         if isinstance(leaf, Tensor):
-            leaves.append(leaf)
+            found.append(leaf)
         waiting += [above for above, _ in node.next_functions]
-    return next((t for t in leaves if id(t) not in known), None)
+    return found
 
 
 def space_of(blocks: Sequence[Tensor]) -> Space:

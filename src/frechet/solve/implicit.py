@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import OptimizeResult
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -163,10 +164,9 @@ def implicit(
 
 def _solution_of(returned: object, like: Tensor) -> Point:
     """x as tensors: what a solver returned, or the attribute x of it."""
-    if not isinstance(returned, Tensor | Mapping | np.ndarray | float | int) and hasattr(returned, "x"):
+    plain = Tensor | Mapping | np.ndarray | np.generic | float | int
+    if isinstance(returned, OptimizeResult) or (not isinstance(returned, plain) and hasattr(returned, "x")):
         returned = returned.x  # pyright: ignore[reportAttributeAccessIssue]
-    elif isinstance(returned, Mapping) and not isinstance(returned, dict) and "x" in returned:
-        returned = returned["x"]
     if isinstance(returned, Mapping):
         return {str(n): _tensor(b, like) for n, b in returned.items()}
     return _tensor(returned, like)

@@ -133,6 +133,8 @@ def _chosen(A: LinearOperator, rules: Rules, unknowns: int) -> tuple[str, str]:
 def _dense(A: LinearOperator, B: Tensor, problems: int, rtol: float, transposed: bool) -> list[Solution]:
     """By the inverse of each problem's matrix; where that is singular by its pseudo-inverse, if B is in its range."""
     space = A.domain
+    if not space.dim:
+        return [Solution(b, Status.CONVERGED, 0.0, 0, 0, (), "dense: nothing to solve") for b in B.T]
     K, products = _matrices(A, problems)
     K = K.mT if transposed else K
     inverse, info = torch.linalg.inv_ex(K)
@@ -179,8 +181,6 @@ def _pseudo_inverse(K: Tensor, rtol: float) -> Tensor:
 def _matrices(A: LinearOperator, problems: int) -> tuple[Tensor, int]:
     """The matrix of each problem ``(problems, n, n)`` in float64, all by n products, and the number of products."""
     space = A.domain
-    if problems == 0 or space.dim == 0:
-        return torch.zeros(problems, 0, 0, dtype=torch.float64, device=space.device), 0
     n = space.dim // problems
     units = torch.eye(n, dtype=space.dtype, device=space.device)
     U = torch.stack([_vector(space, e.expand(problems, n), problems) for e in units]).T
