@@ -10,6 +10,7 @@ from frechet.solve.conditions import (
 )
 from frechet.solve.fixed_point import fixed_point
 from frechet.solve.gmres import GmresState, gmres
+from frechet.solve.hypergradient import Hypergradient, hypergradient
 from frechet.solve.implicit import implicit
 from frechet.solve.kkt import kkt_conditions
 from frechet.solve.least_squares import least_squares
@@ -27,6 +28,7 @@ __all__ = [
     "CGState",
     "Conditions",
     "GmresState",
+    "Hypergradient",
     "LeastSquaresBatch",
     "LeastSquaresSolution",
     "LeastSquaresState",
@@ -38,6 +40,7 @@ __all__ = [
     "fixed_point",
     "fixed_point_conditions",
     "gmres",
+    "hypergradient",
     "implicit",
     "kkt_conditions",
     "least_squares",
