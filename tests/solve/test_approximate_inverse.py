@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from frechet import Status, from_matrix
+from frechet import Status, from_diagonal, from_matrix
 from frechet.solve.approximate_inverse import InverseRules
 
 F64 = torch.float64
@@ -15,6 +15,7 @@ B = torch.ones(4, dtype=F64)
     [
         ({}, 4 + 1),
         ({"rank": 4, "seed": 0}, 2 + 4),
+        ({"preconditioner": from_diagonal(1 / D)}, 2 + 2),
         ({"inverse": "neumann", "terms": 200, "scale": 0.2}, 200),
         ({"inverse": "nystrom", "rank": 4, "seed": 0}, 4 + 1),
     ],
@@ -65,6 +66,7 @@ def test_low_rank_is_told_from_converged():
         ({"inverse": "neumann", "rank": 3}, "rank must come with inverse='cg' or 'nystrom'"),
         ({"inverse": "nystrom"}, "inverse='nystrom' needs rank, got None"),
         ({"rank": 3}, "seed must be given where a Nystrom approximation is drawn"),
+        ({"rank": 3, "seed": 0, "preconditioner": H}, "preconditioner must come with inverse='cg' and no rank"),
         ({"inverse": "nystrom", "rank": 3, "seed": 0, "observe": bool}, "observe must come with"),
     ],
 )

@@ -45,6 +45,7 @@ class InverseRules:
     scale: float | None = None
     seed: int | None = None
     observe: Callable[[CGState], bool] | None = None
+    preconditioner: LinearOperator | None = None
 
     def checked(self) -> InverseRules:
         """These rules if they go together; raises otherwise."""
@@ -61,6 +62,10 @@ class InverseRules:
             )
         if inverse != "cg" and self.observe is not None:
             raise ValueError(f"hypergradient: observe must come with inverse='cg', got inverse={inverse!r}")
+        if self.preconditioner is not None and (inverse != "cg" or rank is not None):
+            raise ValueError(
+                "hypergradient: preconditioner must come with inverse='cg' and no rank, got another choice"
+            )
         if inverse == "neumann" and rank is not None:
             raise ValueError("hypergradient: rank must come with inverse='cg' or 'nystrom', got inverse='neumann'")
         if (terms is not None and terms < 1) or (scale is not None and not scale > 0):
@@ -79,7 +84,7 @@ class InverseRules:
         if self.inverse == "neumann":
             step, spent = _scale(A, self.scale, self.seed)
             return lambda b: _neumann(A, b, step, TERMS if self.terms is None else self.terms, rtol), spent
-        M = None
+        M = self.preconditioner
         if self.rank is not None:
             assert self.seed is not None
             M = nystrom(H, rank=self.rank, damping=self.damping, seed=self.seed)
@@ -89,7 +94,8 @@ class InverseRules:
 
         def by_cg(b: Tensor) -> Solution:
             s = cg(A, b, preconditioner=M, rtol=rtol, max_iterations=self.max_iterations, observe=self.observe)
-            return replace(s, message=f"cg{'' if M is None else ' with nystrom'}{s.message.removeprefix('cg')}")
+            name = "cg" if M is None else "preconditioned cg" if self.rank is None else "cg with nystrom"
+            return replace(s, message=name + s.message.removeprefix("cg"))
 
         return by_cg, self.rank or 0
 

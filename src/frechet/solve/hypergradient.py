@@ -98,6 +98,7 @@ def hypergradient(
     damping: float = 0.0,
     rtol: float | None = None,
     max_iterations: int | None = None,
+    preconditioner: LinearOperator | None = None,
     rank: int | None = None,
     terms: int | None = None,
     scale: float | None = None,
@@ -115,10 +116,11 @@ def hypergradient(
     batch)``, summed over the batches, and hold the graph of one batch at a time.
 
     Converged means ``norm(r) <= rtol * norm(d outer/dx)``, r recomputed (rtol is sqrt(eps) if left out), for every
-    `inverse`; nothing is raised, ``.checked()`` does. "cg" takes `rtol`, `max_iterations`, `observe`, and `rank` with
-    `seed` for a Nystrom preconditioner (and damping > 0); "neumann" `terms`, and `scale` below 2 / largest eigenvalue
-    or a `seed` to find one; "nystrom" `rank`, `seed` and `damping`. Damping changes the system: it biases the gradient
-    where H has eigenvalues near it, and `correct` estimates this, too.
+    `inverse`; nothing is raised, ``.checked()`` does. "cg" takes `rtol`, `max_iterations`, `observe`, and a
+    `preconditioner` near the inverse of H, or `rank` with `seed` for a Nystrom one (and damping > 0); "neumann"
+    `terms`, and `scale` below 2 / largest eigenvalue or a `seed` to find one; "nystrom" `rank`, `seed` and `damping`.
+    Damping changes the system: it biases the gradient where H has eigenvalues near it, and `correct` estimates this,
+    too.
 
     ``correct=True`` adds `correction` and `error`, for two more solves and third derivatives of inner. A positive
     `curvature`, a lower bound of the eigenvalues of H between x and x* (the weight decay of a convex problem), gives
@@ -136,7 +138,9 @@ def hypergradient(
         >>> round(float(h.gradient), 9)  # -2 (x - target)'y / (1 + weight)^2
         -2.0
     """
-    rules = InverseRules(inverse, damping, rtol, max_iterations, rank, terms, scale, seed, observe).checked()
+    rules = InverseRules(
+        inverse, damping, rtol, max_iterations, rank, terms, scale, seed, observe, preconditioner
+    ).checked()
     if curvature is not None and not 0 < curvature < math.inf:
         raise ValueError(f"hypergradient: curvature must be a number > 0, got {curvature}")
     for name, data in (("outer_data", outer_data), ("inner_data", inner_data)):
@@ -172,7 +176,7 @@ def hypergradient(
             w = solver(left + turned)
             crossed, _ = problem.crossed(w.x)
             correction = moved - crossed
-            error = float(problem.theta_space.norm(correction))
+            error = _length(problem.theta_space, correction)
             found = replace(
                 found,
                 correction=problem.shaped(correction, theta),
@@ -319,6 +323,10 @@ def _terms(f: Callable[..., Tensor], data: Iterable[Any] | None) -> Callable[[],
     if data is None:
         return lambda: [f]
     return lambda: (lambda x, theta, batch=batch: f(x, theta, batch) for batch in data)
+
+
+def _length(space: Space, t: Tensor) -> float:
+    return float(space.norm(t))
 
 
 def _blocks(name: str, x: Point) -> tuple[dict[str, Tensor], bool]:
