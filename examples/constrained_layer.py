@@ -155,11 +155,11 @@ def picture(found: Found, path: Path) -> None:
         left.plot([100 * row[i] for row in found.curve], label=name)
     left.axvline(STEPS, color="k", ls=":", lw=1)
     left.set(
-        xlabel="step (least squares, then the decision)", ylabel="covered progress, % of the best", title="Training"
+        xlabel="step (least squares, then the decision)", ylabel="covered progress, % of the best", title="Two ways"
     )
     left.legend()
     order = found.progress.argsort(descending=True)
-    right.bar(range(len(order)), found.weights[order], width=1.0)
+    right.bar(range(len(order)), found.weights[order].numpy(), width=1.0)
     right.axvline(PLACES * len(order), color="k", ls=":", lw=1)
     right.set(xlabel="test patient, by progress", ylabel="place", title="Who gets one (left of the line: who should)")
     figure.savefig(path, dpi=120)
@@ -170,9 +170,8 @@ def main() -> None:
     print("trained for       covered progress, training  test")
     for name, (train, test) in found.covered.items():
         print(f"{name:20s} {100 * train:22.1f} % {100 * test:6.1f} %")
-    print(
-        f"the share of the sexes costs {100 * found.price:.1f} %; largest violation of a constraint {found.violation:.0e}"
-    )
+    print(f"the share of the sexes costs {100 * found.price:.1f} % of the best")
+    print(f"largest violation of a constraint {found.violation:.0e}")
     print(f"{found.solves} adjoint solves, largest residual {found.residual:.0e}")
     print(f"derivative of the layer against differences of the solver: {found.difference:.0e}")
     path = Path(next(iter(sys.argv[1:]), "constrained_layer.png"))
