@@ -6,7 +6,8 @@ Multinomial logistic regression on the handwritten digits of scikit-learn, from 
 as many decays exp(theta). A grid tunes one decay for all of them, as is usual. From its best point on, Adam follows the
 hypergradient: each step fits the model to convergence (Newton's method with conjugate gradients) and solves one linear
 system, where a difference quotient would fit it 651 times. The loss on 647 images that neither fit nor tune anything
-shows what is gained. The picture shows the losses along the way, and which pixels the tuned model may use.
+shows what is gained; the 1000 images that tune are not fitted in either way. The picture shows the losses along the
+way, and how far each pixel of each digit is held down.
 """
 
 from __future__ import annotations

@@ -150,11 +150,13 @@ def hypergradient(
     space = problem.space
     with second_order("hypergradient", space.device), WeightNormByFormula():
         value, slope = problem.outer_slope()
-        H = problem.hessian(keep=inner_data is None)
+        graph = problem.inner_graph() if inner_data is None else None
+        H = SummedHessian(problem) if graph is None else GraphJacobian(graph.g, graph.xs, space, space, SYMMETRIC)
         solver, setup = rules.solver(H)
         s = solver(slope)
         v, products = s.x, s.products + setup
-        gradient, stationary = problem.total_derivative(v)
+        left = slope - H @ v if curvature is not None or correct else None
+        gradient, stationary = problem.total_derivative(v, graph, retain=correct)
         size, stationarity = float(space.norm(slope)), float(space.norm(stationary))
         found = Hypergradient(
             gradient=problem.shaped(gradient, theta),
@@ -164,26 +166,34 @@ def hypergradient(
             stationarity=stationarity,
             products=products,
         )
-        left = None
-        if curvature is not None or correct:
-            left, products = slope - H @ v, products + 1
+        if left is not None:
+            found = replace(found, products=products + 1)
         if curvature is not None and left is not None:
             errors = (stationarity / curvature, float(space.norm(left)) / curvature)
-            found = replace(found, products=products, inner_error=errors[0], solve_error=errors[1])
+            found = replace(found, inner_error=errors[0], solve_error=errors[1])
         if correct and left is not None:
             p = solver(-stationary)
             turned, moved = problem.turned(v, p.x)
             w = solver(left + turned)
-            crossed, _ = problem.crossed(w.x)
+            crossed, _ = problem.crossed(w.x, graph, retain=False)
             correction = moved - crossed
             error = _length(problem.theta_space, correction)
             found = replace(
                 found,
                 correction=problem.shaped(correction, theta),
                 error=error,
-                products=products + p.products + w.products,
+                products=found.products + p.products + w.products,
             )
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """d inner / dx, and the leaves that it was computed from."""
+
+    g: list[Tensor]
+    xs: list[Tensor]
+    ts: list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,29 +248,31 @@ class _Problem:
             raise ValueError("hypergradient: outer must be finite with its gradient at x, got NaN or infinity")
         return total, slope
 
-    def hessian(self, keep: bool) -> LinearOperator:
-        if not keep:
-            return SummedHessian(self)
-        xs, _, value = self.opened(with_theta=False)
+    def inner_graph(self) -> _Graph:
+        """The gradient of the one term of the inner function, with the graph that both of its derivatives share."""
+        xs, ts, value = self.opened(with_theta=True)
         [f] = self.inner()
         with torch.enable_grad():
-            g = grads(value(f), xs, None, create_graph=True)
-        return GraphJacobian(g, xs, self.space, self.space, SYMMETRIC)
+            return _Graph(grads(value(f), xs, None, create_graph=True), xs, ts)
 
-    def crossed(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def crossed(self, v: Tensor, graph: _Graph | None, *, retain: bool) -> tuple[Tensor, Tensor]:
         """(d^2 inner / dtheta dx) v, and d inner / dx."""
+        vs = self.space.split(v)
+        if graph is not None:
+            found = self.theta_space.join(grads(graph.g, graph.ts, vs, retain_graph=retain))
+            return found, self.space.join([t.detach() for t in graph.g])
         xs, ts, value = self.opened(with_theta=True)
         found, slope = self.theta_space.zeros(), self.space.zeros()
         for f in self.inner():
             with torch.enable_grad():
                 g = grads(value(f), xs, None, create_graph=True)
-                found += self.theta_space.join(grads(g, ts, self.space.split(v)))
+                found += self.theta_space.join(grads(g, ts, vs))
             slope += self.space.join([t.detach() for t in g])
         return found, slope
 
-    def total_derivative(self, v: Tensor) -> tuple[Tensor, Tensor]:
+    def total_derivative(self, v: Tensor, graph: _Graph | None, *, retain: bool) -> tuple[Tensor, Tensor]:
         """dL/dtheta, and d inner / dx."""
-        crossed, slope = self.crossed(v)
+        crossed, slope = self.crossed(v, graph, retain=retain)
         found = crossed.neg_()
         _, ts, value = self.opened(with_theta=True)
         for f in self.outer():
