@@ -1,6 +1,6 @@
 """A million hyperparameters: bytes and seconds of one hypergradient, in gradients of the inner function.
 
-    python benchmarks/hypergradient.py [--size 1000000] [--iterations 10]
+    python benchmarks/hypergradient.py [--size 1000000] [--iterations 10] [--rounds 1]
 
 One decay for each weight of a small network on random data, and one weight for each example of a linear classifier.
 Both are measured against one gradient of the inner function with respect to x and theta. Bytes are the peak of what
@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from frechet import hypergradient
 
-ROUNDS = 3
+BATCH = 50_000
 Problem = tuple[Callable[..., Tensor], Callable[..., Tensor], Tensor, Tensor]
 
 
@@ -53,9 +53,9 @@ def cleaning(size: int) -> Problem:
     X, y = torch.randn(size, 50, generator=draw), torch.randint(0, 20, (size,), generator=draw)
     V, z = torch.randn(1000, 50, generator=draw), torch.randint(0, 20, (1000,), generator=draw)
 
-    def inner(x: Tensor, t: Tensor) -> Tensor:
-        terms = cross_entropy(X @ x.view(50, 20), y, reduction="none")
-        return (torch.sigmoid(t) * terms).mean() + 1e-3 * (x**2).sum()
+    def inner(x: Tensor, t: Tensor, rows: slice = slice(None)) -> Tensor:
+        terms = cross_entropy(X[rows] @ x.view(50, 20), y[rows], reduction="none")
+        return (torch.sigmoid(t[rows]) * terms).sum() / size + len(terms) / size * 1e-3 * (x**2).sum()
 
     return (
         lambda x, t: cross_entropy(V @ x.view(50, 20), z),
@@ -101,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=1)
     a = parser.parse_args()
     timing.restart(1)
     torch.set_num_threads(1)
@@ -108,12 +109,14 @@ def main() -> None:
     for name, problem in {"decays": decays(a.size), "data cleaning": cleaning(a.size)}.items():
         outer, inner, x, t = problem
         works: dict[str, Callable[[], object]] = {"gradient": partial(gradient, problem)}
-        for way, given in WAYS.items():
+        batches = [slice(i, i + BATCH) for i in range(0, a.size, BATCH)]
+        ways = WAYS if name == "decays" else {**WAYS, f"cg, batches of {BATCH}": {"inner_data": batches}}
+        for way, given in ways.items():
             count = {"terms": a.iterations} if "inverse" in given else {"max_iterations": a.iterations}
             works[way] = partial(hypergradient, outer, inner, x, t, **given, **count)
         bytes_of = {way: peak(work) for way, work in works.items()}
         rounds = {way: [] for way in works}
-        for _ in range(ROUNDS):
+        for _ in range(a.rounds):
             for way, work in works.items():
                 rounds[way].append(seconds(work))
         median = {way: statistics.median(times) for way, times in rounds.items()}
@@ -121,7 +124,7 @@ def main() -> None:
         for way in works:
             ratio, cost = bytes_of[way] / bytes_of["gradient"], median[way] / median["gradient"]
             print(
-                f"  {way:20s} {bytes_of[way] / 2**20:8.1f} MiB, {ratio:5.2f} gradients; {cost:6.1f} gradients of time"
+                f"  {way:22s} {bytes_of[way] / 2**20:8.1f} MiB, {ratio:5.2f} gradients; {cost:6.1f} gradients of time"
             )
             row = {"problem": name, "way": way, "bytes": bytes_of[way], "gradients": ratio, "time": cost}
             rows.append({**row, "hyperparameters": len(t), "weights": len(x), "iterations": a.iterations})
