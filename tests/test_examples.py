@@ -99,3 +99,33 @@ def test_enzyme_constants_are_the_certified_ones_and_a_product_is_undetermined(m
     out = printed(module, found, monkeypatch, capsys)
     assert "undetermined: " in out
     assert (tmp_path / "enzyme_kinetics.png").stat().st_size > 10_000
+
+
+def test_a_layer_that_is_a_program_is_trained_for_what_it_decides(monkeypatch, capsys, tmp_path):
+    module = script("constrained_layer", monkeypatch)
+    found = module.run()
+    assert found.violation < 1e-12
+    assert found.difference < 1e-7
+    assert found.solves == module.STEPS + 1
+    assert found.covered["the decision"][0] > found.covered["least squares"][0]
+    assert abs(found.covered["the decision"][1] - found.covered["least squares"][1]) < 0.03
+    assert 0 < found.price < 0.02
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["constrained_layer.py"])
+    assert "adjoint solves" in printed(module, found, monkeypatch, capsys)
+    assert (tmp_path / "constrained_layer.png").stat().st_size > 10_000
+
+
+def test_a_decay_for_each_weight_beats_one_for_all_on_new_images(monkeypatch, capsys, tmp_path):
+    module = script("weight_decay_per_parameter", monkeypatch)
+    found = module.run()
+    best = min(found.grid, key=lambda row: row[1])
+    assert found.grid[0] != best != found.grid[-1]
+    assert found.steps[-1][0] < 0.4 * best[1]
+    assert found.steps[-1][1] < 0.7 * best[2]
+    assert all(error < 1e-2 * norm for _, norm, error in found.errors)
+    assert found.accuracy[1] > found.accuracy[0] + 0.01
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["weight_decay_per_parameter.py"])
+    assert "test accuracy" in printed(module, found, monkeypatch, capsys)
+    assert (tmp_path / "weight_decay_per_parameter.png").stat().st_size > 10_000
