@@ -125,6 +125,7 @@ from frechet.operators import (
 )
 from frechet.solve import (
     CGState,
+    DualHessian,
     GmresState,
     LeastSquaresBatch,
     LeastSquaresSolution,
@@ -133,6 +134,8 @@ from frechet.solve import (
     MinimizeSolution,
     MinresState,
     RootState,
+    TransportSolution,
+    TransportState,
     cg,
     fixed_point,
     gmres,
@@ -141,6 +144,7 @@ from frechet.solve import (
     lsmr,
     minres,
     root,
+    sinkhorn,
     solve,
 )
 from frechet.space import (
@@ -160,6 +164,7 @@ __all__ = [
     "CurvatureNoiseScale",
     "Density",
     "DensityState",
+    "DualHessian",
     "EigshState",
     "Estimate",
     "EstimateState",
@@ -207,6 +212,8 @@ __all__ = [
     "Stability",
     "Status",
     "Subsample",
+    "TransportSolution",
+    "TransportState",
     "UnusableObjective",
     "apply_function",
     "arnoldi",
@@ -275,6 +282,7 @@ __all__ = [
     "poisson",
     "restriction",
     "root",
+    "sinkhorn",
     "solve",
     "sparse_sign_sketch",
     "spectral_density",

@@ -12,9 +12,11 @@ from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
+from frechet.solve.transport import DualHessian, TransportSolution, TransportState, sinkhorn
 
 __all__ = [
     "CGState",
+    "DualHessian",
     "GmresState",
     "LeastSquaresBatch",
     "LeastSquaresSolution",
@@ -23,6 +25,8 @@ __all__ = [
     "MinimizeSolution",
     "MinresState",
     "RootState",
+    "TransportSolution",
+    "TransportState",
     "cg",
     "fixed_point",
     "gmres",
@@ -31,5 +35,6 @@ __all__ = [
     "lsmr",
     "minres",
     "root",
+    "sinkhorn",
     "solve",
 ]
