@@ -146,6 +146,9 @@ from frechet.solve import (
     root,
     sinkhorn,
     solve,
+    transport_plan,
+    transport_potentials,
+    transport_value,
 )
 from frechet.space import (
     Probe,
@@ -294,4 +297,7 @@ __all__ = [
     "svds",
     "to_scipy",
     "trace",
+    "transport_plan",
+    "transport_potentials",
+    "transport_value",
 ]

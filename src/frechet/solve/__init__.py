@@ -12,7 +12,15 @@ from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
-from frechet.solve.transport import DualHessian, TransportSolution, TransportState, sinkhorn
+from frechet.solve.transport import (
+    DualHessian,
+    TransportSolution,
+    TransportState,
+    sinkhorn,
+    transport_plan,
+    transport_potentials,
+    transport_value,
+)
 
 __all__ = [
     "CGState",
@@ -37,4 +45,7 @@ __all__ = [
     "root",
     "sinkhorn",
     "solve",
+    "transport_plan",
+    "transport_potentials",
+    "transport_value",
 ]

@@ -178,9 +178,7 @@ def test_wrong_arguments():
         sinkhorn(cost, epsilon=0.1, rtol=-1)
     with pytest.raises(ValueError, match="sinkhorn: max_iterations must be >= 0, got -1"):
         sinkhorn(cost, epsilon=0.1, max_iterations=-1)
-    with pytest.raises(
-        ValueError, match=r"sinkhorn: start must be potentials of shapes \(8,\) and \(6,\), got"
-    ):
+    with pytest.raises(ValueError, match=r"sinkhorn: start must be potentials of shapes \(8,\) and \(6,\), got"):
         sinkhorn(cost, a, b, epsilon=0.1, start=(b, a))
     with pytest.raises(NonFinite, match="sinkhorn: start must be finite"):
         sinkhorn(cost, a, b, epsilon=0.1, start=(a, b.log() * INF))
