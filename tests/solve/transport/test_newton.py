@@ -1,12 +1,18 @@
+import dataclasses
 import itertools
 
 import torch
 
+from frechet.linalg.result import Status
+from frechet.operators.structured import identity
+from frechet.solve.cg import cg
 from frechet.solve.transport import newton
-from frechet.solve.transport.newton import Trust, newton_step
+from frechet.solve.transport.newton import Trust, cholesky_solution, newton_step
 from frechet.solve.transport.problem import checked, reduced
+from frechet.solve.transport.reduced_hessian import ReducedHessian, reduced_hessian
 from frechet.solve.transport.scaling import point, sweeps
-from transport_problems import F64, problem
+from frechet.space import euclidean
+from transport_problems import F64, problem, uniform
 
 
 def begun(epsilon=0.01):
@@ -43,17 +49,42 @@ def test_a_step_that_gains_nothing_is_refused_and_damps():
     assert refused
 
 
-def test_a_system_beyond_the_limit_is_solved_densely(monkeypatch):
+def test_systems_that_take_long_are_factored(monkeypatch):
     p, x = begun()
-    few = newton_step(p, x, Trust(), 1e-14)
-    monkeypatch.setattr(newton, "CG_LIMIT", 1)
-    dense = newton_step(p, x, Trust(), 1e-14)
-    assert dense.products >= 30
-    assert dense.taken
-    assert dense.point.error < 1.5 * few.point.error
+    usual = newton_step(p, x, Trust(), 1e-14)
+    never = dataclasses.replace(cg(identity(euclidean(30, F64)), p.b), status=Status.MAX_ITERATIONS)
+    monkeypatch.setattr(newton, "cg", lambda *a, **k: never)
+    factored = newton_step(p, x, Trust(), 1e-14)
+    assert factored.taken
+    assert factored.point.error < 1.5 * usual.point.error
 
 
-def test_products_are_counted():
+def test_the_factored_system_is_the_whole_one_with_a_ridge():
     p, x = begun()
+    r = uniform(30) - 0.5
+    S = reduced_hessian(x.plan, p.a, p.b, 0.0, 1e-3).dense()
+    y = cholesky_solution(x.plan, p.a, 1e-3 * p.b, r)
+    assert torch.allclose(y, torch.linalg.solve(S, r), rtol=1e-9)
+
+
+def test_a_system_that_is_singular_to_rounding_gives_no_step():
+    P = torch.tensor([[0.5, 0.0], [0.0, 0.5]], dtype=F64)
+    y = cholesky_solution(P, P.sum(1), torch.zeros(2, dtype=F64), torch.ones(2, dtype=F64))
+    assert bool(y.isnan().all())
+
+
+def test_a_step_that_is_no_number_damps(monkeypatch):
+    p, x = begun()
+    nothing = dataclasses.replace(cg(identity(euclidean(30, F64)), p.b), x=torch.full((30,), float("nan"), dtype=F64))
+    monkeypatch.setattr(newton, "cg", lambda *a, **k: nothing)
     step = newton_step(p, x, Trust(), 1e-14)
-    assert 0 < step.products <= newton.CG_LIMIT + 1
+    assert not step.taken
+    assert step.trust.damping == 4.0
+
+
+def test_products_are_counted(monkeypatch):
+    p, x = begun()
+    made, multiply = [], ReducedHessian._matmat
+    monkeypatch.setattr(ReducedHessian, "_matmat", lambda self, V: made.append(V.shape[1]) or multiply(self, V))
+    step = newton_step(p, x, Trust(), 1e-14)
+    assert 0 < step.products == sum(made)
