@@ -7,7 +7,8 @@ Three problems, all with epsilon = max(cost) / 1200:
     assignment   cost U[0, 1] (500 x 500), uniform masses
     digits L2    two images of scikit-learn's digits (numbers 0 and 1 of the set: a zero and a one, 8 x 8), interpolated
                  bilinearly to 28 x 28 (scipy.ndimage.zoom, order 1), the 500 brightest pixels of each as points in the
-                 unit square, with masses in proportion to their brightness; squared Euclidean distance
+                 unit square, with masses in proportion to their brightness plus a thousandth of the brightest, so
+                 that all have some; squared Euclidean distance
     digits L1    the same points, city-block distance
 
 Each is solved to a marginal error of 1e-6 and 1e-12 (the sum over rows and columns of the distances from the masses).

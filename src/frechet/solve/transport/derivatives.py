@@ -94,7 +94,7 @@ def transport_plan(
         >>> from frechet import transport_plan
         >>> cost = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
         >>> transport_plan(cost, epsilon=0.5)[0, 0].backward()
-        >>> cost.grad * 16  # with c = C_00 + C_11 - C_01 - C_10, P_00 = 1 / (2 + 2 exp(c / 2 epsilon))
+        >>> (16 * cost.grad).round(decimals=9)  # c = C_00 + C_11 - C_01 - C_10, P_00 = 1 / (2 + 2 exp(c / 2 epsilon))
         tensor([[-2.,  2.],
                 [ 2., -2.]], dtype=torch.float64)
     """
