@@ -129,3 +129,26 @@ def test_a_decay_for_each_weight_beats_one_for_all_on_new_images(monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["weight_decay_per_parameter.py"])
     assert "test accuracy" in printed(module, found, monkeypatch, capsys)
     assert (tmp_path / "weight_decay_per_parameter.png").stat().st_size > 10_000
+
+
+def test_a_digit_moves_into_another(monkeypatch, capsys, tmp_path):
+    module = script("transport_digits", monkeypatch)
+    found = module.run()
+    s = found.solution
+    assert s.marginal_error < 1e-12
+    assert 0 <= s.gap < 1e-12
+    lower, upper = s.unregularized_bounds()
+    assert 0 < lower < s.value <= upper + 1e-12 < 1.5 * lower
+    # the way begins and ends at the images, and loses no mass
+    assert torch.allclose(found.along[0], found.across[0], atol=1e-8)
+    assert torch.allclose(found.along[-1], found.across[-1], atol=1e-8)
+    assert all(float(pixels.sum()) == pytest.approx(1, abs=1e-7) for pixels in found.along)
+    # on the way the stroke opens into a ring, which the mean of the images fills
+    inside = (slice(10, 18), slice(13, 15))
+    assert float(found.along[3][inside].sum()) < 0.5 * float(found.across[3][inside].sum())
+    assert {state.kind for state in found.states} == {"start", "sweeps", "newton"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["transport_digits.py"])
+    out = printed(module, found, monkeypatch, capsys)
+    assert "without entropy" in out
+    assert (tmp_path / "transport_digits.png").stat().st_size > 10_000

@@ -23,10 +23,26 @@ from frechet.solve.minres import MinresState, minres
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
 from frechet.solve.solution_jacobian import solution_jacobian
+from frechet.solve.transport import (
+    DualHessian,
+    SparseTransportSolution,
+    SparseTransportState,
+    TransportBatch,
+    TransportSolution,
+    TransportState,
+    monge_gap,
+    sinkhorn,
+    sinkhorn_batch,
+    sparse_transport,
+    transport_plan,
+    transport_potentials,
+    transport_value,
+)
 
 __all__ = [
     "CGState",
     "Conditions",
+    "DualHessian",
     "GmresState",
     "Hypergradient",
     "LeastSquaresBatch",
@@ -36,6 +52,11 @@ __all__ = [
     "MinimizeSolution",
     "MinresState",
     "RootState",
+    "SparseTransportSolution",
+    "SparseTransportState",
+    "TransportBatch",
+    "TransportSolution",
+    "TransportState",
     "cg",
     "fixed_point",
     "fixed_point_conditions",
@@ -48,9 +69,16 @@ __all__ = [
     "least_squares_conditions",
     "lsmr",
     "minres",
+    "monge_gap",
     "root",
     "root_conditions",
+    "sinkhorn",
+    "sinkhorn_batch",
     "solution_jacobian",
     "solve",
+    "sparse_transport",
     "stationary_conditions",
+    "transport_plan",
+    "transport_potentials",
+    "transport_value",
 ]
