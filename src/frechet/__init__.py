@@ -133,6 +133,7 @@ from frechet.solve import (
     MinimizeSolution,
     MinresState,
     RootState,
+    SketchedSolution,
     cg,
     fixed_point,
     gmres,
@@ -141,6 +142,7 @@ from frechet.solve import (
     lsmr,
     minres,
     root,
+    sketched_lstsq,
     solve,
 )
 from frechet.space import (
@@ -199,6 +201,7 @@ __all__ = [
     "Plane",
     "Probe",
     "RootState",
+    "SketchedSolution",
     "Slices",
     "Snapshot",
     "Solution",
@@ -275,6 +278,7 @@ __all__ = [
     "poisson",
     "restriction",
     "root",
+    "sketched_lstsq",
     "solve",
     "sparse_sign_sketch",
     "spectral_density",

@@ -12,6 +12,7 @@ from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
+from frechet.solve.sketched_lstsq import SketchedSolution, sketched_lstsq
 
 __all__ = [
     "CGState",
@@ -23,6 +24,7 @@ __all__ = [
     "MinimizeSolution",
     "MinresState",
     "RootState",
+    "SketchedSolution",
     "cg",
     "fixed_point",
     "gmres",
@@ -31,5 +33,6 @@ __all__ = [
     "lsmr",
     "minres",
     "root",
+    "sketched_lstsq",
     "solve",
 ]
