@@ -99,3 +99,16 @@ def test_enzyme_constants_are_the_certified_ones_and_a_product_is_undetermined(m
     out = printed(module, found, monkeypatch, capsys)
     assert "undetermined: " in out
     assert (tmp_path / "enzyme_kinetics.png").stat().st_size > 10_000
+
+
+def test_an_image_is_found_exactly_from_intensities_of_which_a_seventh_are_garbage(monkeypatch, capsys, tmp_path):
+    module = script("phase_retrieval", monkeypatch)
+    found = module.run()
+    assert found.outliers > 60
+    assert found.errors[0] > 0.1
+    assert found.errors[-1] < 1e-14
+    assert module.distance(found.squares, found.image) > 0.1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["phase_retrieval.py"])
+    assert "converged: " in printed(module, found, monkeypatch, capsys)
+    assert (tmp_path / "phase_retrieval.png").stat().st_size > 10_000
