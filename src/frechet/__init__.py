@@ -128,6 +128,7 @@ from frechet.solve import (
     Convex,
     GmresState,
     LeastSquaresBatch,
+    LeastSquaresRegressor,
     LeastSquaresSolution,
     LeastSquaresState,
     LsmrState,
@@ -149,6 +150,7 @@ from frechet.solve import (
     sketched_lstsq,
     solve,
     stochastic_prox_linear,
+    to_optimize_result,
 )
 from frechet.space import (
     Probe,
@@ -186,6 +188,7 @@ __all__ = [
     "LayerTops",
     "LayerTraces",
     "LeastSquaresBatch",
+    "LeastSquaresRegressor",
     "LeastSquaresSolution",
     "LeastSquaresState",
     "LinearOperator",
@@ -298,6 +301,7 @@ __all__ = [
     "stochastic_prox_linear",
     "subsample",
     "svds",
+    "to_optimize_result",
     "to_scipy",
     "trace",
 ]

@@ -11,7 +11,9 @@ from frechet.solve.linear import solve
 from frechet.solve.lsmr import LsmrState, lsmr
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
+from frechet.solve.optimize_result import to_optimize_result
 from frechet.solve.prox_linear import ProxLinearSolution, ProxLinearState, prox_linear
+from frechet.solve.regressor import LeastSquaresRegressor
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
 from frechet.solve.sketched_lstsq import SketchedSolution, sketched_lstsq
@@ -22,6 +24,7 @@ __all__ = [
     "Convex",
     "GmresState",
     "LeastSquaresBatch",
+    "LeastSquaresRegressor",
     "LeastSquaresSolution",
     "LeastSquaresState",
     "LsmrState",
@@ -43,4 +46,5 @@ __all__ = [
     "sketched_lstsq",
     "solve",
     "stochastic_prox_linear",
+    "to_optimize_result",
 ]
