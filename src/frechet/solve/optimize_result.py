@@ -33,10 +33,10 @@ def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solut
 
     All have `x`, `success`, `status`, `message`, `nit` and `nfev`. `status` is that of SciPy's function of the same
     purpose where it says success (1 for least squares and roots, 0 for `minimize`) or a limit (0, and 1 for
-    `minimize`), and a negative number of its own otherwise. Of least squares also `cost`, `fun` (the residuals), `grad`,
-    `optimality` (the largest entry of the gradient that no bound holds, as in SciPy), `active_mask` and `njev`; of
-    `minimize` `fun`, `jac` (the gradient), `njev`, `nhev` (products), `optimality`, `maxcv` (the violation of
-    constraints) and `v` (the multipliers); of other solutions `residual`, the norm of what is left.
+    `minimize`), and a negative number of its own otherwise. Of least squares also `cost`, `fun` (the residuals),
+    `grad`, `optimality` (the largest entry of the gradient that no bound holds, as in SciPy), `active_mask` and
+    `njev`; of `minimize` `fun`, `jac` (the gradient), `njev`, `nhev` (products), `optimality`, `maxcv` (the violation
+    of constraints) and `v` (the multipliers); of other solutions `residual`, the norm of what is left.
 
     Example:
         >>> import torch
