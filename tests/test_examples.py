@@ -152,3 +152,39 @@ def test_a_digit_moves_into_another(monkeypatch, capsys, tmp_path):
     out = printed(module, found, monkeypatch, capsys)
     assert "without entropy" in out
     assert (tmp_path / "transport_digits.png").stat().st_size > 10_000
+
+
+def test_an_image_is_found_exactly_from_intensities_of_which_a_seventh_are_garbage(monkeypatch, capsys, tmp_path):
+    module = script("phase_retrieval", monkeypatch)
+    found = module.run()
+    assert found.outliers > 60
+    assert found.errors[0] > 0.1
+    assert found.errors[-1] < 1e-14
+    assert module.distance(found.squares, found.image) > 0.1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["phase_retrieval.py"])
+    assert "converged: " in printed(module, found, monkeypatch, capsys)
+    assert (tmp_path / "phase_retrieval.png").stat().st_size > 10_000
+
+
+def test_a_robot_arm_follows_its_path_within_limits_and_says_what_it_cannot_reach(monkeypatch, capsys, tmp_path):
+    module = script("robot_arm", monkeypatch)
+    # all angles zero: upright, as high as the links are long
+    assert module.frames(0 * module.START)[-1][:3, 3].tolist() == pytest.approx([0, 0, 0.36 + 0.42 + 0.4 + 0.126])
+    found = module.run()
+    for s, target in zip(found.poses, found.targets, strict=True):
+        assert s.converged
+        assert torch.allclose(module.frames(s.x)[-1][:3, 3], target, atol=1e-12)
+        assert torch.allclose(module.frames(s.x)[-1][:3, :3], module.DOWN, atol=1e-12)
+    # one motion of the elbow is free wherever no limit holds
+    assert all(s.null_directions.shape[1] == 1 for s in found.poses if bool((s.active == 0).all()))
+    assert all(bool((s.x.abs() <= module.LIMITS).all()) for s in [*found.poses, *found.near, found.far])
+    missed = [s for s in found.near if s.residual > 1e-9]
+    assert missed
+    assert all(s.converged and s.active[3] == -1 for s in missed)
+    assert found.far.converged
+    assert found.far.residual > 0.1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["robot_arm.py"])
+    assert "a point out of reach" in printed(module, found, monkeypatch, capsys)
+    assert (tmp_path / "robot_arm.png").stat().st_size > 10_000

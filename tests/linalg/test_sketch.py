@@ -29,6 +29,15 @@ def test_transpose_is_the_transpose(sketch, dtype, n, d):
 
 
 @pytest.mark.parametrize("sketch", SKETCHES)
+@pytest.mark.parametrize("n", [1, 40, 300])
+def test_a_block_stored_by_rows_gives_what_one_stored_by_columns_gives(sketch, n):
+    V = gaussian(n, 3)
+    S = sketch(euclidean(n, F64), min(n, 16), seed=1, **({"nonzeros": 1} if sketch is sparse_sign_sketch else {}))
+    assert torch.allclose(S @ V, S @ V.T.contiguous().T, rtol=1e-13, atol=1e-13)
+    assert torch.allclose(S @ V, S.dense() @ V, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("sketch", SKETCHES)
 def test_squared_lengths_are_unbiased(sketch):
     n, d, draws = 12, 8, 2000
     space = euclidean(n, F64)

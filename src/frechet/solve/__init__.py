@@ -8,6 +8,7 @@ from frechet.solve.conditions import (
     root_conditions,
     stationary_conditions,
 )
+from frechet.solve.convex import Convex
 from frechet.solve.fixed_point import fixed_point
 from frechet.solve.gmres import GmresState, gmres
 from frechet.solve.hypergradient import Hypergradient, hypergradient
@@ -20,9 +21,14 @@ from frechet.solve.linear import solve
 from frechet.solve.lsmr import LsmrState, lsmr
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
+from frechet.solve.optimize_result import to_optimize_result
+from frechet.solve.prox_linear import ProxLinearSolution, ProxLinearState, prox_linear
+from frechet.solve.regressor import LeastSquaresRegressor
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
+from frechet.solve.sketched_lstsq import SketchedSolution, sketched_lstsq
 from frechet.solve.solution_jacobian import solution_jacobian
+from frechet.solve.stochastic_prox_linear import stochastic_prox_linear
 from frechet.solve.transport import (
     DualHessian,
     SparseTransportSolution,
@@ -42,16 +48,21 @@ from frechet.solve.transport import (
 __all__ = [
     "CGState",
     "Conditions",
+    "Convex",
     "DualHessian",
     "GmresState",
     "Hypergradient",
     "LeastSquaresBatch",
+    "LeastSquaresRegressor",
     "LeastSquaresSolution",
     "LeastSquaresState",
     "LsmrState",
     "MinimizeSolution",
     "MinresState",
+    "ProxLinearSolution",
+    "ProxLinearState",
     "RootState",
+    "SketchedSolution",
     "SparseTransportSolution",
     "SparseTransportState",
     "TransportBatch",
@@ -70,14 +81,18 @@ __all__ = [
     "lsmr",
     "minres",
     "monge_gap",
+    "prox_linear",
     "root",
     "root_conditions",
     "sinkhorn",
     "sinkhorn_batch",
+    "sketched_lstsq",
     "solution_jacobian",
     "solve",
     "sparse_transport",
     "stationary_conditions",
+    "stochastic_prox_linear",
+    "to_optimize_result",
     "transport_plan",
     "transport_potentials",
     "transport_value",

@@ -1,0 +1,123 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.base import clone, is_regressor
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+
+from frechet.errors import NotConverged
+from frechet.solve.regressor import LeastSquaresRegressor
+from spectra import F64
+
+X = np.linspace(0, 3, 30)[:, None]
+START = torch.tensor([1.0, 0.1], dtype=F64)
+
+
+def decay(p, X):
+    return p[0] * torch.exp(-p[1] * X[:, 0])
+
+
+def data(seed, noise=0.05):
+    return 3 * np.exp(-0.5 * X[:, 0]) + noise * np.random.default_rng(seed).standard_normal(len(X))
+
+
+def test_fit_predict_score():
+    y = data(0)
+    curve = LeastSquaresRegressor(decay, START).fit(X, y)
+    assert curve.parameters_.tolist() == pytest.approx([3, 0.5], abs=0.1)
+    assert curve.n_features_in_ == 1
+    assert curve.predict(X[:4]).shape == (4,)
+    assert curve.score(X, y) == pytest.approx(r2_score(y, curve.predict(X)))
+    w = np.arange(30.0)
+    assert curve.score(X, y, w) == pytest.approx(r2_score(y, curve.predict(X), sample_weight=w))
+
+
+def test_weights_of_zero_and_two_are_rows_left_out_and_repeated():
+    y, w = data(0), np.ones(30)
+    w[3], w[5] = 0, 2
+    rows = np.delete(np.r_[np.arange(30), 5], 3)
+    weighted = LeastSquaresRegressor(decay, START).fit(X, y, w)
+    repeated = LeastSquaresRegressor(decay, START).fit(X[rows], y[rows])
+    assert torch.allclose(weighted.parameters_, repeated.parameters_, rtol=1e-9)
+
+
+def test_standard_errors_cover_the_curve_as_often_as_they_say():
+    at, truth = np.array([[0.2], [1.4], [4.0]]), 3 * np.exp(-0.5 * np.array([0.2, 1.4, 4.0]))
+    q, inside, draws = stats.t.ppf(0.975, 28), np.zeros(3), 150
+    for seed in range(draws):
+        mean, error = LeastSquaresRegressor(decay, START).fit(X, data(seed)).predict(at, return_std=True)
+        inside += np.abs(mean - truth) <= q * error
+    assert (inside >= stats.binom.ppf(0.001 / 3, draws, 0.95)).all()
+    assert (inside <= stats.binom.ppf(1 - 0.001 / 3, draws, 0.95)).all()
+
+
+def test_errors_are_infinite_where_the_data_leave_a_parameter_open():
+    curve = LeastSquaresRegressor(lambda p, X: p[0] * p[1] * X[:, 0] + p[2], torch.ones(3, dtype=F64))
+    y = 2 * X[:, 0] + 1 + 0.01 * np.cos(7 * X[:, 0])
+    assert np.isfinite(curve.fit(X, y).predict(X, return_std=True)[1]).all()  # the product is determined
+    curve = LeastSquaresRegressor(lambda p, X: p[0] + p[1] * X[:, 0] * (X[:, 0] > 10), torch.ones(2, dtype=F64))
+    errors = curve.fit(X, y).predict(np.array([[1.0], [11.0]]), return_std=True)[1]
+    assert np.isfinite(errors[0])
+    assert np.isinf(errors[1])
+
+
+def test_clones_searches_and_pipelines_of_scikit_learn():
+    y = data(0)
+    y[4] = 30.0
+    curve = LeastSquaresRegressor(decay, START, bounds=(0.0, 10.0))
+    copy = clone(curve)
+    assert copy.get_params()["model"] is decay
+    assert torch.equal(copy.start, START)
+    assert is_regressor(curve)
+    grid = {"loss": ["squared", "soft_l1"], "loss_scale": [0.1]}
+    search = GridSearchCV(curve, grid, cv=3, scoring="neg_median_absolute_error")
+    assert search.fit(X, y).best_params_["loss"] == "soft_l1"
+    assert search.best_estimator_.parameters_.tolist() == pytest.approx([3, 0.5], abs=0.1)
+    assert cross_val_score(curve, X, data(1), cv=3).shape == (3,)
+    scaled = make_pipeline(MinMaxScaler((0, 3)), curve).fit(X, data(1))
+    assert scaled.score(X, data(1)) > 0.95
+
+
+def test_parameters_are_set_by_name_and_others_stay():
+    curve = LeastSquaresRegressor(decay, START, bounds=(0.0, 10.0))
+    assert curve.set_params(loss="huber", loss_scale=0.5) is curve
+    assert curve.get_params()["bounds"] == (0.0, 10.0)
+    assert curve.set_params(bounds=None, method="dogleg").bounds is None
+    assert (curve.loss, curve.loss_scale, curve.method) == ("huber", 0.5, "dogleg")
+
+
+def test_a_dict_of_parameters():
+    start = {"a": START[0], "rate": START[1]}
+    curve = LeastSquaresRegressor(lambda p, X: p["a"] * torch.exp(-p["rate"] * X[:, 0]), start)
+    mean, error = curve.fit(X, data(0)).predict(X, return_std=True)
+    assert mean.shape == error.shape == (30,)
+    assert float(curve.parameters_["rate"]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_scikit_learn_is_not_imported():
+    code = "import sys, frechet; assert not [m for m in sys.modules if m.startswith('sklearn')]"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_messages():
+    curve = LeastSquaresRegressor(decay, START)
+    with pytest.raises(ValueError, match=r"LeastSquaresRegressor: call fit\(X, y\) first"):
+        curve.predict(X)
+    with pytest.raises(ValueError, match=r"fit: y must have shape \(30,\) like the rows of X, got \(29,\)"):
+        curve.fit(X, data(0)[1:])
+    with pytest.raises(ValueError, match="fit: y must be finite, got NaN or infinity"):
+        curve.fit(X, data(0) * np.nan)
+    with pytest.raises(ValueError, match="fit: sample_weight must be 30 numbers >= 0"):
+        curve.fit(X, data(0), -np.ones(30))
+    with pytest.raises(ValueError, match=r"fit: model must return shape \(30,\), .* row of X, got \(30, 1\)"):
+        LeastSquaresRegressor(lambda p, X: p[0] * X, START).fit(X, data(0))
+    with pytest.raises(ValueError, match="predict: return_std must be False where no degree of freedom is left"):
+        curve.fit(X[[0, 20]], data(0)[[0, 20]]).predict(X, return_std=True)
+    with pytest.raises(NotConverged, match="least_squares"):
+        LeastSquaresRegressor(lambda p, X: 0 * p[0] + X[:, 0], START).fit(X, data(0))
