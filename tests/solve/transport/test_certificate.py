@@ -43,7 +43,7 @@ def test_tiny_gaps_have_digits():
     away[0, 0] *= 1 + 1e-9
     E = away.log()
     found = gap(away, E, a, a, 1.0, cost)
-    assert found == pytest.approx(float(a[0]) * 0.5e-18, rel=1e-6)
+    assert found == pytest.approx(float(a[0]) * 0.5e-18, rel=1e-6, abs=0)
 
 
 def test_a_forbidden_pair_leaves_no_certificate():

@@ -8,8 +8,8 @@ Its derivatives, and those of the plan, follow from the marginal equations of (f
 The adjoint is one system with the Hessian of the dual function at the solution; f is eliminated, the diagonal of what
 remains is summed without cancellation, and the residual is recomputed.
 
-**Source.** M. Feydy et al. (2019), Interpolating between optimal transport and MMD using Sinkhorn divergences, section
-3, arXiv 1810.08278 (gradients are potentials); M. Cuturi, L. Meng-Papaxanthos, Y. Tian, C. Bunne, G. Davis and O.
+**Source.** J. Feydy et al. (2019), Interpolating between optimal transport and MMD using Sinkhorn divergences, arXiv
+1810.08278 (gradients are potentials); M. Cuturi, L. Meng-Papaxanthos, Y. Tian, C. Bunne, G. Davis and O.
 Teboul (2022), Optimal transport tools, arXiv 2201.12324 (implicit differentiation of the marginal equations).
 
 **Cost.** The run of `sinkhorn`. The gradient of the value: nothing. An adjoint: one Cholesky factorization of the

@@ -8,7 +8,7 @@ F(P) = <C, P> + epsilon KL(P | 1/n^2), of which the pairing has the value mean c
 
     M_epsilon = F(pairing) - min F >= 0
 
-**Source.** T. Uscidda and M. Cuturi (2023), The Monge gap: a regularizer to learn all transport maps, equation 7, arXiv
+**Source.** T. Uscidda and M. Cuturi (2023), The Monge gap: a regularizer to learn all transport maps, arXiv
 2302.04953; `debiased` after J. Feydy et al. (2019), Interpolating between optimal transport and MMD using Sinkhorn
 divergences, arXiv 1810.08278.
 

@@ -8,7 +8,7 @@ a mass that it lacks, and so that convergence is quadratic at the end. The gain 
 is taken if it lessens the error. Entries of P are dropped while their sum in a column is below a tenth of the shift.
 
 **Source.** Z. Tang and Y. Qiu (2024), Safe and sparse Newton method for entropic-regularized optimal transport,
-algorithm 1, NeurIPS 2024; X. Tang et al. (2024), Accelerating Sinkhorn algorithms with sparse Newton iterations, arXiv
+NeurIPS 2024; X. Tang et al. (2024), Accelerating Sinkhorn algorithms with sparse Newton iterations, arXiv
 2401.12253.
 
 **Differs from the sources.** 1. f is eliminated, so that each trial has exact row sums and Newton's model is that of g

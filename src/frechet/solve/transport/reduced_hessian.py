@@ -11,7 +11,7 @@ positive weights: the largest entry of each row is held apart, and the diagonal 
 
 **Source.** X. Tang, M. Shavlovsky, H. Rahmanian, E. Tardini, K. K. Thekumparampil, T. Xiao and L. Ying (2024),
 Accelerating Sinkhorn algorithms with sparse Newton iterations, arXiv 2401.12253; Z. Tang and Y. Qiu (2024), Safe and
-sparse Newton method for entropic-regularized optimal transport, algorithm 1 (which entries may go).
+sparse Newton method for entropic-regularized optimal transport, NeurIPS 2024 (which entries may go).
 
 **Differs from the sources.** 1. f is eliminated. 2. The products without cancellation. 3. Entries below one threshold
 per column are dropped, so that a column loses at most the mass allowed; the source sorts.

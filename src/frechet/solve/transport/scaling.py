@@ -9,7 +9,7 @@ range in which entries of P that have underflowed are nothing.
 
 **Source.** R. Sinkhorn and P. Knopp (1967), Concerning nonnegative matrices and doubly stochastic matrices, doi
 10.2140/pjm.1967.21.343; B. Schmitzer (2019), Stabilized sparse scaling algorithms for entropy regularized transport
-problems, algorithm 2 (absorption), doi 10.1137/16M1106018.
+problems (absorption), doi 10.1137/16M1106018.
 
 **Differs from the source.** A column whose sum underflows gets its potential by a sum in the log domain.
 

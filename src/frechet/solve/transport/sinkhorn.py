@@ -69,9 +69,9 @@ def sinkhorn(
     eps (4 + 4 max|C| / epsilon): the potentials are of the size of the cost, and their rounding alone changes the plan
     by that much. In float32 with epsilon = max|C| / 1000 it is 5e-4; use float64 for more.
 
-    Other statuses: `infeasible` (forbidden pairs leave no plan; `reason` names the rows), `stagnated` (rounding),
-    `max_iterations` (sweeps and Newton steps together), `stopped`, `nonfinite`. A NaN in the cost raises `NonFinite`.
-    `observe` is called after each round of sweeps and each Newton step.
+    Other statuses: `infeasible` (forbidden pairs leave no plan: `reason` names the rows, the potentials are zero),
+    `stagnated` (rounding), `max_iterations` (sweeps and Newton steps together), `stopped`, `nonfinite`. A NaN in the
+    cost raises `NonFinite`. `observe` is called after each round of sweeps and each Newton step.
 
     Example:
         >>> import torch
