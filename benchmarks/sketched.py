@@ -21,7 +21,7 @@ from torch import Tensor
 
 from frechet import sketched_lstsq
 
-SIZES = ((20_000, 100), (200_000, 200), (60_000, 800))
+SIZES = ((20_000, 100), (100_000, 200), (40_000, 600))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from frechet.linalg.result import Status
 from frechet.solve.adaptive_damping import adaptive_damping
 from frechet.solve.curved_model import curved
-from frechet.solve.damped_step import column_scale
+from frechet.solve.damped_step import column_scale, factored
 from frechet.solve.dogleg import dogleg
 from frechet.solve.interior import interior
 from frechet.solve.least_squares_result import LeastSquaresSolution, uncertainty
@@ -30,7 +30,7 @@ from frechet.solve.levenberg_marquardt import levenberg_marquardt
 from frechet.solve.line_search import gauss_newton_search
 from frechet.solve.matrix_free import MatrixFreeRun, matrix_free
 from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.residual import Parameters, Residual, Route, begin, first_linearization, length
+from frechet.solve.residual import Linearization, Parameters, Residual, Route, begin, first_linearization, length
 from frechet.solve.robust import Loss, robust_loss
 from frechet.solve.run import LeastSquaresState, Run
 from frechet.space import Space
@@ -39,14 +39,6 @@ Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newto
 Bound = float | Tensor | Mapping[str, float | Tensor]
 LARGEST = 1 << 22  # entries of a dense Jacobian
 WIDEST = 1 << 9  # its columns
-
-ALGORITHMS: dict[str, Callable[..., Run]] = {
-    "levenberg-marquardt": levenberg_marquardt,
-    "adaptive-damping": adaptive_damping,
-    "gauss-newton": gauss_newton_search,
-    "dogleg": dogleg,
-    "interior": interior,
-}
 
 
 def least_squares(
@@ -119,8 +111,18 @@ def least_squares(
         return _matrix_free(problem, rules, matrix_free(problem, start, rules, observe=observe), start.cost)
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
-    run = ALGORITHMS[chosen](problem, linear, rules, observe=observe)
-    return _solution(problem, rules, run, start.cost, f"{chosen}, dense Jacobian by {problem.route}")
+    match chosen:
+        case "levenberg-marquardt":
+            run = levenberg_marquardt(problem, linear, rules, observe=observe)
+        case "adaptive-damping":
+            run = adaptive_damping(problem, linear, rules, observe=observe)
+        case "gauss-newton":
+            run = gauss_newton_search(problem, linear, rules, observe=observe)
+        case "dogleg":
+            run = dogleg(problem, linear, rules, observe=observe)
+        case "interior":
+            run = interior(problem, linear, rules, observe=observe)
+    return _solution(problem, rules, run, linear, f"{chosen}, dense Jacobian by {problem.route}")
 
 
 def _products(jacobian: object, m: int, n: int) -> bool:
@@ -154,13 +156,34 @@ def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost
     )
 
 
+def _rank(linear: Linearization, free: Tensor) -> int:
+    return factored(linear, column_scale(linear.columns), free).rank
+
+
 def _active(problem: Residual, x: Tensor, gradient: Tensor) -> Tensor:
     held_low = (x <= problem.lower) & (gradient >= 0)
     held_high = (x >= problem.upper) & (gradient <= 0)
     return held_high.to(torch.int8) - (held_low & ~held_high).to(torch.int8)
 
 
-def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, method: str) -> LeastSquaresSolution:
+def _ran_away(problem: Residual, linear: Linearization, first: Linearization) -> list[int]:
+    """The parameters that r depended on at the start, and no longer does, wherever they are moved by a tenth.
+
+    Their columns of J are zero, and so every test on the gradient holds, where an exponential has left the range of the
+    numbers; where a square has its minimum, too, but there a longer move changes r.
+    """
+    lost = (linear.columns <= problem.eps * first.columns) & (first.columns > 0) & free_to_move(problem, linear)
+    found = []
+    for j in lost.nonzero()[:, 0].tolist():
+        moves = torch.zeros(2, len(linear.x), dtype=torch.float64)
+        moves[0, j], moves[1, j] = 0.1 * float(linear.x[j]), -0.1 * float(linear.x[j])
+        trials = [problem.values(problem.rounded(linear.x + move)) for move in moves]
+        if float(linear.x[j]) != 0 and all(length(trial - linear.point.r) <= linear.noise for trial in trials):
+            found.append(j)
+    return found
+
+
+def _solution(problem: Residual, rules: Rules, run: Run, first: Linearization, method: str) -> LeastSquaresSolution:
     linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
     verdict = judged(problem, linear, rules)
     free = free_to_move(problem, linear)
@@ -169,7 +192,12 @@ def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, meth
         newton = math.inf if S is None else curved(linear, S, column_scale(linear.columns), free).reduction
         verdict = judged(problem, linear, rules, newton)
     status, reason = run.status or Status.STAGNATED, verdict.reason
-    if verdict.solved:
+    away = _ran_away(problem, linear, first) if verdict.solved and linear.size > linear.noise else []
+    if away:
+        status = Status.STAGNATED
+        named = ", ".join(f"{j} (at {float(linear.x[j]):.3g})" for j in away[:3])
+        reason = f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
+    elif verdict.solved:
         status = Status.CONVERGED
     elif status is Status.MAX_ITERATIONS:
         reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {verdict.optimality:.3g}"
@@ -183,6 +211,8 @@ def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, meth
     x = linear.x
     active = _active(problem, x, linear.gradient)
     known = uncertainty(linear, active == 0)
+    if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
+        reason += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
     found = problem.structured(x)
     return LeastSquaresSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
@@ -199,7 +229,7 @@ def _solution(problem: Residual, rules: Rules, run: Run, start_cost: float, meth
         jacobian_evaluations=ledger.jacobians,
         products=ledger.products,
         method=method,
-        start_cost=start_cost * square,
+        start_cost=first.cost * square,
         rank=known.rank,
         null_directions=known.null_directions,
         covariance=known.covariance,

@@ -24,43 +24,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.errors import NonFinite, NotConverged
+from frechet.errors import NonFinite
 from frechet.linalg.result import Status
 from frechet.operators.products import second_order
+from frechet.solve.least_squares_batch_result import LeastSquaresBatch
 
 FADE, LEAST = 0.9, 0.1  # as in levenberg_marquardt
 FALLS = 0.9  # as in polish
 FIRST, ACCEPT = 3.0, 1e-4
-
-
-@dataclass(frozen=True, eq=False)
-class LeastSquaresBatch:
-    """Where `least_squares_batch` ended, per problem; everything is recomputed at `x` from the definition.
-
-    `standard_errors` ``(b, n)`` are those of the covariance norm(r)^2 / (m - rank) (J'J)^-1, infinite where J lacks
-    rank or no degree of freedom is left, zero where a bound holds the parameter.
-    """
-
-    x: Tensor  # (b, n)
-    status: tuple[Status, ...]
-    converged: Tensor  # (b,), bool
-    cost: Tensor  # (b,), norm(r)^2 / 2
-    residuals: Tensor  # (b, m)
-    optimality: Tensor  # (b,), the largest cosine between r and a free column of J
-    iterations: Tensor  # (b,), accepted steps
-    evaluations: Tensor  # (b,), of residual and Jacobian each
-    standard_errors: Tensor  # (b, n)
-
-    def checked(self) -> LeastSquaresBatch:
-        """This result if every problem converged; raises `NotConverged` otherwise."""
-        if bool(self.converged.all()):
-            return self
-        first = int((~self.converged).nonzero()[0])
-        raise NotConverged(
-            f"least_squares_batch: {int(self.converged.sum())} of {len(self.converged)} problems converged; problem "
-            f"{first} stopped with status '{self.status[first]}' at cost {float(self.cost[first]):.6g}",
-            self,
-        )
 
 
 def least_squares_batch(
@@ -104,6 +75,7 @@ def least_squares_batch(
             "least_squares_batch: residual and Jacobian must be finite at the starts, got NaN or infinity in problem "
             f"{int((~good).nonzero()[0])}"
         )
+    first = _lengths(J)
     boxed = bool((low > -math.inf).any() or (high < math.inf).any())
     ends = _Ends(x.clone(), low, high, [Status.MAX_ITERATIONS] * b, torch.zeros_like(x0[:, :1].expand(b, 2).T))
     every = data
@@ -131,6 +103,8 @@ def least_squares_batch(
         cosine = torch.where(free & (columns > 0), gradient.abs() / (columns * size), 0.0).amax(0)
         solved = (size <= noise) | (cosine <= eps) | (reduction <= noise * size)
         solved = solved | (_length(columns * full) <= eps * _length(columns * x))
+        # where r depends on no parameter there is no gradient to be zero
+        solved = solved & ((size <= noise) | (columns.amax(0) > 0) | ~free.any(0))
         worse = polishing & (reduction > FALLS * last)
         ends.keep(~worse, who, x, steps, taken)
         polishing = polishing | solved
@@ -153,12 +127,13 @@ def least_squares_batch(
             stay = ~finished
             kept = (who, x, r, J, low, high, sizes, seen, damping, growth, last, polishing, steps, trial)
             who, x, r, J, low, high, sizes, seen, damping, growth, last, polishing, steps, trial = _kept(stay, *kept)
-            p, cost, noise, size, gradient = _kept(stay, p, cost, noise, size, gradient)
+            p, cost, noise, size, gradient, D, *R = _kept(stay, p, cost, noise, size, gradient, D, *R)
             data = tuple(d[stay] for d in data)
         taken += 1
         r_new, J_new = _linearized(batched, trial, data)
         cost_new, slack = 0.5 * r_new.square().sum(0), noise * size
-        predicted = -(gradient * p).sum(0) - 0.5 * (J * p[:, None]).sum(0).square().sum(0)
+        image = (J * p[:, None]).sum(0) if boxed else _product(R, D * p)
+        predicted = -(gradient * p).sum(0) - 0.5 * image.square().sum(0)
         gain = (cost - cost_new + slack) / (predicted.clamp(min=0) + slack)
         usable = _finite(r_new, J_new)
         level = cost_new <= cost * (1 + 1e-10) + 10 * slack
@@ -172,7 +147,30 @@ def least_squares_batch(
         else:
             x, r, J = (torch.where(accepted, new, old) for new, old in ((trial, x), (r_new, r), (J_new, J)))
         steps = steps + accepted
-    return ends.result(*_linearized(batched, ends.x, every))
+    r, J = _linearized(batched, ends.x, every)
+    ends.refuse(_ran_away(batched, every, ends, first, r, J))
+    return ends.result(r, J)
+
+
+def _ran_away(
+    batched: Callable[..., Tensor], data: tuple[Tensor, ...], ends: _Ends, first: Tensor, r: Tensor, J: Tensor
+) -> Tensor:
+    """The problems ``(b,)`` with a parameter that r depended on at the start and no longer does, a tenth up or down."""
+    x, size = ends.x, _length(r)
+    noise = torch.finfo(x.dtype).eps * (_length((J.abs() * x.abs()[:, None]).sum(0)) + size)
+    lost = (_lengths(J) <= torch.finfo(x.dtype).eps * first) & (first > 0) & (x != 0) & (size > noise)
+    lost = lost & (x > ends.low) & (x < ends.high)
+    gone = torch.zeros_like(lost[0])
+    for j in lost.any(1).nonzero()[:, 0].tolist():
+        same = lost[j]
+        for factor in (1.1, 0.9):
+            trial = x.clone()
+            trial[j] *= factor
+            trial = torch.minimum(torch.maximum(trial, ends.low), ends.high)
+            with torch.no_grad():
+                same = same & (_length(batched(trial, *data).T - r) <= noise)
+        gone = gone | same
+    return gone
 
 
 def _kept(stay: Tensor, *tensors: Tensor) -> list[Tensor]:
@@ -200,11 +198,12 @@ def _linearized(batched: Callable[..., Tensor], x: Tensor, data: tuple[Tensor, .
             return r.detach().contiguous(), torch.stack(rows, 1)
         u = torch.zeros_like(r).requires_grad_()
         (transposed,) = torch.autograd.grad(r, leaf, u, create_graph=True)
+        if not transposed.requires_grad:
+            return r.detach().contiguous(), r.new_zeros(n, m, r.shape[1])
         # J'u of each problem is linear in u: its k-th entry has the k-th column as gradient
-        columns = [
-            torch.autograd.grad(transposed[k].sum(), u, retain_graph=True, materialize_grads=True)[0] for k in range(n)
-        ]
-        return r.detach().contiguous(), torch.stack(columns)
+        units = torch.eye(n, dtype=r.dtype, device=r.device)[..., None].expand(n, n, r.shape[1])
+        (columns,) = torch.autograd.grad(transposed, u, units, is_grads_batched=True)
+        return r.detach().contiguous(), columns
 
 
 # --- small dense algebra, one operation for the whole batch -----------------------------------------------------------
@@ -237,6 +236,11 @@ def _triangle(A: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:
         W = W[1:] - row[:, None] * q
         rows.append(torch.cat([(pivot * alive)[None], row]))
     return [row[:-1] for row in rows], torch.stack([row[-1] for row in rows])
+
+
+def _product(R: list[Tensor], v: Tensor) -> Tensor:
+    """R v."""
+    return torch.stack([(row * v[k:]).sum(0) for k, row in enumerate(R)])
 
 
 def _damped(R: list[Tensor], z: Tensor, damping: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -304,6 +308,11 @@ class _Ends:
     def mark(self, which: Tensor, who: Tensor, status: Status) -> None:
         for i in who[which].tolist():
             self.status[i] = status
+
+    def refuse(self, which: Tensor) -> None:
+        for i in which.nonzero()[:, 0].tolist():
+            if self.status[i] is Status.CONVERGED:
+                self.status[i] = Status.STAGNATED
 
     def result(self, r: Tensor, J: Tensor) -> LeastSquaresBatch:
         x = self.x

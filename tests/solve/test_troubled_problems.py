@@ -1,0 +1,227 @@
+"""Problems with something wrong with them: a status and a sentence that says what, or a raise for a wrong argument."""
+
+import math
+
+import pytest
+import torch
+
+from frechet.errors import NonFinite
+from frechet.linalg.result import Status
+from frechet.solve.fixed_point import fixed_point
+from frechet.solve.least_squares import least_squares
+from frechet.solve.least_squares_batch import least_squares_batch
+from frechet.solve.root import root
+from nist import load
+from spectra import F64
+
+METHODS = ["levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
+ONE, TWO = torch.ones(1, dtype=F64), torch.ones(2, dtype=F64)
+
+
+def both(residual, x0, **options):
+    """The solution by least_squares, and by the batch of two copies."""
+    alone = least_squares(residual, x0, **options)
+    many = least_squares_batch(residual, x0.expand(2, -1), **options)
+    return alone, many
+
+
+# --- singular and rank-deficient --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rank_deficient_jacobian_converges_and_is_told(method):
+    s = least_squares(lambda x: torch.stack([x[0] + x[1] - 3, 2 * (x[0] + x[1]) - 6.5]), TWO, method=method)
+    assert s.converged
+    assert s.rank == 1
+    assert s.null_directions.shape == (2, 1)
+
+
+def test_a_zero_column_everywhere_is_a_null_direction_and_no_failure():
+    s, many = both(lambda x: torch.stack([x[0] - 3, x[0] - 4 + 0 * x[1]]), TWO)
+    assert s.converged
+    assert torch.isinf(s.standard_errors[1])
+    assert bool(many.converged.all())
+    assert bool(torch.isinf(many.standard_errors[:, 1]).all())
+
+
+def test_a_singular_root_is_found_or_refused_and_never_a_failure_of_lapack():
+    s = root(lambda x: torch.stack([x[0] + x[1] - 1, x[0] + x[1] - 2]), TWO)  # no root: parallel lines
+    assert s.status not in (Status.CONVERGED, Status.MAX_ITERATIONS)
+    assert s.message
+    s = root(lambda x: x**2, ONE)  # a double root
+    assert s.converged
+    assert abs(float(s.x)) < 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_zero_jacobian_with_a_residual_is_no_solution(method):
+    s = least_squares(lambda x: 1 + 0 * x, ONE, method=method)
+    assert s.status is Status.STAGNATED
+    assert "the Jacobian is zero" in s.reason
+    many = least_squares_batch(lambda x: 1 + 0 * x, ONE.expand(2, 1))
+    assert set(many.status) == {Status.STAGNATED}
+    assert "the model is flat there" in many.reason(0)
+
+
+# --- flat at infinity -------------------------------------------------------------------------------------------------
+
+
+def test_parameters_that_ran_to_infinity_are_not_called_converged():
+    regression = load("MGH17")
+    s = least_squares(regression.residual, regression.starts[0], method="gauss-newton")
+    assert regression.digits(s.x) < 4
+    assert s.status is Status.STAGNATED
+    assert "the residual no longer depends on parameter 3 (at " in s.reason
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_exponential_that_has_died_out_is_not_called_converged(method):
+    t = torch.arange(1.0, 6.0, dtype=F64)
+    # the best rate is infinite: the data are below zero
+    s = least_squares(lambda x: torch.exp(-x * t) + 1, ONE, method=method, max_evaluations=400)
+    assert not s.converged
+    assert s.reason
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_column_that_vanishes_at_a_true_minimum_is_no_reason_to_refuse(method):
+    s = least_squares(lambda x: torch.stack([(x[0] - 5) ** 2, 1 + 0 * x[0]]), ONE, method=method)
+    assert s.converged
+    assert float(s.x) == pytest.approx(5, abs=1e-3)
+
+
+def test_a_problem_of_many_that_ran_to_infinity_is_not_called_converged():
+    t = torch.arange(1.0, 6.0, dtype=F64)
+    y = torch.stack([torch.exp(-0.5 * t), -torch.ones(5, dtype=F64)])  # the best rate of the second is infinite
+    many = least_squares_batch(lambda x, y: torch.exp(-x * t) - y, ONE, y)
+    assert many.converged.tolist() == [True, False]
+    assert many.reason(0).startswith("no step can reduce the cost by more than rounding errors")
+    assert many.reason(1)
+
+
+def test_a_rank_that_falls_on_the_way_is_told():
+    regression = load("Rat43")
+    s = least_squares(regression.residual, regression.starts[0], method="adaptive-damping")
+    assert regression.digits(s.x) > 4 or "rank 2 there and had 4 at the start" in s.reason
+
+
+# --- badly scaled -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", [1e-150, 1e-8, 1e8, 1e150])
+def test_units_of_parameters_and_residuals_do_not_matter(unit):
+    t = torch.linspace(0, 3, 9, dtype=F64)
+    y = 2 * torch.exp(-0.7 * t) + 0.05 * torch.cos(9 * t)
+
+    def r(x):
+        return x[0] * torch.exp(-x[1] * t) - y
+
+    start, scale = torch.tensor([1.0, 0.1], dtype=F64), torch.tensor([unit, 1 / unit], dtype=F64)
+    plain, plain_many = both(r, start)
+    s, many = both(lambda x: r(x / scale), start * scale)
+    assert s.converged
+    assert torch.allclose(s.x / scale, plain.x, rtol=1e-9)
+    assert bool(many.converged.all())
+    assert torch.allclose(many.x / scale, plain_many.x, rtol=1e-9)
+
+
+# --- infeasible and unbounded -----------------------------------------------------------------------------------------
+
+
+def test_crossed_bounds_are_a_wrong_argument():
+    for solver in (least_squares, lambda r, x, **o: least_squares_batch(r, x[None], **o), root):
+        with pytest.raises(ValueError, match="bounds"):
+            solver(lambda x: x, ONE, bounds=(2.0, 1.0))
+
+
+def test_what_cannot_be_met_within_the_bounds_ends_on_them():
+    s, many = both(lambda x: x - 5, ONE, bounds=(0.0, 2.0))
+    assert s.converged
+    assert s.active.tolist() == [1]
+    assert s.residual == pytest.approx(3)
+    assert bool(many.converged.all())
+    found = root(lambda x: x - 5, ONE, bounds=(0.0, 2.0))
+    assert not found.converged
+    assert found.message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cost_that_falls_for_ever_is_never_converged(method):
+    s = least_squares(lambda x: 1 / x, ONE, method=method, max_evaluations=200)
+    assert not s.converged or s.residual < 1e-100
+    assert s.reason
+
+
+def test_a_map_without_fixed_point_and_an_equation_without_root_are_told():
+    found = fixed_point(lambda x: x + 1, ONE, max_iterations=50)
+    assert not found.converged
+    assert found.message
+    found = root(lambda x: x**2 + 1, ONE)
+    assert not found.converged
+    assert found.message
+    found = root(lambda x: torch.exp(-x), ONE, max_iterations=20)  # the root is at infinity
+    assert not found.converged or float(torch.exp(-found.x)) < 1e-6
+
+
+# --- not finite -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_on_the_way_refuses_the_step(method):
+    s = least_squares(lambda x: torch.sqrt(x) - 0.1, ONE, method=method)
+    assert s.converged
+    assert float(s.x) == pytest.approx(0.01, rel=1e-9)
+
+
+def test_nan_at_the_start_is_named():
+    with pytest.raises(NonFinite, match="residual must be finite at x0, got nan in entry 0"):
+        least_squares(lambda x: torch.sqrt(x - 2), ONE)
+    with pytest.raises(NonFinite, match="the Jacobian must be finite at x0"):
+        least_squares(lambda x: torch.sqrt(x - 1) + x, ONE)
+    with pytest.raises(NonFinite, match="must be finite at the starts, got NaN or infinity in problem 1"):
+        least_squares_batch(lambda x: torch.sqrt(x - 2), torch.tensor([[3.0], [1.0]], dtype=F64))
+    with pytest.raises(ValueError, match="x0 must be finite, got nan"):
+        least_squares(lambda x: x, ONE * math.nan)
+
+
+def test_nan_at_the_start_of_roots_and_fixed_points_is_named():
+    with pytest.raises(NonFinite, match=r"root: F must be finite at x0, got norm.* = nan; start where F is defined"):
+        root(lambda x: torch.log(x - 2), ONE)
+    try:
+        status = fixed_point(lambda x: torch.log(x - 2), ONE).status
+    except NonFinite:
+        status = Status.NONFINITE
+    assert status is Status.NONFINITE
+
+
+def test_nan_everywhere_but_at_the_start_is_not_converged():
+    def r(x):
+        return torch.where(x == 1, x, x * math.nan)
+
+    s, many = both(r, ONE)
+    assert not s.converged
+    assert s.reason
+    assert not bool(many.converged.any())
+
+
+# --- discontinuous ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_jump_is_not_a_solution(method):
+    s = least_squares(lambda x: torch.where(x < 0.3, x + 2, x - 0.1), ONE, method=method)
+    assert s.status is Status.STAGNATED
+    assert "discontinuous" in s.reason
+
+
+def test_a_jump_is_not_a_solution_for_many_problems_or_roots():
+    def jump(x):
+        return torch.where(x < 0.3, x + 2, x - 0.1)
+
+    many = least_squares_batch(jump, ONE.expand(2, 1))
+    assert not bool(many.converged.any())
+    assert set(many.status) == {Status.STAGNATED}
+    assert "discontinuous" in many.reason(0)
+    found = root(jump, ONE)
+    assert not found.converged
+    assert found.message
