@@ -15,7 +15,7 @@ B = torch.ones(4, dtype=F64)
     [
         ({}, 4 + 1),
         ({"rank": 4, "seed": 0}, 2 + 4),
-        ({"preconditioner": from_diagonal(1 / D)}, 2 + 2),
+        ({"preconditioner": from_diagonal(1 / D)}, 4 + 1),
         ({"inverse": "neumann", "terms": 200, "scale": 0.2}, 200),
         ({"inverse": "nystrom", "rank": 4, "seed": 0}, 4 + 1),
     ],

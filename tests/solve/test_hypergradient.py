@@ -165,11 +165,18 @@ def test_objectives_are_functions_of_x():
 
 @pytest.mark.parametrize("rough", [{"rtol": 1e-12}, {"rtol": 1e-2}, {"damping": 0.5, "rtol": 1e-12}])
 def test_the_first_order_error_is_what_is_left_to_the_exact_gradient(rough):
-    x = minimum(T) + 1e-3 * draw(6, seed=8)
-    h = hypergradient(outer, inner, x, T, correct=True, **rough)
-    before, after = (float((g - exact(T)).square().sum().sqrt()) for g in (h.gradient, h.gradient + h.correction))
+    def bent(w, t):
+        return inner(w, t) + (w**4).sum() + (t * w**3).sum() / 3
+
+    w = minimum(T)
+    for _ in range(20):
+        slope = torch.autograd.functional.jacobian(lambda w: bent(w, T), w)
+        w = w - torch.linalg.solve(torch.autograd.functional.hessian(lambda w: bent(w, T), w), slope)
+    best = hypergradient(outer, bent, w, T, rtol=1e-13).checked().gradient
+    h = hypergradient(outer, bent, w + 1e-3 * draw(6, seed=8), T, correct=True, **rough)
+    before, after = (float((g - best).square().sum().sqrt()) for g in (h.gradient, h.gradient + h.correction))
     assert 0.7 * before < h.error < 1.4 * before
-    assert after < before / 5
+    assert after < before / (5 if "damping" in rough or h.residual > 1e-8 else 50)
 
 
 def test_errors_are_bounded_by_the_curvature():

@@ -57,11 +57,7 @@ def test_both_modes_and_both_orders_agree_with_differences_of_the_full_solve():
     assert torch.autograd.gradgradcheck(solve, inputs, check_fwd_over_rev=True)
 
 
-def cube_root(a):
-    return optimize.brentq(lambda x: x**3 - float(a), 0, 9, xtol=1e-15)
-
-
-CUBE = implicit(cube_root, lambda x, a: x**3 - a)
+CUBE = implicit(lambda a: optimize.brentq(lambda x: x**3 - float(a), 0, 9, xtol=1e-15), lambda x, a: x**3 - a)
 TRANSFORMS = {
     "reverse": torch.func.grad,
     "forward": lambda f: lambda a: torch.func.jvp(f, (a,), (torch.ones_like(a),))[1],
@@ -80,16 +76,14 @@ def test_the_transforms_of_torch_nest_in_any_order(first, second):
 
 
 def test_third_derivatives_are_exact():
-    a = torch.tensor(8.0, dtype=F64)
-    third = torch.func.grad(torch.func.jacfwd(torch.func.grad(CUBE)))(a)
-    assert float(third) == pytest.approx(10 / 27 / 256, abs=1e-11)
+    third = torch.func.grad(torch.func.jacfwd(torch.func.grad(CUBE)))
+    assert float(third(torch.tensor(8.0, dtype=F64))) == pytest.approx(10 / 27 / 256, abs=1e-11)
 
 
 def test_dual_numbers_carry_the_derivative():
-    a = torch.tensor(8.0, dtype=F64)
     with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(CUBE(forward_ad.make_dual(a, torch.tensor(6.0, dtype=F64)))).tangent
-    assert float(tangent) == pytest.approx(0.5, abs=1e-12)
+        a = forward_ad.make_dual(torch.tensor(8.0, dtype=F64), torch.tensor(6.0, dtype=F64))
+        assert float(forward_ad.unpack_dual(CUBE(a)).tangent) == pytest.approx(0.5, abs=1e-12)
 
 
 def test_vmap_solves_one_by_one():

@@ -36,7 +36,7 @@ def test_derivatives_nest_as_those_of_the_function_itself(inner, outer, argnum):
 
 
 def test_a_second_direction_is_not_lost_in_forward_mode():
-    # torch turns forward mode off in the jvp of a function of one's own, and then loses the outer direction silently
+    # torch turns forward mode off in the jvp of a function of one's own: arithmetic there loses the outer direction
     one = torch.ones((), dtype=F64)
 
     def along(f):

@@ -42,6 +42,15 @@ def test_a_preconditioner_is_made_at_the_solution_and_transposed_in_reverse():
         )
         assert torch.allclose(torch.autograd.grad(solve(b).sum(), b)[0], exact, atol=1e-6)
     assert seen[1].iterations < seen[0].iterations / 3
+    near = torch.linalg.inv(torch.diag(d) + twist + twist.triu())  # far from symmetric
+    skewed = implicit(
+        lambda b: torch.linalg.solve(torch.diag(d) + twist + twist.triu(), b),
+        lambda x, b: F(x, b) + twist.triu() @ x,
+        preconditioner=lambda A: from_matrix(near, domain=A.domain, codomain=A.domain),
+        observe=seen.append,
+    )
+    torch.autograd.grad(skewed(b).sum(), b)
+    assert seen[2].iterations <= 2  # the transpose of the inverse
     symmetric = implicit(
         lambda b: b / d,
         root_conditions(lambda x, b: d * x - b, facts="positive_definite"),

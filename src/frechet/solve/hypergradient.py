@@ -117,10 +117,10 @@ def hypergradient(
 
     Converged means ``norm(r) <= rtol * norm(d outer/dx)``, r recomputed (rtol is sqrt(eps) if left out), for every
     `inverse`; nothing is raised, ``.checked()`` does. "cg" takes `rtol`, `max_iterations`, `observe`, and a
-    `preconditioner` near the inverse of H, or `rank` with `seed` for a Nystrom one (and damping > 0); "neumann"
-    `terms`, and `scale` below 2 / largest eigenvalue or a `seed` to find one; "nystrom" `rank`, `seed` and `damping`.
-    Damping changes the system: it biases the gradient where H has eigenvalues near it, and `correct` estimates this,
-    too.
+    `preconditioner` near the inverse of H + damping I, or `rank` with `seed` for a Nystrom one (and damping > 0);
+    "neumann" `terms`, and `scale` below 2 / largest eigenvalue or a `seed` to find one; "nystrom" `rank`, `seed` and
+    `damping`. Damping changes the system: it biases the gradient where H has eigenvalues near it, and `correct`
+    estimates this, too.
 
     ``correct=True`` adds `correction` and `error`, for two more solves and third derivatives of inner. A positive
     `curvature`, a lower bound of the eigenvalues of H between x and x* (the weight decay of a convex problem), gives

@@ -34,7 +34,7 @@ from frechet.linalg.result import Solution
 from frechet.operators.products import Point
 from frechet.solve.conditions import Conditions, as_conditions
 from frechet.solve.equations import Equations, Layout, at_solution, check_solution, complete
-from frechet.solve.nested import Nested, Pulled, one_by_one, outer_directions, primals
+from frechet.solve.nested import Nested, Pulled, one_by_one
 from frechet.solve.sensitivity import Method, Preconditioner, Rules
 
 
@@ -67,13 +67,10 @@ class Solved(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        n = ctx.n
-        with outer_directions():
-            args = primals(ctx.saved_tensors)
-            given = {i + ctx.found: t for i, t in enumerate(tangents[1:]) if t is not None}
-            tangent = ctx.equations.tangent(n, len(args), tuple(given))
-            d = Solved.apply(tangent, *args, *primals(list(given.values())))
-            return (*d, *[None] * (ctx.found - n))
+        args, n = ctx.saved_tensors, ctx.n  # no arithmetic here, see `Nested`
+        given = {i + ctx.found: t for i, t in enumerate(tangents[1:]) if t is not None}
+        d = Solved.apply(ctx.equations.tangent(n, len(args), tuple(given)), *args, *given.values())
+        return (*d, *[None] * (ctx.found - n))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:

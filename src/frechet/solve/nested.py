@@ -12,14 +12,12 @@ Under `vmap` it runs once for each entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from frechet.objective.kernels import WeightNormByFormula
 from frechet.operators.products import grads, second_order
@@ -94,26 +92,14 @@ class Nested(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        with outer_directions():
-            xs = primals(ctx.saved_tensors)
-            given = {i: t for i, t in enumerate(tangents[1:]) if t is not None}
-            return Nested.apply(Pushed(ctx.g, tuple(given), len(xs)), *xs, *primals(list(given.values())))
+        # no arithmetic here: torch turns forward mode off in a jvp rule, and a direction of a jvp around would be lost
+        xs = ctx.saved_tensors
+        given = {i: t for i, t in enumerate(tangents[1:]) if t is not None}
+        return Nested.apply(Pushed(ctx.g, tuple(given), len(xs)), *xs, *given.values())
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         return one_by_one(info.batch_size, in_dims[1:], args[1:], lambda *row: Nested.apply(args[0], *row))
-
-
-@contextmanager
-def outer_directions() -> Iterator[None]:
-    """Inside a jvp rule, where torch turns forward mode off: a second direction, from a `jvp` around, would be lost."""
-    with forward_ad._set_fwd_grad_enabled(True):
-        yield
-
-
-def primals(xs: Sequence[Tensor]) -> list[Tensor]:
-    """What a jvp rule was given, without the tangents of its own level."""
-    return [forward_ad.unpack_dual(x, level=0).primal for x in xs]
 
 
 def one_by_one(
