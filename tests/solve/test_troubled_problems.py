@@ -83,6 +83,22 @@ def test_an_exponential_that_has_died_out_is_not_called_converged(method):
     assert s.reason
 
 
+def test_a_minimum_at_which_the_jacobian_vanishes_is_one_where_equations_are_fewer_than_parameters():
+    s = least_squares(lambda x: (x.square().sum() + 1.0).reshape(1), torch.tensor([1.0, 0.5, 2.0], dtype=F64))
+    assert s.converged
+    assert s.cost == 0.5
+
+
+def test_a_root_that_is_approached_for_ever_is_zero_at_last():
+    def residual(x):
+        a, b, c = x.unbind()
+        return torch.stack([a**2 + b**3 - c**4, 2 * a * b * c, 2 * a * b - 3 * b * c + a * c])
+
+    s = least_squares(residual, torch.tensor([10.0, 10.0, 10.0], dtype=F64))
+    assert s.converged
+    assert s.residual < 1e-20
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_column_that_vanishes_at_a_true_minimum_is_no_reason_to_refuse(method):
     s = least_squares(lambda x: torch.stack([(x[0] - 5) ** 2, 1 + 0 * x[0]]), ONE, method=method)

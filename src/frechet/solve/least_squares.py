@@ -156,6 +156,11 @@ def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost
     )
 
 
+def _newton_reduction(linear: Linearization, S: Tensor, free: Tensor) -> float:
+    """What a step with second derivatives would still gain, in units in which each entry bends alike."""
+    return curved(linear, S, (column_scale(linear.columns).square() + S.diagonal().abs()).sqrt(), free).reduction
+
+
 def _rank(linear: Linearization, free: Tensor) -> int:
     return factored(linear, column_scale(linear.columns), free).rank
 
@@ -166,8 +171,8 @@ def _active(problem: Residual, x: Tensor, gradient: Tensor) -> Tensor:
     return held_high.to(torch.int8) - (held_low & ~held_high).to(torch.int8)
 
 
-def _ran_away(problem: Residual, linear: Linearization, first: Linearization) -> list[int]:
-    """The parameters that r depended on at the start, and no longer does, wherever they are moved by a tenth.
+def _ran_away(problem: Residual, linear: Linearization, first: Linearization, sizes: Tensor) -> list[int]:
+    """The parameters that r depended on at the start, and no longer does, moved by a tenth of `sizes` or of themselves.
 
     Their columns of J are zero, and so every test on the gradient holds, where an exponential has left the range of the
     numbers; where a square has its minimum, too, but there a longer move changes r.
@@ -176,7 +181,8 @@ def _ran_away(problem: Residual, linear: Linearization, first: Linearization) ->
     found = []
     for j in lost.nonzero()[:, 0].tolist():
         moves = torch.zeros(2, len(linear.x), dtype=torch.float64)
-        moves[0, j], moves[1, j] = 0.1 * float(linear.x[j]), -0.1 * float(linear.x[j])
+        moves[0, j] = 0.1 * max(abs(float(linear.x[j])), float(sizes[j]))
+        moves[1, j] = -moves[0, j]
         trials = [problem.values(problem.rounded(linear.x + move)) for move in moves]
         if float(linear.x[j]) != 0 and all(length(trial - linear.point.r) <= linear.noise for trial in trials):
             found.append(j)
@@ -189,16 +195,19 @@ def _solution(problem: Residual, rules: Rules, run: Run, first: Linearization, m
     free = free_to_move(problem, linear)
     if not verdict.solved and bool(free.any()):
         S = problem.curvature(linear)
-        newton = math.inf if S is None else curved(linear, S, column_scale(linear.columns), free).reduction
+        newton = math.inf if S is None else _newton_reduction(linear, S, free)
         verdict = judged(problem, linear, rules, newton)
     status, reason = run.status or Status.STAGNATED, verdict.reason
-    away = _ran_away(problem, linear, first) if verdict.solved and linear.size > linear.noise else []
-    if away:
+    # at a root where J is singular steps shrink by a constant factor, and never meet a test that looks at steps
+    vanished = status is Status.STAGNATED and linear.size <= problem.eps * rules.r0
+    away = _ran_away(problem, linear, first, rules.x0) if linear.size > linear.noise and not vanished else []
+    if away and (verdict.solved or status is Status.STAGNATED):
         status = Status.STAGNATED
         named = ", ".join(f"{j} (at {float(linear.x[j]):.3g})" for j in away[:3])
         reason = f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
-    elif verdict.solved:
+    elif verdict.solved or vanished:
         status = Status.CONVERGED
+        reason = reason or f"the residual is zero to the rounding of its start: norm(r) = {linear.size:.3g}"
     elif status is Status.MAX_ITERATIONS:
         reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {verdict.optimality:.3g}"
     elif status is Status.STOPPED:

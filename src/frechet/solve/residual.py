@@ -33,7 +33,7 @@ from frechet.errors import NonFinite, NotDifferentiable
 from frechet.objective.kernels import refuse_once_differentiable
 from frechet.operators.function import FunctionJacobian
 from frechet.operators.operator import LinearOperator
-from frechet.operators.products import second_order
+from frechet.operators.products import grads, second_order
 from frechet.solve.robust import robust_cost, row_scales
 from frechet.space import Space, euclidean
 
@@ -192,24 +192,34 @@ class Residual:
 
     def curvature(self, linear: Linearization) -> Tensor | None:
         """S ``(n, n)``, the Hessian of the cost less J'J of the weighted rows, on the host; None without autodiff."""
-        if self.route != "columns":
+        if self.route not in ("columns", "rows"):
             return None
         self.ledger.jacobians += 1
-        with second_order("least_squares", self.space.device), torch.enable_grad():
-            leaf, r = self._graph(linear.point)
-            if not r.requires_grad:
-                return None
-            if self.rho is None:
-                (gradient,) = torch.autograd.grad(r, leaf, linear.r.to(r.device, r.dtype), create_graph=True)
-            else:
-                cost = 0.5 * self.rho_scale**2 * self.rho((r / self.rho_scale) ** 2).sum()
-                (gradient,) = torch.autograd.grad(cost, leaf, create_graph=True)
-            if not gradient.requires_grad:  # a linear residual
-                return torch.zeros(len(leaf), len(leaf), dtype=torch.float64)
-            S = _double(self._backward(gradient, leaf)).cpu()
+        try:
+            with second_order("least_squares", self.space.device), torch.enable_grad():
+                S = self._second_derivatives(linear)
+        except NotDifferentiable:  # rows need first derivatives only
+            return None
+        if S is None:
+            return None
         if self.rho is not None:
             S = S - (linear.J.T @ linear.J).cpu()
         return (S + S.T) / 2 if bool(S.isfinite().all()) else None
+
+    def _second_derivatives(self, linear: Linearization) -> Tensor | None:
+        """The Hessian of the robust cost, or of r'r(x) / 2 with the first r held, by backward passes."""
+        leaf, r = self._graph(linear.point)
+        if not r.requires_grad:
+            return None
+        if self.rho is None:
+            u = linear.r.to(r.device, r.dtype)
+            gradient = grads(r, [leaf], [u], create_graph=True)[0]
+        else:
+            cost = 0.5 * self.rho_scale**2 * self.rho((r / self.rho_scale) ** 2).sum()
+            gradient = grads(cost, [leaf], None, create_graph=True)[0]
+        if not gradient.requires_grad:  # a linear residual
+            return torch.zeros(len(leaf), len(leaf), dtype=torch.float64)
+        return _double(self._backward(gradient, leaf)).cpu()
 
     def _graph(self, point: Point) -> tuple[Tensor, Tensor]:
         """x as a leaf, and r on its graph."""
