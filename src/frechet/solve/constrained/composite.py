@@ -32,10 +32,12 @@ from torch import Tensor
 from frechet.linalg.result import Status
 from frechet.operators.operator import LinearOperator
 from frechet.operators.structured import from_callable
+from frechet.solve.constrained.active_set import on_active_set
 from frechet.solve.constrained.kkt import conditions, largest, stationary_violation
 from frechet.solve.constrained.program import Point, Program
 from frechet.solve.constrained.projected_cg import projected_cg
-from frechet.solve.constrained.projection import Rows, rows_of
+from frechet.solve.constrained.projection import Rows
+from frechet.solve.constrained.slack_rows import SlackRows, slack_rows
 from frechet.space import Space, euclidean
 
 TO_SIDE = 0.995  # of the way to a side
@@ -44,6 +46,7 @@ ENOUGH = 0.3  # of the reduction of the constraints that the merit function must
 SAFE = 1e10  # z stays within this factor of mu / distance
 SLOW = 10.0  # mu falls when the conditions hold to this many mu
 UNBOUNDED = 1e20
+CROSS = 1e-4  # mu from which on the active set is tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +162,9 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
     while True:
         distance_L, distance_U = torch.where(has_L, w - L, math.inf), torch.where(has_U, U - w, math.inf)
         sigma = zL / distance_L + zU / distance_U
-        D = torch.where(fixed, 0.0, (1 + sigma).rsqrt())
+        D = torch.where(fixed, 0.0, (1 + sigma + distance_L**-2 + distance_U**-2).rsqrt())
         A = frame.jacobian(point.J, D)
-        rows = rows_of(A, C if bool(C.any()) else None)
+        rows = slack_rows(A, point.J, D, frame.equal, frame.slack)
         slope = torch.cat([point.g, torch.zeros_like(w[n:])])
         y = rows.multipliers(D * (slope - zL + zU))
         dual = torch.where(fixed, 0.0, slope + _pull(frame, point.J, y) - zL + zU)
@@ -189,6 +192,12 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
         if fell:
             nu = 1.0
             radius = max(radius, 1.0)
+            if mu <= CROSS:
+                y_rows = _row_multipliers(frame, y, zL, zU)
+                best = on_active_set(program, point, y_rows, (zU - zL)[:n], rules.gtol, rules.ctol, 4)
+                if best[2].hold(rules.gtol, rules.ctol):
+                    point, found = best[0], best[2]
+                    break
 
         # --- the step
         to_side = max(TO_SIDE, 1 - mu)
@@ -230,7 +239,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
             ratio = (merit - _merit(trial[1], trial[0], trial[2], mu, nu, frame, has_L, has_U) + noise) / (
                 predicted + noise
             )
-            if ratio < 1e-4 and size_v <= NORMAL * float(space.norm(tangent.p)) + 1e-300:
+            if ratio < 0.1 and float(image.norm(trial[2])) > 1.1 * left:
                 more = rows.least_norm(-trial[2])
                 t = min(1.0, _share(d + more, low, high))
                 again = _tried(frame, w, t * D * (d + more)) if t > 0 else None
@@ -238,7 +247,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
                     second = (merit - _merit(again[1], again[0], again[2], mu, nu, frame, has_L, has_U) + noise) / (
                         predicted + noise
                     )
-                    if second >= 1e-4:
+                    if second > max(ratio, 1e-4):
                         trial, ratio, d = again, second, t * (d + more)
             if ratio >= 1e-4:
                 accepted = program.point(trial[0][:n])
@@ -267,6 +276,10 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
                 continue
             status = Status.STAGNATED
             break
+    if status in (Status.STAGNATED, Status.MAX_ITERATIONS):
+        best = on_active_set(program, point, _row_multipliers(frame, y, zL, zU), (zU - zL)[:n], rules.gtol, rules.ctol)
+        if best[2].worst < found.worst:
+            point, found = best[0], best[2]
     if status in (Status.STAGNATED, Status.MAX_ITERATIONS) and stationary_violation(program, point, 1e-6):
         if found.infeasibility > rules.ctol:
             status = Status.INFEASIBLE
@@ -286,7 +299,7 @@ def pushed_inside(v: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def normal_step(
-    A: LinearOperator, rows: Rows, C: Tensor, radius: float, low: Tensor, high: Tensor
+    A: LinearOperator, rows: Rows | SlackRows, C: Tensor, radius: float, low: Tensor, high: Tensor
 ) -> tuple[Tensor, float]:
     """A step towards A v = -C in the ball and the box, and norm(A v + C): the best of three."""
     space, image = A.domain, A.codomain
@@ -321,6 +334,12 @@ def _share(v: Tensor, low: Tensor, high: Tensor) -> float:
     """The largest t <= 1 with t v in the box."""
     ratios = torch.where(v < 0, low / v, torch.where(v > 0, high / v, math.inf))
     return max(0.0, min(1.0, float(ratios.min()))) if len(v) else 1.0
+
+
+def _row_multipliers(frame: Frame, y: Tensor, zL: Tensor, zU: Tensor) -> Tensor:
+    """Multipliers of all rows: of those with slacks, by the multipliers of their sides."""
+    e, n = len(frame.equal), frame.program.space.dim
+    return frame.whole(torch.cat([y[:e], (zU - zL)[n:]]))
 
 
 def _pull(frame: Frame, J: LinearOperator, y: Tensor) -> Tensor:

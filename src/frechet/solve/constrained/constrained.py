@@ -16,6 +16,7 @@ from frechet.solve.constrained.composite import Observe, Rules, composite, pushe
 from frechet.solve.constrained.constraint import Constraints, Function, as_list, box_side, sides
 from frechet.solve.constrained.kkt import Conditions, conditions
 from frechet.solve.constrained.program import Parameters, Point, Program
+from frechet.solve.constrained.scaling import scales
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.space import Space
 
@@ -54,7 +55,9 @@ def constrained(
         raise NonFinite("constrained: f and the constraints must be finite at x0")
     default = 1e-8 if space.eps < 1e-10 else 1e-4
     rules = Rules(gtol or default, ctol or default, max_iterations)
-    run = composite(program, start, rules, observe)
+    small = program.scaled(*scales(start))
+    start = small.point(x)
+    run = composite(small, start, rules, observe)
     point = program.point(run.x)
     found = conditions(program, point, run.y)
     status = Status.CONVERGED if found.hold(rules.gtol, rules.ctol) else run.status or Status.STAGNATED

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from frechet.operators.operator import LinearOperator
 from frechet.solve.constrained.projection import Rows
+from frechet.solve.constrained.slack_rows import SlackRows
 from frechet.space import Space
 
 
@@ -39,7 +40,7 @@ class Tangent:
 def projected_cg(
     B: LinearOperator,
     g: Tensor,
-    rows: Rows,
+    rows: Rows | SlackRows,
     *,
     radius: float,
     low: Tensor | None = None,
