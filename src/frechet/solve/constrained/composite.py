@@ -35,17 +35,22 @@ from frechet.operators.structured import from_callable
 from frechet.solve.constrained.active_set import on_active_set
 from frechet.solve.constrained.kkt import conditions, largest, stationary_violation
 from frechet.solve.constrained.program import Point, Program
-from frechet.solve.constrained.projected_cg import projected_cg
+from frechet.solve.constrained.projected_cg import projected_cg, to_ball
 from frechet.solve.constrained.projection import Rows
 from frechet.solve.constrained.slack_rows import SlackRows, slack_rows
+from frechet.solve.lsmr import lsmr
 from frechet.space import Space, euclidean
 
 TO_SIDE = 0.995  # of the way to a side
 NORMAL = 0.8  # of the radius for the normal part
 ENOUGH = 0.3  # of the reduction of the constraints that the merit function must predict
+TURNS = 4  # of the normal step along the box
+FEW = 0.1  # of norm(C) that a normal step may leave
 SAFE = 1e10  # z stays within this factor of mu / distance
 SLOW = 10.0  # mu falls when the conditions hold to this many mu
 UNBOUNDED = 1e20
+MOST_NU = 100.0  # penalty that multipliers at the start of a barrier problem may ask for
+WIDER = 10.0  # growth of norm(C) within one barrier problem
 CROSS = 1e-4  # mu from which on the active set is tried
 
 
@@ -157,7 +162,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
     mu = 0.1 if barred else 0.0
     mu_least = min(rules.gtol, rules.ctol) / 10
     zL, zU = _duals(has_L, w - L, mu), _duals(has_U, U - w, mu)
-    nu, radius = 1.0, max(1.0, 0.1 * float(space.norm(w)))
+    nu, widest, radius = 1.0, math.inf, max(1.0, 0.1 * float(space.norm(w)))
     iterations, history, status, bend, still = 0, [point.f], None, None, 0
     while True:
         distance_L, distance_U = torch.where(has_L, w - L, math.inf), torch.where(has_U, U - w, math.inf)
@@ -176,7 +181,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
         ):
             status = Status.STOPPED
             break
-        if found.hold(rules.gtol, rules.ctol):
+        if found.hold(rules.gtol, rules.ctol, strict=True):
             break
         if iterations >= rules.max_iterations:
             status = Status.MAX_ITERATIONS
@@ -191,11 +196,15 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
             error = _barrier_error(dual, C, zL, zU, distance_L, distance_U, y, mu)
         if fell:
             nu = 1.0
+        if fell or not iterations:
+            nu = max(1.0, min(MOST_NU, 1.1 * float(image.norm(y))))
+            widest = WIDER * max(1.0, float(image.norm(C)))
+        if fell:
             radius = max(radius, 1.0)
             if mu <= CROSS:
                 y_rows = _row_multipliers(frame, y, zL, zU)
                 best = on_active_set(program, point, y_rows, (zU - zL)[:n], rules.gtol, rules.ctol, 4)
-                if best[2].hold(rules.gtol, rules.ctol):
+                if best[2].hold(rules.gtol, rules.ctol, strict=True):
                     point, found = best[0], best[2]
                     break
 
@@ -240,15 +249,16 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
                 predicted + noise
             )
             if ratio < 0.1 and float(image.norm(trial[2])) > 1.1 * left:
-                more = rows.least_norm(-trial[2])
-                t = min(1.0, _share(d + more, low, high))
-                again = _tried(frame, w, t * D * (d + more)) if t > 0 else None
+                more, _ = normal_step(A, rows, trial[2], max(radius, length), low - d, high - d)
+                again = _tried(frame, w, D * (d + more))
                 if again is not None:
                     second = (merit - _merit(again[1], again[0], again[2], mu, nu, frame, has_L, has_U) + noise) / (
                         predicted + noise
                     )
                     if second > max(ratio, 1e-4):
-                        trial, ratio, d = again, second, t * (d + more)
+                        trial, ratio, d = again, second, d + more
+            if float(image.norm(trial[2])) > widest:
+                ratio = -math.inf
             if ratio >= 1e-4:
                 accepted = program.point(trial[0][:n])
         if accepted is None:
@@ -327,6 +337,23 @@ def normal_step(
         rest = float(image.norm(A @ v + C))
         if rest < left:
             best, left = v, rest
+    for _ in range(TURNS):  # what the box stopped is held, the rest goes on
+        free = ((best > 0.99 * low) & (best < 0.99 * high)).to(best.dtype)
+        if bool(free.all()) or left <= FEW * float(image.norm(C)):
+            break
+        masked = from_callable(
+            lambda V, free=free: A @ (V.T * free).T, space, image, rmatmat=lambda W, free=free: ((A.T @ W).T * free).T
+        )
+        more = lsmr(masked, -(A @ best + C), rtol=1e-2, max_iterations=2 * len(C)).x
+        length = float(space.norm(more))
+        if not 0 < length < math.inf:
+            break
+        more = more * min(1.0, to_ball(float(space.inner(best, more)), length, float(space.norm(best)), radius))
+        v = best + _share(more, low - best, high - best) * more
+        rest = float(image.norm(A @ v + C))
+        if rest >= left:
+            break
+        best, left = v, rest
     return best, left
 
 

@@ -32,13 +32,10 @@ class Conditions:
     def worst(self) -> float:
         return max(self.residual / max(1.0, self.size), self.infeasibility, self.complementarity)
 
-    def hold(self, gtol: float, ctol: float) -> bool:
-        """Whether all three are within their tolerances."""
-        return (
-            self.residual <= gtol * max(1.0, self.size)
-            and self.infeasibility <= ctol
-            and self.complementarity <= gtol
-        )
+    def hold(self, gtol: float, ctol: float, *, strict: bool = False) -> bool:
+        """Whether all three are within their tolerances; with `strict`, however large the gradients are."""
+        size = 1.0 if strict else max(1.0, self.size)
+        return self.residual <= gtol * size and self.infeasibility <= ctol and self.complementarity <= gtol
 
 
 def largest(t: Tensor) -> float:

@@ -63,7 +63,7 @@ def projected_cg(
         Bd = B @ d
         iterations += 1
         curvature, length = float(space.inner(d, Bd)), float(space.norm(d))
-        step = _to_ball(float(space.inner(p, d)), length, float(space.norm(p)), radius)
+        step = to_ball(float(space.inner(p, d)), length, float(space.norm(p)), radius)
         downwards = curvature <= 1e-14 * length * float(space.norm(Bd))
         if downwards:
             bend = d / length
@@ -103,7 +103,7 @@ def _model(space: Space, g: Tensor, p: Tensor, Bp: Tensor) -> float:
     return float(space.inner(g, p)) + 0.5 * float(space.inner(p, Bp))
 
 
-def _to_ball(along: float, length: float, start: float, radius: float) -> float:
+def to_ball(along: float, length: float, start: float, radius: float) -> float:
     """The t >= 0 at which p + t d meets the ball, from p'd, norm(d), norm(p)."""
     if not math.isfinite(radius):
         return math.inf
