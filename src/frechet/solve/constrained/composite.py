@@ -167,7 +167,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
     while True:
         distance_L, distance_U = torch.where(has_L, w - L, math.inf), torch.where(has_U, U - w, math.inf)
         sigma = zL / distance_L + zU / distance_U
-        D = torch.where(fixed, 0.0, (1 + sigma + distance_L**-2 + distance_U**-2).rsqrt())
+        D = torch.where(fixed, 0.0, (1 + sigma + (min(1.0, 10 * mu)) * (distance_L**-2 + distance_U**-2)).rsqrt())
         A = frame.jacobian(point.J, D)
         rows = slack_rows(A, point.J, D, frame.equal, frame.slack)
         slope = torch.cat([point.g, torch.zeros_like(w[n:])])
