@@ -23,7 +23,6 @@ the rounding error of the merit function count as gains.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +36,7 @@ from frechet.solve.constrained.kkt import conditions, largest, stationary_violat
 from frechet.solve.constrained.program import Point, Program
 from frechet.solve.constrained.projected_cg import projected_cg, to_ball
 from frechet.solve.constrained.projection import Rows
+from frechet.solve.constrained.run import ConstrainedState, Observe, Rules, Run
 from frechet.solve.constrained.slack_rows import SlackRows, slack_rows
 from frechet.solve.lsmr import lsmr
 from frechet.space import Space, euclidean
@@ -52,43 +52,6 @@ UNBOUNDED = 1e20
 MOST_NU = 100.0  # penalty that multipliers at the start of a barrier problem may ask for
 WIDER = 10.0  # growth of norm(C) within one barrier problem
 CROSS = 1e-4  # mu from which on the active set is tried
-
-
-@dataclass(frozen=True, eq=False)
-class Rules:
-    """What the caller asked for."""
-
-    gtol: float
-    ctol: float
-    max_iterations: int
-
-
-@dataclass(frozen=True, eq=False)
-class ConstrainedState:
-    """One moment of `constrained`. `x` is flat ``(n,)``; `radius` is that of the region, 0 where there is none."""
-
-    iteration: int
-    x: Tensor
-    value: float
-    residual: float
-    infeasibility: float
-    barrier: float
-    radius: float
-
-
-Observe = Callable[[ConstrainedState], bool]
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Where an algorithm ended. `status` is None where its conditions hold."""
-
-    x: Tensor
-    y: Tensor  # of the rows ``(m,)``, in the units of the caller
-    status: Status | None
-    iterations: int
-    history: tuple[float, ...]
-    curvature: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +293,8 @@ def normal_step(
         root = math.sqrt(b * b + a * c)
         candidates.append(cauchy + (c / (b + root) if b > 0 else (root - b) / a) * way)
     size = float(space.norm(newton))
-    candidates += [newton * min(1.0, radius / size), cauchy * min(1.0, radius / float(space.norm(cauchy)))]
+    candidates += [newton * min(1.0, radius / size)] if size > 0 else []
+    candidates += [cauchy * min(1.0, radius / length)] if (length := float(space.norm(cauchy))) > 0 else []
     best, left = space.zeros(), float(image.norm(C))
     for v in candidates:
         v = _share(v, low, high) * v

@@ -12,7 +12,9 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg.result import Status
 from frechet.operators.function import frozen_point
-from frechet.solve.constrained.composite import Observe, Rules, composite, pushed_inside
+from frechet.solve.constrained.augmented import augmented
+from frechet.solve.constrained.composite import composite, pushed_inside
+from frechet.solve.constrained.run import Observe, Rules
 from frechet.solve.constrained.constraint import Constraints, Function, as_list, box_side, sides
 from frechet.solve.constrained.kkt import Conditions, conditions
 from frechet.solve.constrained.program import Parameters, Point, Program
@@ -29,6 +31,7 @@ def constrained(
     constraints: Constraints = (),
     *,
     bounds: tuple[Bound, Bound] | None = None,
+    method='composite', seed=None,
     gtol: float | None = None,
     ctol: float | None = None,
     max_iterations: int = 1000,
@@ -57,7 +60,7 @@ def constrained(
     rules = Rules(gtol or default, ctol or default, max_iterations)
     small = program.scaled(*scales(start))
     start = small.point(x)
-    run = composite(small, start, rules, observe)
+    run = composite(small, start, rules, observe) if method=='composite' else augmented(small, start, rules, observe, seed=seed)
     point = program.point(run.x)
     found = conditions(program, point, run.y)
     status = Status.CONVERGED if found.hold(rules.gtol, rules.ctol) else run.status or Status.STAGNATED
