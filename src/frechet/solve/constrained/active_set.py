@@ -64,9 +64,7 @@ def on_active_set(
             break
         v = kept.least_norm(target - moved.c[rows])
         H = moved.hessian(whole)
-        B = from_callable(
-            lambda V, H=H: ((H @ (V.T * free).T).T * free).T, program.domain, facts="symmetric"
-        )
+        B = from_callable(lambda V, H=H: ((H @ (V.T * free).T).T * free).T, program.domain, facts="symmetric")
         p = projected_cg(B, free * moved.g + B @ v, kept, radius=math.inf, rtol=1e-10).p
         step = v + p
         if not program.domain.finite(step):

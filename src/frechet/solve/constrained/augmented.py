@@ -109,7 +109,8 @@ def augmented(
             if step.curvature is None and slope <= -0.5 * eta2 * size * size:
                 break
             bend = step.curvature if step.curvature is not None else bend
-            if step.curvature is not None or (delta <= LEAST_DELTA and seed is not None):
+            bent_down = seed is not None and float(space.inner(step.dx, W @ step.dx + t * step.dx)) <= 0
+            if step.curvature is not None or bent_down:
                 t = max(4 * t, shift / 4, 1e-3 * max(1.0, _bending(W, step, space)))
                 continue
             eta1, eta2, delta = GROWTH**2 * eta1, eta2 / GROWTH, max(LEAST_DELTA, delta / GROWTH**4)
@@ -143,16 +144,14 @@ def augmented(
         point, y = accepted
         rows = rows_of(point.J) if seed is None else rows
         history.append(point.f)
-    if status in (Status.STAGNATED, Status.MAX_ITERATIONS) and found.infeasibility > rules.ctol:
-        if stationary_violation(program, point, 1e-6):
-            status = Status.INFEASIBLE
+    ended = status in (Status.STAGNATED, Status.MAX_ITERATIONS)
+    if ended and found.infeasibility > rules.ctol and stationary_violation(program, point, 1e-6):
+        status = Status.INFEASIBLE
     values = tuple(f * program.unit for f in history)
     return Run(point.x, found.y, status, iterations, values, bend)
 
 
-def krylov(
-    point: Point, W: LinearOperator, t: float, gradient: Tensor, c: Tensor, rows: Rows, rtol: float
-) -> Step:
+def krylov(point: Point, W: LinearOperator, t: float, gradient: Tensor, c: Tensor, rows: Rows, rtol: float) -> Step:
     """The step by projections: the rows exactly, the gradient to `rtol`."""
     space = point.J.domain
     B = from_callable(lambda V: W @ V + t * V, space, facts="symmetric")

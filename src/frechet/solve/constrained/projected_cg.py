@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-
 from torch import Tensor
 
 from frechet.operators.operator import LinearOperator
@@ -126,6 +125,3 @@ def _room(p: Tensor, low: Tensor | None, high: Tensor | None) -> float:
     if high is not None and bool((up := p > 0).any()):
         t = min(t, float((high[up] / p[up]).min()))
     return max(t, 0.0)
-
-
-

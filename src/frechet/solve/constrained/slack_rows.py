@@ -4,9 +4,9 @@
         [ D_s K  -D_s ]
 
 The null space of the second rows is (p, K p): with M = I + K'K and the orthonormal basis Z = (I; K) M^(-1/2) of it,
-what remains are the rows F = E M^(-1/2) of R^n. K = U diag(s) V' is kept from its products (`projection.py`); its rank is
-at most n however many inequalities there are. D_s becomes small where a side is active: there K is large and M^(-1/2)
-moves along the side, so that the ill-conditioning of a barrier is in closed forms and not in the iteration.
+what remains are the rows F = E M^(-1/2) of R^n. K = U diag(s) V' is kept from its products (`projection.py`); its rank
+is at most n however many inequalities there are. D_s becomes small where a side is active: there K is large and
+M^(-1/2) moves along the side, so that the ill-conditioning of a barrier is in closed forms and not in the iteration.
 
 **Source.** the condensed systems of interior methods, Wright (1997), Primal-dual interior-point methods, chapter 11,
 doi 10.1137/1.9781611971453; here as an orthonormal basis.
@@ -110,7 +110,8 @@ def slack_rows(A: LinearOperator, J: LinearOperator, D: Tensor, equal: Tensor, s
 
 def _root(K: Rows, v: Tensor) -> Tensor:
     """M^(-1/2) v."""
-    assert K.V is not None and K.s is not None
+    assert K.V is not None
+    assert K.s is not None
     shrink = 1 / (1 + K.s**2).sqrt() - 1
     return v + _times(K.V, shrink * K.A.domain.gram(K.V, v.unsqueeze(1))[:, 0])
 
