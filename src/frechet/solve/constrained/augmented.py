@@ -37,7 +37,7 @@ from torch import Tensor
 from frechet.linalg.result import Status
 from frechet.operators.operator import LinearOperator
 from frechet.operators.structured import from_callable
-from frechet.solve.constrained.kkt import conditions, stationary_violation
+from frechet.solve.constrained.kkt import STATIONARY, conditions, stationary_violation
 from frechet.solve.constrained.program import Point, Program
 from frechet.solve.constrained.projected_cg import projected_cg
 from frechet.solve.constrained.projection import Rows, rows_of
@@ -145,7 +145,7 @@ def augmented(
         rows = rows_of(point.J) if seed is None else rows
         history.append(point.f)
     ended = status in (Status.STAGNATED, Status.MAX_ITERATIONS)
-    if ended and found.infeasibility > rules.ctol and stationary_violation(program, point, 1e-6):
+    if ended and found.infeasibility > rules.ctol and stationary_violation(program, point, STATIONARY):
         status = Status.INFEASIBLE
     values = tuple(f * program.unit for f in history)
     return Run(point.x, found.y, status, iterations, values, bend)

@@ -35,7 +35,7 @@ from frechet.operators.structured import from_callable
 from frechet.solve.constrained.active_set import on_active_set
 from frechet.solve.constrained.barrier import barrier_error, duals, kept_duals, merit_of, moved_duals
 from frechet.solve.constrained.frame import framed, pulled_back, pushed_inside, row_multipliers, slack_reset, tried
-from frechet.solve.constrained.kkt import conditions, largest, stationary_violation
+from frechet.solve.constrained.kkt import STATIONARY, conditions, largest, stationary_violation
 from frechet.solve.constrained.normal_step import normal_step
 from frechet.solve.constrained.program import Point, Program
 from frechet.solve.constrained.projected_cg import projected_cg
@@ -48,6 +48,7 @@ NORMAL = 0.8  # of the radius for the normal part
 ENOUGH = 0.3  # of the reduction of the constraints that the merit function must predict
 SLOW = 10.0  # mu falls when the conditions hold to this many mu
 UNBOUNDED = 1e20
+LITTLE = 0.99  # of norm(C) left by a normal step: then a minimum of the violation may be near
 MOST_NU = 100.0  # penalty that multipliers at the start of a barrier problem may ask for
 WIDER = 10.0  # growth of norm(C) within one barrier problem
 CROSS = 1e-4  # mu from which on the active set is tried
@@ -67,7 +68,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
     mu_least = min(rules.gtol, rules.ctol) / 10
     zL, zU = duals(has_L, w - L, mu), duals(has_U, U - w, mu)
     nu, widest, radius = 1.0, math.inf, max(1.0, 0.1 * float(space.norm(w)))
-    iterations, history, status, bend, still = 0, [point.f], None, None, 0
+    iterations, history, status, bend, still, stuck = 0, [point.f], None, None, 0, False
     while True:
         distance_L, distance_U = torch.where(has_L, w - L, math.inf), torch.where(has_U, U - w, math.inf)
         sigma = zL / distance_L + zU / distance_U
@@ -86,6 +87,9 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
             status = Status.STOPPED
             break
         if found.hold(rules.gtol, rules.ctol, strict=True):
+            break
+        if stuck and found.infeasibility > rules.ctol and stationary_violation(program, point, STATIONARY):
+            status = Status.INFEASIBLE
             break
         if iterations >= rules.max_iterations:
             status = Status.MAX_ITERATIONS
@@ -137,6 +141,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
         d = v + tangent.p
         model = float(space.inner(g, v)) + 0.5 * float(space.inner(v, Bv)) + tangent.model
         gain_C = norm_C - left
+        stuck = left >= LITTLE * norm_C > 0
         if gain_C > 0 and model > 0:
             nu = max(nu, 1.1 * model / ((1 - ENOUGH) * gain_C))
         predicted = nu * gain_C - model
@@ -194,7 +199,7 @@ def composite(program: Program, start: Point, rules: Rules, observe: Observe | N
         best = on_active_set(program, point, row_multipliers(frame, y, zL, zU), (zU - zL)[:n], rules.gtol, rules.ctol)
         if best[2].worst < found.worst:
             point, found = best[0], best[2]
-    if status in (Status.STAGNATED, Status.MAX_ITERATIONS) and stationary_violation(program, point, 1e-6):
+    if status in (Status.STAGNATED, Status.MAX_ITERATIONS) and stationary_violation(program, point, STATIONARY):
         status = Status.INFEASIBLE if found.infeasibility > rules.ctol else status
     curvature = None if bend is None else (D * bend)[:n]
     values = tuple(f * program.unit for f in history)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ from frechet.solve.constrained.augmented import augmented
 from frechet.solve.constrained.composite import composite
 from frechet.solve.constrained.constraint import Constraint, Constraints, Function, as_list, box_side, sides
 from frechet.solve.constrained.frame import pushed_inside
-from frechet.solve.constrained.kkt import Conditions, conditions
+from frechet.solve.constrained.kkt import Conditions, conditions, largest, violation
 from frechet.solve.constrained.program import Parameters, Point, Program
 from frechet.solve.constrained.run import Observe, Rules, Run
 from frechet.solve.constrained.scaling import scales
@@ -36,6 +37,7 @@ from frechet.space import Space
 Method = Literal["auto", "composite", "augmented", "sketched"]
 Bound = float | Tensor | Mapping[str, float | Tensor]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+RESTORE = 200  # iterations towards the constraints alone
 NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
 
 
@@ -87,13 +89,41 @@ def constrained(
     small = program.scaled(*scales(start))
     begin = small.point(x)
     assert begin is not None  # finite a moment ago, in other units
-    if chosen == "composite":
-        run = composite(small, begin, rules, observe)
-    else:
-        run = augmented(small, begin, rules, observe, seed=seed if chosen == "sketched" else None)
+    drawn = seed if chosen == "sketched" else None
+    run = _run(small, begin, rules, observe, chosen, drawn)
+    run = _restored(small, run, rules, observe, chosen, drawn)
     point = program.point(run.x)
     assert point is not None  # an accepted point
     return _solution(program, point, run, conditions(program, point, run.y), rules, chosen, shapes)
+
+
+def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
+    if method == "composite":
+        return composite(program, start, rules, observe)
+    return augmented(program, start, rules, observe, seed=seed)
+
+
+def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
+    """A run that ended at a violation goes on from a point where it is least: that is zero, or the verdict."""
+    point = program.point(run.x)
+    if point is None or run.status not in (Status.STAGNATED, Status.MAX_ITERATIONS):
+        return run
+    if largest(violation(program, point.x, point.c) * program.units) <= rules.ctol:
+        return run
+    still = replace(program, f=lambda _: torch.zeros((), dtype=program.space.dtype, device=program.space.device))
+    begin = still.point(program.rounded(point.x, strict=True))
+    if begin is None:
+        return run
+    nearest = composite(still, begin, replace(rules, max_iterations=RESTORE), None)
+    history, iterations = run.history, run.iterations + nearest.iterations
+    if nearest.status is Status.INFEASIBLE:
+        return replace(nearest, history=history, iterations=iterations)
+    left = rules.max_iterations - iterations
+    start = program.point(program.rounded(nearest.x, strict=True))
+    if nearest.status is not None or start is None or left <= 0:
+        return run
+    again = _run(program, start, replace(rules, max_iterations=left), observe, method, seed)
+    return replace(again, history=(*history, *again.history), iterations=iterations + again.iterations)
 
 
 def _chosen(method: str, program: Program, seed: int | None) -> str:
@@ -131,8 +161,6 @@ def _program(
     items = as_list(constraints)
     blocks, single = frozen_point("constrained", x0)
     space = Space.of(blocks)
-    if not space.dtype.is_floating_point:
-        raise TypeError(f"constrained: x0 must be of a real floating dtype, got {space.dtype}")
     if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
         raise TypeError(f"constrained: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
     nothing = torch.zeros(0, dtype=torch.float64)

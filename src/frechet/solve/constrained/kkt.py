@@ -15,6 +15,8 @@ from torch import Tensor
 
 from frechet.solve.constrained.program import Point, Program
 
+STATIONARY = 1e-6  # of the violation: the length of its gradient, in units of the Jacobian
+
 
 @dataclass(frozen=True, eq=False)
 class Conditions:

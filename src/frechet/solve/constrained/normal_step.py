@@ -19,6 +19,7 @@ from frechet.solve.constrained.slack_rows import SlackRows
 from frechet.solve.lsmr import lsmr
 
 TURNS = 4  # of the normal step along the box
+SLOPE = 1e-10  # of norm(C), relative to the first: rounding errors
 FEW = 0.1  # of norm(C) that a normal step may leave
 
 
@@ -29,6 +30,7 @@ def normal_step(
     space, image = A.domain, A.codomain
     newton = rows.least_norm(-C)
     downhill = -(A.T @ C)
+    steep = float(space.norm(downhill)) / float(image.norm(C))
     pushed = A @ downhill
     bend = float(image.inner(pushed, pushed))
     if bend <= 0:
@@ -59,7 +61,10 @@ def normal_step(
         masked = from_callable(
             lambda V, free=free: A @ (V.T * free).T, space, image, rmatmat=lambda W, free=free: ((A.T @ W).T * free).T
         )
-        more = lsmr(masked, -(A @ best + C), rtol=1e-2, max_iterations=2 * len(C)).x
+        r = A @ best + C
+        if float(space.norm(masked.T @ r)) <= SLOPE * steep * float(image.norm(r)):
+            break
+        more = lsmr(masked, -r, rtol=1e-2, max_iterations=2 * len(C)).x
         length = float(space.norm(more))
         if not 0 < length < math.inf:
             break
