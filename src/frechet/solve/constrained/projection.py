@@ -78,7 +78,7 @@ def rows_of(A: LinearOperator, start: Tensor | None = None, *, entries: int = EN
     while kept < most and used < room:
         fresh = _new(image, U[:, :used], u, size=0.0)
         if fresh is None:
-            fresh = _new(image, U[:, :used], image.random(probe, STREAM), size=0.0)
+            fresh = _new(image, U[:, :used], image.random(probe, STREAM, "gaussian"), size=0.0)
             probe += 1
         if fresh is None:  # U spans everything
             break
