@@ -164,10 +164,18 @@ def test_values_without_end_below_end_as_unbounded(kind):
 
 
 def test_trial_points_that_are_not_finite_are_refused():
-    # the square root is undefined beyond 1: the solution is near, the first steps are far too long
-    s = constrained(lambda x: -x.sum() + 1e-3 * (1 - x).sqrt().sum(), vector(0.9, -3.0), lambda x: x[0] - x[1] ** 2)
-    assert all(map(math.isfinite, s.x.tolist()))
-    assert s.infeasibility < 1e-6
+    # the step of least norm to x0 + x1 = 0.2 leads from (5, 3) to (1.1, -0.9), where the logarithm is undefined
+    refused = []
+
+    def f(x):
+        value = (x.log() ** 2).sum()
+        refused.append(bool(value.isnan()))
+        return value
+
+    s = constrained(f, vector(5.0, 3.0), lambda x: x.sum() - 0.2)
+    assert any(refused)
+    assert s.converged
+    assert s.x.tolist() == pytest.approx([0.1, 0.1], abs=1e-7)
 
 
 def test_a_discontinuous_function_is_not_called_converged():
@@ -244,7 +252,9 @@ def test_a_run_is_watched_and_stopped_and_its_states_are_pickled():
     assert "observe returned True" in s.reason
     assert [t.iteration for t in states] == [0, 1, 2]
     assert pickle.loads(pickle.dumps(states[1])).barrier > 0
-    assert constrained(hs71, ONE_TO_FOUR, HS71, max_iterations=2).status is Status.MAX_ITERATIONS
+    limited = constrained(hs71, ONE_TO_FOUR, HS71, bounds=(1.0, 5.0), max_iterations=0)
+    assert limited.status is Status.MAX_ITERATIONS
+    assert "limit of 0 iterations" in limited.reason
 
 
 @pytest.mark.parametrize(

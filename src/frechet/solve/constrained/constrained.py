@@ -62,7 +62,7 @@ def constrained(
     constraints; one outside of the bounds or on them is moved inside. Nothing is evaluated outside of the bounds.
 
     Converged means, at x, for the multipliers reported, and in the largest entries,
-    ``|grad f + J'y + z| <= gtol max(1, |grad f|, |J'y|)``, ``violation <= ctol`` and ``complementarity <= gtol``; the
+    ``|grad f + J'y + z| <= gtol max(1, |grad f|)``, ``violation <= ctol`` and ``complementarity <= gtol``; the
     run goes on until the first holds without the maximum, where it can. `gtol` and `ctol` are 1e-8 if left out, 1e-4 in
     float32.
 

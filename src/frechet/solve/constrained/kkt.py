@@ -20,8 +20,10 @@ STATIONARY = 1e-6  # of the violation: the length of its gradient, in units of t
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """The three measures, the multipliers y ``(m,)`` and z ``(n,)`` that they belong to, and the size of the gradients
-    that cancel in the residual."""
+    """The three measures, the multipliers y ``(m,)`` and z ``(n,)`` that they belong to, and the size of grad f.
+
+    The residual is not compared with J'y: where the multipliers grow without bound, that would call anything solved.
+    """
 
     residual: float
     infeasibility: float
@@ -70,7 +72,7 @@ def conditions(program: Program, point: Point, y: Tensor) -> Conditions:
         max(largest(slack), largest(held)) * unit,
         y * unit / units,
         z * unit,
-        max(largest(point.g), largest(pulled)) * unit,
+        largest(point.g) * unit,
     )
 
 
