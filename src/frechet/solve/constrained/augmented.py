@@ -68,7 +68,7 @@ def augmented(
     program: Program, start: Point, rules: Rules, observe: Observe | None, *, seed: int | None = None, block: int = 32
 ) -> Run:
     """Run from `start`; by sketches where `seed` is given. All rows are equalities, and there are no bounds."""
-    space, image = program.domain, program.rows
+    space, image = program.domain, program.codomain
     point = start
     rows = rows_of(point.J)
     y = rows.multipliers(point.g)
@@ -185,6 +185,6 @@ def _bending(W: LinearOperator, step: Step, space: Space) -> float:
 
 
 def _value(program: Program, at: Point, c: Tensor, gradient: Tensor, y: Tensor, eta1: float, eta2: float) -> float:
-    space, image = program.domain, program.rows
+    space, image = program.domain, program.codomain
     penalties = 0.5 * eta1 * float(image.inner(c, c)) + 0.5 * eta2 * float(space.inner(gradient, gradient))
     return at.f + float(image.inner(c, y)) + penalties

@@ -47,7 +47,7 @@ def barrier_error(
 
 
 def merit_of(f: float, w: Tensor, C: Tensor, mu: float, nu: float, frame: Frame, has_L: Tensor, has_U: Tensor) -> float:
-    total = f + nu * float(frame.image.norm(C))
+    total = f + nu * float(frame.codomain.norm(C))
     if mu > 0:
         logs = torch.where(has_L, (w - frame.L).log(), 0.0) + torch.where(has_U, (frame.U - w).log(), 0.0)
         total -= mu * float(logs.sum())

@@ -57,7 +57,7 @@ CROSS = 1e-4  # mu from which on the active set is tried
 def composite(program: Program, start: Point, rules: Rules, observe: Observe | None) -> Run:
     """Run from `start`, a point of `program` strictly inside the bounds."""
     frame = framed(program)
-    space, image, n = frame.space, frame.image, program.space.dim
+    space, image, n = frame.space, frame.codomain, program.space.dim
     L, U, fixed = frame.L, frame.U, frame.fixed
     has_L, has_U = torch.isfinite(L) & ~fixed, torch.isfinite(U) & ~fixed
     barred = bool((has_L | has_U).any())

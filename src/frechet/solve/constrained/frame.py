@@ -25,7 +25,7 @@ class Frame:
     U: Tensor
     fixed: Tensor  # entries of w whose sides are the same
     space: Space
-    image: Space
+    codomain: Space
 
     def C(self, w: Tensor, c: Tensor) -> Tensor:
         n = self.program.space.dim
@@ -50,7 +50,7 @@ class Frame:
             out = torch.cat([J.T @ whole, -W[len(self.equal) :]])
             return (out.T * D).T
 
-        return from_callable(push, self.space, self.image, rmatmat=pull)
+        return from_callable(push, self.space, self.codomain, rmatmat=pull)
 
     def whole(self, y: Tensor) -> Tensor:
         """Multipliers of C as multipliers of all rows ``(m,)``."""

@@ -83,14 +83,14 @@ def stationary_violation(program: Program, point: Point, rtol: float) -> bool:
         return False
     gradient = point.J.T @ v
     moved = torch.minimum(torch.maximum(point.x - gradient, program.lower), program.upper)
-    size = float(program.rows.norm(v))
+    size = float(program.codomain.norm(v))
     # a unit step of the gradient, cut by the box: where it goes nowhere, the violation is stationary
     return float(program.domain.norm(moved - point.x)) <= rtol * max(1.0, _reach(program, point, v)) * size
 
 
 def _reach(program: Program, point: Point, v: Tensor) -> float:
     """A lower bound of the norm of J, from one more product."""
-    u = v / program.rows.norm(v)
+    u = v / program.codomain.norm(v)
     pulled = point.J.T @ u
     length = float(program.domain.norm(pulled))
-    return float(program.rows.norm(point.J @ (pulled / length))) if length > 0 else 0.0
+    return float(program.codomain.norm(point.J @ (pulled / length))) if length > 0 else 0.0

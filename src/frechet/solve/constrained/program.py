@@ -77,7 +77,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The functions, the sides and the counts. `domain` is R^n and `rows` R^m, both float64."""
+    """The functions, the sides and the counts. `domain` is R^n and `codomain` R^m, both float64."""
 
     f: Function
     functions: tuple[Function, ...]
@@ -96,7 +96,7 @@ class Program:
         return euclidean(self.space.dim, torch.float64, _wide(self.space.device))
 
     @property
-    def rows(self) -> Space:
+    def codomain(self) -> Space:
         return euclidean(len(self.low), torch.float64, _wide(self.space.device))
 
     @property
@@ -142,7 +142,7 @@ class Program:
             if not math.isfinite(f):
                 return None
             c = self._double(self._rows(at)) / self.units
-        return Values(x, f, c) if self.rows.finite(c) else None
+        return Values(x, f, c) if self.codomain.finite(c) else None
 
     def point(self, x: Tensor) -> Point | None:
         """f, its gradient, c and J at x; None where they are not finite."""
@@ -156,7 +156,7 @@ class Program:
             u = torch.zeros_like(rows).requires_grad_()
             pulled = grads(rows, leaves, [u], create_graph=True)
         f, c, g = float(value.detach()) / self.unit, self._double(rows) / self.units, self.joined(gradient)
-        if not (math.isfinite(f) and self.rows.finite(c) and self.domain.finite(g)):
+        if not (math.isfinite(f) and self.codomain.finite(c) and self.domain.finite(g)):
             return None
 
         def push(V: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class Program:
             found = [self.joined(grads(rows, leaves, [self.outward(w)], retain_graph=True)) for w in U.T]
             return torch.stack(found).T
 
-        J = from_callable(push, self.domain, self.rows, rmatmat=pull)
+        J = from_callable(push, self.domain, self.codomain, rmatmat=pull)
         return Point(x, f, c, g, J, leaves, gradient, rows, self)
 
     def _rows(self, at: Parameters) -> Tensor:
