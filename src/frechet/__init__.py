@@ -125,6 +125,8 @@ from frechet.operators import (
 )
 from frechet.solve import (
     CGState,
+    ConstrainedState,
+    Constraint,
     GmresState,
     LeastSquaresBatch,
     LeastSquaresSolution,
@@ -156,6 +158,8 @@ __all__ = [
     "Batch",
     "CGState",
     "Check",
+    "ConstrainedState",
+    "Constraint",
     "Criterion",
     "CurvatureNoiseScale",
     "Density",

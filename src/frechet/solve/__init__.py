@@ -1,6 +1,7 @@
 """Linear systems, nonlinear least squares, roots and fixed points."""
 
 from frechet.solve.cg import CGState, cg
+from frechet.solve.constrained import ConstrainedState, Constraint
 from frechet.solve.fixed_point import fixed_point
 from frechet.solve.gmres import GmresState, gmres
 from frechet.solve.least_squares import least_squares
@@ -15,6 +16,8 @@ from frechet.solve.run import LeastSquaresState
 
 __all__ = [
     "CGState",
+    "ConstrainedState",
+    "Constraint",
     "GmresState",
     "LeastSquaresBatch",
     "LeastSquaresSolution",

@@ -21,7 +21,7 @@ class Constraint:
 
     Example:
         >>> import math, torch
-        >>> from frechet.solve.constrained import Constraint
+        >>> from frechet import Constraint
         >>> ball = Constraint(lambda x: (x * x).sum(), upper=1.0, lower=-math.inf)
         >>> float(ball.function(torch.tensor([0.6, 0.8]))) <= ball.upper + 1e-6
         True
