@@ -7,9 +7,9 @@
 functions; frechet uses products alone, trust-constr exact dense first and second derivatives, SLSQP first ones. Each
 run is a process of its own with `limit` seconds of processor time, after which it counts as not solved.
 
-Judged on x alone, the same for all: the multipliers are the least-squares ones (of the right sign, for sides within
+Judged on x alone, the same for all. `first order`: the multipliers are the least-squares ones (of the right sign, for sides within
 1e-6), and KKT = max(|grad f + J'y|, violation) in the largest entry. Equality: KKT <= 1e-8. Sides: KKT <= 1e-6 max(1,
-|grad f|). Writes results/constrained_<set>.json.
+|grad f|). `value`: violation <= 1e-6, and f within 1e-4 max(1, |f|) of the least f of all solvers that have that. Writes results/constrained_<set>.json.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def jacobian(p: s2mpj.Problem, kind: str, x: np.ndarray) -> np.ndarray:
     return np.array([torch.autograd.grad(rows, at, u, retain_graph=True)[0].numpy() for u in units]).reshape(-1, len(x))
 
 
-def judged(p: s2mpj.Problem, x: np.ndarray) -> tuple[float, float, float]:
-    """KKT, the size of the gradient, and f."""
+def judged(p: s2mpj.Problem, x: np.ndarray) -> tuple[float, float, float, float]:
+    """KKT, the violation, the size of the gradient, and f."""
     at = torch.from_numpy(np.array(x))
     g = np.asarray(p.raw.grad(x)).reshape(-1)
     rows, signed, violation = [], [], 0.0
@@ -186,7 +186,7 @@ def judged(p: s2mpj.Problem, x: np.ndarray) -> tuple[float, float, float]:
     if len(A):
         y = optimize.lsq_linear(A.T, -g, (np.array(signed), np.inf), method="bvls", tol=1e-15).x
         residual = g + A.T @ y
-    return max(float(np.abs(residual).max()), violation), float(np.abs(g).max()), float(p.raw.fun(x))
+    return max(float(np.abs(residual).max()), violation), violation, float(np.abs(g).max()), float(p.raw.fun(x))
 
 
 def worker(pipe: Connection, solver: str, name: str, limit: int) -> None:
@@ -200,8 +200,8 @@ def worker(pipe: Connection, solver: str, name: str, limit: int) -> None:
     with np.errstate(all="ignore"):
         x, told = (ours if library == "frechet" else scipys)(method, p)
         seconds = time.process_time() - begin
-        kkt, size, value = judged(p, x)
-    pipe.send({"kkt": kkt, "gradient": size, "f": value, "seconds": seconds, "told": told})
+        kkt, violation, size, value = judged(p, x)
+    pipe.send({"kkt": kkt, "violation": violation, "gradient": size, "f": value, "seconds": seconds, "told": told})
 
 
 def measured(solver: str, name: str, limit: int) -> dict[str, object]:
@@ -212,9 +212,25 @@ def measured(solver: str, name: str, limit: int) -> dict[str, object]:
     try:
         found = mine.recv()
     except EOFError:  # out of time, or an error that it has printed
-        found = {"kkt": math.inf, "gradient": 0.0, "f": math.nan, "seconds": float(limit), "told": "no answer"}
+        found = {
+            "kkt": math.inf,
+            "violation": math.inf,
+            "gradient": 0.0,
+            "f": math.nan,
+            "seconds": float(limit),
+            "told": "no answer",
+        }
     process.join()
     return found
+
+
+def reached(runs: dict[str, dict[str, dict[str, object]]], solver: str, name: str) -> bool:
+    """Whether the run of `solver` is feasible, and as low as any feasible one."""
+    feasible = {s: float(r[name]["f"]) for s, r in runs.items() if float(r[name]["violation"]) <= 1e-6}  # pyright: ignore
+    if solver not in feasible:
+        return False
+    best = min(feasible.values())
+    return feasible[solver] <= best + 1e-4 * max(1.0, abs(best))
 
 
 def main() -> None:
@@ -243,10 +259,13 @@ def main() -> None:
             solved[solver] += good
             line.append(f"{'' if good else '* '}{r['kkt']:.1e} f {r['f']:<12.6g} {r['seconds']:5.2f} s")
         print(f"{name:<11} " + " | ".join(f"{text:<36}" for text in line), flush=True)
+    values = {solver: sum(reached(runs, solver, name) for name in names) for solver in solvers}
     for solver in solvers:
         total = sum(float(r["seconds"]) for r in runs[solver].values())  # pyright: ignore[reportArgumentType]
-        print(f"{solver:<22} {solved[solver]} of {len(names)} in {total:.1f} s of processor time")
-    timing.write(f"constrained_{arguments['set']}", timing.record(arguments, solved=solved, runs=runs))
+        print(
+            f"{solver:<22} first order {solved[solver]}, value {values[solver]} of {len(names)}, {total:.1f} s of processor"
+        )
+    timing.write(f"constrained_{arguments['set']}", timing.record(arguments, solved=solved, values=values, runs=runs))
 
 
 if __name__ == "__main__":

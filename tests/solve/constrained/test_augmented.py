@@ -8,22 +8,22 @@ from frechet.operators.hessian import hessian
 from frechet.solve.constrained import constrained
 from spectra import F64
 
-CIRCLE = torch.tensor([1.2, 0.7, -0.4], dtype=F64)
+START = torch.tensor([1.2, 0.7, -0.4, 0.5, 0.3, -0.2, 0.6, 0.1], dtype=F64)
 
 
 def f(x):
-    return (x[0] - 2) ** 4 + x[0] * x[1] + torch.exp(x[2]) + x[1] ** 2
+    return ((x - 2) ** 4).sum() + (x[1:] * x[:-1]).sum() + torch.exp(x).sum() + 3 * x[::2].square().sum()
 
 
 def c(x):
-    return torch.stack([x @ x - 2.0, x[0] - x[1] * x[2] - 1.0])
+    return torch.stack([x @ x - 4.0, x[0] - x[1] * x[2] - 1.0])
 
 
 def residuals(method, seed=None):
     sizes = []
     s = constrained(
         f,
-        CIRCLE,
+        START,
         c,
         method=method,
         seed=seed,
