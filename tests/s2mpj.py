@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,20 @@ class _Rows:
         return _tensor(getattr(self.problem, f"c{self.kind}")(x))
 
     def jacobian(self, x: np.ndarray) -> Tensor:
-        return _tensor(getattr(self.problem, f"jc{self.kind}")(x)).reshape(-1, len(x))
+        return _derivatives(self.problem, f"jc{self.kind}", x.tobytes())[0].reshape(-1, len(x))
 
     def curvature(self, x: np.ndarray, u: Tensor) -> Tensor:
         """sum_i u_i Hessian_i, (n, n)."""
         total = torch.zeros(len(x), len(x), dtype=torch.float64)
-        for weight, H in zip(u.tolist(), getattr(self.problem, f"hc{self.kind}")(x), strict=True):
-            total += weight * _tensor(H).reshape(len(x), len(x))
+        for weight, H in zip(u.tolist(), _derivatives(self.problem, f"hc{self.kind}", x.tobytes()), strict=True):
+            total += weight * H.reshape(len(x), len(x))
         return total
+
+
+@lru_cache(maxsize=8)  # products at one point ask for the same matrices again and again
+def _derivatives(problem: Objective, name: str, x: bytes) -> list[Tensor]:
+    found = getattr(problem, name)(np.frombuffer(x))
+    return [_tensor(H) for H in found] if name.startswith("hc") else [_tensor(found)]
 
 
 class _Constraint(torch.autograd.Function):

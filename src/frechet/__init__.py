@@ -126,6 +126,8 @@ from frechet.operators import (
 from frechet.solve import (
     CGState,
     Conditions,
+    ConstrainedState,
+    Constraint,
     Convex,
     DualHessian,
     GmresState,
@@ -185,6 +187,8 @@ __all__ = [
     "CGState",
     "Check",
     "Conditions",
+    "ConstrainedState",
+    "Constraint",
     "Convex",
     "Criterion",
     "CurvatureNoiseScale",

@@ -8,6 +8,7 @@ from frechet.solve.conditions import (
     root_conditions,
     stationary_conditions,
 )
+from frechet.solve.constrained import ConstrainedState, Constraint
 from frechet.solve.convex import Convex
 from frechet.solve.fixed_point import fixed_point
 from frechet.solve.gmres import GmresState, gmres
@@ -48,6 +49,8 @@ from frechet.solve.transport import (
 __all__ = [
     "CGState",
     "Conditions",
+    "ConstrainedState",
+    "Constraint",
     "Convex",
     "DualHessian",
     "GmresState",

@@ -1,0 +1,272 @@
+"""Constrained minimization from products alone: min f(x) with low <= c(x) <= high and lower <= x <= upper.
+
+    method="auto", "composite"   composite steps in a trust region, a barrier for sides and bounds: composite.py
+    "augmented"                  Newton on an exact augmented Lagrangian, equalities alone: augmented.py
+    "sketched"                   the same with randomized sketches of the Newton system; needs `seed`
+
+Only products are used: with the Hessian of the Lagrangian, with the Jacobian of the constraints and with its transpose.
+What is kept is at most a basis of the range of the Jacobian, and nothing where that would be large (`projection.py`).
+f and each row are divided by their gradients at the start; all that is reported is in the units of the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from frechet.errors import NonFinite
+from frechet.linalg.result import Status
+from frechet.operators.function import frozen_point
+from frechet.operators.products import second_order
+from frechet.solve.constrained.augmented import augmented
+from frechet.solve.constrained.composite import composite
+from frechet.solve.constrained.constraint import Constraint, Constraints, Function, as_list, box_side, sides
+from frechet.solve.constrained.frame import pushed_inside
+from frechet.solve.constrained.kkt import Conditions, conditions, largest, violation
+from frechet.solve.constrained.program import Parameters, Point, Program
+from frechet.solve.constrained.run import Observe, Rules, Run
+from frechet.solve.constrained.scaling import scales
+from frechet.solve.minimize_result import MinimizeSolution
+from frechet.space import Space
+
+Method = Literal["auto", "composite", "augmented", "sketched"]
+Bound = float | Tensor | Mapping[str, float | Tensor]
+TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+RESTORE = 200  # iterations towards the constraints alone
+NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
+
+
+def constrained(
+    f: Function,
+    x0: Parameters,
+    constraints: Constraints = (),
+    *,
+    bounds: tuple[Bound, Bound] | None = None,
+    method: Method = "auto",
+    gtol: float | None = None,
+    ctol: float | None = None,
+    max_iterations: int = 1000,
+    seed: int | None = None,
+    observe: Observe | None = None,
+) -> MinimizeSolution:
+    """A local minimum of f where every constraint holds, with its multipliers; see `MinimizeSolution`.
+
+    `x0` is a tensor of any shape or a dict of tensors, and f and the constraints are functions of the like; f returns a
+    scalar. `constraints` is one item or a sequence: a `Constraint`, or a function c, which stands for c(x) = 0.
+    `bounds` is a pair of lower and upper, each a number, a tensor like x0, or a dict by block. x0 may violate
+    constraints; one outside of the bounds or on them is moved inside. Nothing is evaluated outside of the bounds.
+
+    Converged means, at x, for the multipliers reported, and in the largest entries,
+    ``|grad f + J'y + z| <= gtol max(1, |grad f|)``, ``violation <= ctol`` and ``complementarity <= gtol``; the
+    run goes on until the first holds without the maximum, where it can. `gtol` and `ctol` are 1e-8 if left out, 1e-4 in
+    float32.
+
+    Other statuses, each with a sentence in `reason`: `infeasible` (no direction reduces the violation to first order:
+    there may be feasible points elsewhere), `unbounded` (f below -1e20 in the units of its gradient at x0, where the
+    constraints hold), `stagnated` (no step gains: kinks, wrong derivatives, or a solution at which the gradients of the
+    active constraints are dependent), `max_iterations`, `stopped`. A trial point where f or c is not finite is refused;
+    at x0 it raises `NonFinite`.
+
+    `seed` belongs to "sketched" and is required there. `observe` is called once per iteration; True stops.
+
+    Example:
+        >>> import torch
+        >>> from frechet.solve.constrained import constrained
+        >>> a = torch.tensor([3.0, 4.0], dtype=torch.float64)
+        >>> s = constrained(lambda x: ((x - a) ** 2).sum(), torch.ones_like(a), lambda x: x @ x - 1.0)
+        >>> s.status.value, s.x.round(decimals=8), s.multipliers[0].round(decimals=8)
+        ('converged', tensor([0.6000, 0.8000], dtype=torch.float64), tensor(4., dtype=torch.float64))
+    """
+    program, x, shapes = _program(f, x0, constraints, bounds)
+    rules = _rules(program, gtol, ctol, max_iterations)
+    chosen = _chosen(method, program, seed)
+    start = _start(program, x)
+    small = program.scaled(*scales(start))
+    begin = small.point(x)
+    assert begin is not None  # finite a moment ago, in other units
+    drawn = seed if chosen == "sketched" else None
+    run = _run(small, begin, rules, observe, chosen, drawn)
+    run = _restored(small, run, rules, observe, chosen, drawn)
+    point = program.point(run.x)
+    assert point is not None  # an accepted point
+    return _solution(program, point, run, conditions(program, point, run.y), rules, chosen, shapes)
+
+
+def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
+    if method == "composite":
+        return composite(program, start, rules, observe)
+    return augmented(program, start, rules, observe, seed=seed)
+
+
+def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
+    """A run that ended at a violation goes on from a point where it is least: that is zero, or the verdict."""
+    point = program.point(run.x)
+    if point is None or run.status not in (Status.STAGNATED, Status.MAX_ITERATIONS):
+        return run
+    if largest(violation(program, point.x, point.c) * program.units) <= rules.ctol:
+        return run
+    still = replace(program, f=lambda _: torch.zeros((), dtype=program.space.dtype, device=program.space.device))
+    begin = still.point(program.rounded(point.x, strict=True))
+    if begin is None:
+        return run
+    nearest = composite(still, begin, replace(rules, max_iterations=RESTORE), None)
+    history, iterations = run.history, run.iterations + nearest.iterations
+    if nearest.status is Status.INFEASIBLE:
+        return replace(nearest, history=history, iterations=iterations)
+    left = rules.max_iterations - iterations
+    start = program.point(program.rounded(nearest.x, strict=True))
+    if nearest.status is not None or start is None or left <= 0:
+        return run
+    again = _run(program, start, replace(rules, max_iterations=left), observe, method, seed)
+    return replace(again, history=(*history, *again.history), iterations=iterations + again.iterations)
+
+
+def _chosen(method: str, program: Program, seed: int | None) -> str:
+    names = Method.__args__  # type: ignore[attr-defined]
+    if method not in names:
+        raise ValueError(f"constrained: method must be one of {', '.join(map(repr, names))}, got {method!r}")
+    if method == "sketched" and seed is None:
+        raise ValueError("constrained: seed must be given for method='sketched', got None; it draws random blocks")
+    if method in ("augmented", "sketched"):
+        sided = bool((program.low != program.high).any())
+        bounded = bool((program.lower > -math.inf).any() or (program.upper < math.inf).any())
+        if sided or bounded:
+            raise ValueError(
+                f"constrained: method must be 'composite' with {'inequalities' if sided else 'bounds'}, got {method!r}"
+            )
+    return "composite" if method == "auto" else method
+
+
+def _rules(program: Program, gtol: float | None, ctol: float | None, max_iterations: int) -> Rules:
+    for name, value in (("gtol", gtol), ("ctol", ctol)):
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"constrained: {name} must lie in (0, 1), got {value}")
+    if max_iterations < 0:
+        raise ValueError(f"constrained: max_iterations must be >= 0, got {max_iterations}")
+    usual: float = TOLERANCES.get(program.space.dtype, 1e-2)
+    return Rules(usual if gtol is None else gtol, usual if ctol is None else ctol, max_iterations)
+
+
+def _program(
+    f: Function, x0: Parameters, constraints: Constraints, bounds: tuple[Bound, Bound] | None
+) -> tuple[Program, Tensor, list[tuple[int, ...]]]:
+    """The problem, a start strictly inside the bounds, and the shapes of the constraints."""
+    if not callable(f):
+        raise TypeError(f"constrained: f must be a function of x, got {type(f).__name__}")
+    items = as_list(constraints)
+    blocks, single = frozen_point("constrained", x0)
+    space = Space.of(blocks)
+    if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
+        raise TypeError(f"constrained: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+    nothing = torch.zeros(0, dtype=torch.float64)
+    bare = Program(f, tuple(c.function for c in items), space, single, nothing, nothing, nothing, nothing)
+    wide = bare.domain.device
+    x = space.flatten(blocks).to(wide, torch.float64)
+    if not bare.domain.finite(x):
+        raise ValueError(f"constrained: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
+    lower, upper = (-math.inf, math.inf) if bounds is None else bounds
+    low = box_side(space.names, space.shapes, space.dtype, lower, "lower").to(wide)
+    high = box_side(space.names, space.shapes, space.dtype, upper, "upper").to(wide)
+    empty = ((low > high) | (low == math.inf) | (high == -math.inf)).nonzero()
+    if empty.numel():
+        i = int(empty[0])
+        raise ValueError(
+            f"constrained: bounds must leave a point between them, got lower {float(low[i]):.6g} and upper "
+            f"{float(high[i]):.6g} in entry {i}"
+        )
+    boxed = Program(f, bare.functions, space, single, low, high, nothing, nothing)
+    x = boxed.rounded(pushed_inside(x, low, high), strict=True)
+    values = _values(boxed, x, items)
+    sided = sides(items, values)
+    rows = (sided[0].to(wide), sided[1].to(wide))
+    return Program(f, bare.functions, space, single, low, high, *rows), x, [tuple(v.shape) for v in values]
+
+
+def _values(program: Program, x: Tensor, items: tuple[Constraint, ...]) -> list[Tensor]:
+    """The constraints at the start, seen to be tensors."""
+    values = []
+    with torch.no_grad(), second_order("constrained", program.space.device):
+        at = program.structured(x)
+        value = program.f(at)
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"constrained: f must return a scalar tensor, got {got}")
+        for i, item in enumerate(items):
+            c = item.function(at)
+            if not isinstance(c, Tensor):
+                raise TypeError(f"constrained: constraint {i} must return a tensor, got {type(c).__name__}")
+            values.append(c)
+    return values
+
+
+def _start(program: Program, x: Tensor) -> Point:
+    start = program.point(x)
+    if start is not None:
+        return start
+    values = program.values(x)
+    what = "the gradient of f" if values is not None else "f and the constraints"
+    raise NonFinite(
+        f"constrained: {what} must be finite at x0, got NaN or infinity; start where the functions are defined "
+        "(a start on a bound is moved inside)"
+    )
+
+
+def _solution(
+    program: Program,
+    point: Point,
+    run: Run,
+    found: Conditions,
+    rules: Rules,
+    method: str,
+    shapes: list[tuple[int, ...]],
+) -> MinimizeSolution:
+    status = run.status or Status.STAGNATED
+    if found.hold(rules.gtol, rules.ctol):
+        status = Status.CONVERGED
+    measures = (
+        f"residual {found.residual:.3g}, violation {found.infeasibility:.3g}, "
+        f"complementarity {found.complementarity:.3g}"
+    )
+    reasons = {
+        Status.CONVERGED: f"the first-order conditions hold: {measures}",
+        Status.INFEASIBLE: f"the violation {found.infeasibility:.3g} is stationary: no direction reduces it; another "
+        "start may find feasible points, or there are none",
+        Status.UNBOUNDED: f"f falls without end where the constraints hold: {point.f:.3g}",
+        Status.STAGNATED: f"no step gains, but {measures}: kinks, wrong derivatives, or dependent constraints",
+        Status.MAX_ITERATIONS: f"the limit of {rules.max_iterations} iterations was reached: {measures}",
+        Status.STOPPED: f"observe returned True in iteration {run.iterations}: {measures}",
+    }
+    at, dtype, device = program.structured(point.x), program.space.dtype, program.space.device
+    parts = found.y.to(device, dtype).split([math.prod(s) for s in shapes])
+    return MinimizeSolution(
+        x=at if isinstance(at, Tensor) else {name: b.clone() for name, b in at.items()},
+        status=status,
+        reason=reasons[status],
+        value=point.f,
+        gradient=point.g.to(device, dtype),
+        residual=found.residual,
+        iterations=run.iterations,
+        evaluations=program.ledger.evaluations,
+        gradients=program.ledger.gradients,
+        products=program.ledger.products,
+        method=_described(method, program),
+        infeasibility=found.infeasibility,
+        complementarity=found.complementarity,
+        multipliers=tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True)),
+        bound_multipliers=found.z.to(device, dtype),
+        history=run.history,
+        curvature=None if run.curvature is None else run.curvature.to(device, dtype),
+    )
+
+
+def _described(method: str, program: Program) -> str:
+    if method == "sketched":
+        return f"{NAMES['augmented']}, by sketches"
+    sided = bool((program.low < program.high).any() or (program.lower > -math.inf).any())
+    barrier = sided or bool((program.upper < math.inf).any())
+    return f"{NAMES[method]}, with a barrier" if barrier and method == "composite" else NAMES[method]

@@ -1,0 +1,187 @@
+"""A constrained problem as the algorithms see it: flat float64 vectors, all constraints as rows, everything counted.
+
+    min f(x)  subject to  low <= c(x) <= high,  lower <= x <= upper
+
+f and c run in the dtype of the parameters; vectors of the algorithms are float64. At a point the graphs of f and c are
+kept, so that a product with the Jacobian, its transpose or a Hessian of the Lagrangian is one backward pass.
+
+`unit` divides f and `units` the rows, for the algorithms alone: what is reported is measured without them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from frechet.objective.kernels import ordinary
+from frechet.operators.operator import LinearOperator
+from frechet.operators.products import grads, second_order
+from frechet.operators.structured import from_callable
+from frechet.solve.constrained.constraint import Function
+from frechet.space import Space, euclidean
+
+Parameters = Tensor | Mapping[str, Tensor]
+
+
+@dataclass
+class Ledger:
+    """What has been spent; the one thing here that changes."""
+
+    evaluations: int = 0
+    gradients: int = 0
+    products: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """f and c ``(m,)`` at x ``(n,)``."""
+
+    x: Tensor
+    f: float
+    c: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """f, its gradient and c at x, with the graphs kept: `J` is the Jacobian of c."""
+
+    x: Tensor
+    f: float
+    c: Tensor
+    g: Tensor
+    J: LinearOperator
+    leaves: list[Tensor]
+    graph_g: list[Tensor]
+    graph_c: Tensor
+    program: Program
+
+    def hessian(self, y: Tensor) -> LinearOperator:
+        """The Hessian of f + y'c ``(n, n)``."""
+        p = self.program
+        with second_order("constrained", p.space.device), torch.enable_grad():
+            u = p.outward(y)
+            pulled = grads(self.graph_c, self.leaves, [u], create_graph=True)
+            total = [a + b for a, b in zip(self.graph_g, pulled, strict=True)]
+
+        def product(V: Tensor) -> Tensor:
+            p.ledger.products += V.shape[1]
+            rows = [p.joined(grads(total, self.leaves, p.blocks(v), retain_graph=True)) for v in V.T]
+            return torch.stack(rows).T
+
+        return from_callable(product, p.domain, facts="symmetric")
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The functions, the sides and the counts. `domain` is R^n and `codomain` R^m, both float64."""
+
+    f: Function
+    functions: tuple[Function, ...]
+    space: Space
+    single: bool
+    lower: Tensor
+    upper: Tensor
+    low: Tensor
+    high: Tensor
+    unit: float = 1.0
+    units: float | Tensor = 1.0
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def domain(self) -> Space:
+        return euclidean(self.space.dim, torch.float64, _wide(self.space.device))
+
+    @property
+    def codomain(self) -> Space:
+        return euclidean(len(self.low), torch.float64, _wide(self.space.device))
+
+    @property
+    def eps(self) -> float:
+        """Unit roundoff of what f and c are computed in."""
+        return self.space.eps
+
+    def scaled(self, unit: float, units: Tensor) -> Program:
+        """The same problem with f / unit and c / units."""
+        return replace(self, unit=unit, units=units, low=self.low / units, high=self.high / units)
+
+    def blocks(self, v: Tensor) -> list[Tensor]:
+        return self.space.split(v.to(self.space.device, self.space.dtype))
+
+    def joined(self, blocks: list[Tensor]) -> Tensor:
+        """The gradient blocks as a float64 vector, in the scale of this program."""
+        return self.space.join([b.detach() for b in blocks]).to(self.domain.device, torch.float64)
+
+    def outward(self, u: Tensor) -> Tensor:
+        """A vector of the rows as a cotangent of the graph of c."""
+        return (u / self.units).to(self.space.device, self.space.dtype)
+
+    def rounded(self, x: Tensor, strict: bool = False) -> Tensor:
+        """`x` as the dtype of the parameters holds it, inside the bounds; strictly, where there is room."""
+        x = torch.minimum(torch.maximum(x, self.lower), self.upper).to(self.space.dtype)
+        if strict:
+            low, high = self.lower.to(x.dtype), self.upper.to(x.dtype)
+            inside = torch.minimum(torch.maximum(x, torch.nextafter(low, high)), torch.nextafter(high, low))
+            x = torch.where(low < high, inside, low)
+        return x.double()
+
+    def structured(self, x: Tensor) -> Parameters:
+        """`x` ``(n,)`` as the tensor or dict that the functions take."""
+        v = x.to(self.space.device, self.space.dtype, copy=True)
+        return v.view(self.space.shapes[0]) if self.single else self.space.unflatten(v)
+
+    def values(self, x: Tensor) -> Values | None:
+        """f and c at a trial point; None where they are not finite."""
+        self.ledger.evaluations += 1
+        with torch.no_grad(), second_order("constrained", self.space.device):
+            at = self.structured(x)
+            f = float(self.f(at)) / self.unit
+            if not math.isfinite(f):
+                return None
+            c = self._double(self._rows(at)) / self.units
+        return Values(x, f, c) if self.codomain.finite(c) else None
+
+    def point(self, x: Tensor) -> Point | None:
+        """f, its gradient, c and J at x; None where they are not finite."""
+        self.ledger.evaluations += 1
+        self.ledger.gradients += 1
+        with second_order("constrained", self.space.device), torch.enable_grad():
+            leaves = [ordinary(b).clone().requires_grad_() for b in self.blocks(x)]
+            at = leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
+            value, rows = self.f(at), self._rows(at)
+            gradient = [b / self.unit for b in grads(value, leaves, None, create_graph=True)]
+            u = torch.zeros_like(rows).requires_grad_()
+            pulled = grads(rows, leaves, [u], create_graph=True)
+        f, c, g = float(value.detach()) / self.unit, self._double(rows) / self.units, self.joined(gradient)
+        if not (math.isfinite(f) and self.codomain.finite(c) and self.domain.finite(g)):
+            return None
+
+        def push(V: Tensor) -> Tensor:
+            self.ledger.products += V.shape[1]
+            columns = [grads(pulled, [u], self.blocks(v), retain_graph=True)[0] for v in V.T]
+            return torch.stack([self._double(b) / self.units for b in columns]).T
+
+        def pull(U: Tensor) -> Tensor:
+            self.ledger.products += U.shape[1]
+            found = [self.joined(grads(rows, leaves, [self.outward(w)], retain_graph=True)) for w in U.T]
+            return torch.stack(found).T
+
+        J = from_callable(push, self.domain, self.codomain, rmatmat=pull)
+        return Point(x, f, c, g, J, leaves, gradient, rows, self)
+
+    def _rows(self, at: Parameters) -> Tensor:
+        """c(x) flat, on its graph."""
+        parts = [c(at).reshape(-1) for c in self.functions]
+        nothing = torch.zeros(0, dtype=self.space.dtype, device=self.space.device)
+        return torch.cat(parts) if parts else nothing
+
+    def _double(self, t: Tensor) -> Tensor:
+        return t.detach().to(self.domain.device, torch.float64)
+
+
+def _wide(device: torch.device) -> torch.device:
+    """A device that has float64."""
+    return torch.device("cpu") if device.type == "mps" else device
