@@ -7,9 +7,10 @@
 functions; frechet uses products alone, trust-constr exact dense first and second derivatives, SLSQP first ones. Each
 run is a process of its own with `limit` seconds of processor time, after which it counts as not solved.
 
-Judged on x alone, the same for all. `first order`: the multipliers are the least-squares ones (of the right sign, for sides within
-1e-6), and KKT = max(|grad f + J'y|, violation) in the largest entry. Equality: KKT <= 1e-8. Sides: KKT <= 1e-6 max(1,
-|grad f|). `value`: violation <= 1e-6, and f within 1e-4 max(1, |f|) of the least f of all solvers that have that. Writes results/constrained_<set>.json.
+Judged on x alone, the same for all. `first order`: the multipliers are the least-squares ones (of the right sign, for
+sides within 1e-6), and KKT = max(|grad f + J'y|, violation) in the largest entry. Equality: KKT <= 1e-8. Sides: KKT <=
+1e-6 max(1, |grad f|). `value`: violation <= 1e-6, and f within 1e-4 max(1, |f|) of the least f of all solvers that have
+that. Seconds count the first use of torch in each process, about half of one. Writes results/constrained_<set>.json.
 """
 
 from __future__ import annotations
@@ -262,9 +263,7 @@ def main() -> None:
     values = {solver: sum(reached(runs, solver, name) for name in names) for solver in solvers}
     for solver in solvers:
         total = sum(float(r["seconds"]) for r in runs[solver].values())  # pyright: ignore[reportArgumentType]
-        print(
-            f"{solver:<22} first order {solved[solver]}, value {values[solver]} of {len(names)}, {total:.1f} s of processor"
-        )
+        print(f"{solver:<22} first order {solved[solver]}, value {values[solver]} of {len(names)}, {total:.1f} s")
     timing.write(f"constrained_{arguments['set']}", timing.record(arguments, solved=solved, values=values, runs=runs))
 
 
