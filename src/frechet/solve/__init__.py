@@ -8,10 +8,12 @@ from frechet.solve.least_squares_batch import LeastSquaresBatch, least_squares_b
 from frechet.solve.least_squares_result import LeastSquaresSolution
 from frechet.solve.linear import solve
 from frechet.solve.lsmr import LsmrState, lsmr
+from frechet.solve.minimize import minimize
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
+from frechet.solve.smooth_run import MinimizeState
 
 __all__ = [
     "CGState",
@@ -21,6 +23,7 @@ __all__ = [
     "LeastSquaresState",
     "LsmrState",
     "MinimizeSolution",
+    "MinimizeState",
     "MinresState",
     "RootState",
     "cg",
@@ -29,6 +32,7 @@ __all__ = [
     "least_squares",
     "least_squares_batch",
     "lsmr",
+    "minimize",
     "minres",
     "root",
     "solve",
