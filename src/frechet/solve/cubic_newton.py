@@ -54,6 +54,7 @@ from frechet.solve.smooth_run import (
     polished,
     shown,
     solved,
+    spent,
 )
 
 SLACK = 3.0
@@ -88,15 +89,14 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
         status, reason = limits(f, point, rules, iterations)
         if status is not None:
             break
-        after, plain, size = None, False, float(f.space.norm(point.gradient))
+        after, model, size = None, None, float(f.space.norm(point.gradient))
         if estimate is not None and convex:
             after, M, convex = _accelerated(f, point, models, rules, estimate, M)
             if after is not None:
                 accelerated += 1
                 estimate = estimate if point.value - after.value >= rival else None
         if after is None:
-            estimate, plain = None, True
-            model = models.at(point)
+            estimate, model = None, models.at(point)
             if reason := solved(point, model, rules):
                 if rules.tight:
                     point, more = polished(f, point, models)
@@ -107,10 +107,11 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
             after, more = polished(f, point, models)
             iterations += more
             if after is point:
-                status = Status.STAGNATED
+                reason = spent(f, math.inf if model is None else model.diagonal.newton_decrease(), rules)
+                status = None if reason else Status.STAGNATED
                 break
         slow = float(f.space.norm(after.gradient)) > HALF * size
-        if plain and slow and convex:
+        if model is not None and slow and convex:
             estimate, rival = _Estimate(after.x, M, 0.0, f.space.zeros(), 0.0), point.value - after.value
         elif not slow:
             estimate = None

@@ -37,6 +37,7 @@ from frechet.solve.smooth_run import (
     polished,
     shown,
     solved,
+    spent,
 )
 
 UP, DOWN = 2.0, 0.5
@@ -69,7 +70,8 @@ def gradient_regularized(f: SmoothFunction, point: Point, rules: Rules, *, obser
             after, more = polished(f, point, models)
             iterations += more
             if after is point:
-                status = Status.STAGNATED
+                reason = spent(f, model.diagonal.newton_decrease(), rules)
+                status = None if reason else Status.STAGNATED
                 break
         point, iterations = after, iterations + 1
         history.append(point.value)

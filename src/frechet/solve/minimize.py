@@ -81,7 +81,7 @@ def minimize(
     block; no point outside is evaluated, a start outside is moved to the nearest point between.
 
     Used are values, gradients and products with the Hessian, or with the symmetric operator that ``hessian(x)``
-    returns in its place, such as ``lambda x: gauss_newton(objective, x)``. `preconditioner` is a positive definite
+    returns in its place, such as ``lambda x: gauss_newton(objective, x=x)``. `preconditioner` is a positive definite
     operator like the inverse of the Hessian. Krylov spaces have at most `max_basis` dimensions, each a vector of
     memory; for n <= 64 without a preconditioner the Hessian is formed from n products, and scales the variables.
 
@@ -89,7 +89,8 @@ def minimize(
     result, over the entries that no bound holds:
 
         max |g_i| <= gtol           gtol = eps max |g_i(x0)| if left out
-        g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out
+        g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out;
+                                    or <= eps |f(x0)|, where no step is found that reduces f or its gradient
 
     The second is unchanged by units of f and, where H is formed, of x; with the plain `ftol` Newton steps then go on
     as long as they halve the gradient. Larger tolerances end the run at the first point that meets one. Then up to 30
@@ -132,6 +133,7 @@ def minimize(
         ftol=space.eps if ftol is None else ftol,
         max_iterations=max_iterations,
         start=start,
+        value=point.value,
         full=SMALL,
         most=max_basis,
         preconditioner=preconditioner,

@@ -32,7 +32,7 @@ from frechet.operators.structured import from_diagonal, from_matrix
 from frechet.solve.box import Box
 from frechet.solve.quadratic_model import Diagonal, Model, equilibrated, krylov_model
 from frechet.solve.smooth_function import Point, SmoothFunction
-from frechet.solve.smooth_run import FADING, LOOSE, NEWTON, Observe, Rules, Run, gain, limits, noise, shown
+from frechet.solve.smooth_run import FADING, LOOSE, NEWTON, Observe, Rules, Run, gain, limits, noise, shown, spent
 from frechet.space import Space
 
 ENOUGH = 1e-2  # of the slope, in the Cauchy and the projected search
@@ -131,12 +131,14 @@ def projected_newton(f: SmoothFunction, point: Point, rules: Rules, box: Box, *,
             status, reason = Status.NONFINITE, "a product with the Hessian holds a NaN or an infinity"
             break
         if after is None:
-            if not (reason := _settled(bent, free, rules)):
-                after, more = _polished(bent, rules)
-                iterations += more
-                status = Status.STAGNATED if after is point else None
-                point = after
-            break
+            reason, decrease = _settled(bent, free, rules), _newton_decrease(bent, free)[0]
+            after, more = _polished(bent, rules)
+            iterations += more
+            if after is point:
+                reason = reason or spent(f, decrease, rules)
+                status = None if reason else Status.STAGNATED
+                break
+            gained = 0.0
         point, iterations = after, iterations + 1
         history.append(point.value)
     return Run(point, status, iterations, tuple(history), reason)
@@ -166,14 +168,19 @@ def _bent(
 
 def _settled(bent: _Bent, free: Tensor, rules: Rules) -> str:
     """Why the point is a solution, or nothing."""
-    model = bent.face(bent.point.gradient, free)
-    if model is None:
-        return "the gradient is zero on the face"
-    step = model.solved(NEWTON, LOOSE * model.size)
-    decrease = model.diagonal.newton_decrease()
-    if decrease <= rules.ftol * abs(bent.point.value) and (model.complete or step.residual <= LOOSE * model.size):
+    decrease, known = _newton_decrease(bent, free)
+    if known and decrease <= rules.ftol * abs(bent.point.value):
         return f"a Newton step on the face would reduce f by {decrease:.3g}"
     return ""
+
+
+def _newton_decrease(bent: _Bent, free: Tensor) -> tuple[float, bool]:
+    """What a Newton step on the face would gain, and whether its Krylov space was large enough to tell."""
+    model = bent.face(bent.point.gradient, free)
+    if model is None:
+        return 0.0, True
+    step = model.solved(NEWTON, LOOSE * model.size)
+    return model.diagonal.newton_decrease(), model.complete or step.residual <= LOOSE * model.size
 
 
 def _step(bent: _Bent, rules: Rules, free: Tensor, radius: float, t: float) -> tuple[Point | None, float, float, float]:

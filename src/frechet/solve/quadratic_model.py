@@ -39,6 +39,7 @@ from frechet.operators.operator import LinearOperator
 from frechet.space import Space
 
 ROOTS = 200  # iterations of a scalar root finder, which needs about six
+TINY = 1e-100  # stands for no curvature
 SWEEPS = 8  # of equilibration
 FIRST = 16  # columns of a basis that are allocated at first
 
@@ -76,19 +77,19 @@ class Diagonal:
     def shifted(self, sigma: float) -> Step:
         """The minimizer with sigma > -lambda_min; directions without curvature are left out."""
         curvature = self.values + sigma
-        tiny = curvature <= max(self.floor, 1e-300)
+        tiny = curvature <= max(self.floor, TINY)
         return self.made(np.where(tiny, 0.0, -self.slopes / np.where(tiny, 1.0, curvature)), sigma)
 
     def absolute(self) -> Step:
         """The step with |lambda| in place of lambda: downhill along every eigenvector."""
-        size = np.maximum(np.abs(self.values), max(self.floor, 1e-300))
+        size = np.maximum(np.abs(self.values), max(self.floor, TINY))
         return self.made(-self.slopes / size, 0.0)
 
     def newton_decrease(self) -> float:
         """What an unshifted step would gain; infinite where H is indefinite."""
         if not len(self.values) or self.values[0] < -self.floor:
             return math.inf if len(self.values) else 0.0
-        size = np.maximum(self.values, max(self.floor, 1e-300))
+        size = np.maximum(self.values, max(self.floor, TINY))
         return 0.5 * float((self.slopes / size) @ self.slopes)
 
     def within(self, radius: float) -> Step:
@@ -132,7 +133,7 @@ class Diagonal:
     def _from_the_pole(self) -> tuple[float, np.ndarray, float]:
         """min(lambda_min, 0), the eigenvalues above it, and the smallest mu that counts as positive."""
         base = min(float(self.values[0]), 0.0)
-        return base, self.values - base, max(0.01 * self.floor, 1e-300) if self.values[0] <= self.floor else 0.0
+        return base, self.values - base, max(0.01 * self.floor, TINY) if self.values[0] <= self.floor else 0.0
 
     def _filled(self, gaps: np.ndarray, mu: float, base: float, fill: float) -> Step:
         """The hard case: g has next to nothing along the lowest eigenvector, which fills the length that is left."""

@@ -3,16 +3,19 @@
 A point is a solution where one of these holds, g the gradient of f, x0 the start:
 
     gradient     max |g_i| <= gtol                        gtol = eps max |g_i(x0)| if left out
-    reduction    g'H^-1 g / 2 <= ftol |f|                 what a Newton step could gain, H without negative curvature
+    reduction    g'H^-1 g / 2 <= ftol |f|                 what a Newton step could gain, H without negative curvature;
+                 or <= eps |f(x0)|, where no step is found that reduces f or its gradient
 
 The second does not change with the units of x and f. Where the two values of f that a step compares differ by less than
-their rounding error, the reduction is taken from the gradients, -(g + g+)'s / 2, which is right to third order in s.
+their rounding error, the reduction is taken from the gradients, -(g + g+)'s / 2, which is right to third order in s,
+and only if g+ is not larger than g.
 Once a Newton step would gain nothing that f can show, steps go on as long as each reduces the gradient to less than
 half: `polished`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +60,7 @@ class Rules:
     ftol: float
     max_iterations: int
     start: float  # the largest entry of the gradient at x0
+    value: float  # f(x0)
     full: int
     most: int
     preconditioner: LinearOperator | None
@@ -138,14 +142,23 @@ def solved(point: Point, model: Model, rules: Rules) -> str:
     return ""
 
 
+def spent(f: SmoothFunction, decrease: float, rules: Rules) -> str:
+    """Why a point that no step improves is a solution, or nothing."""
+    if decrease <= f.space.eps * abs(rules.value):
+        return f"no step reduces f or its gradient, and a Newton step would reduce f by {decrease:.3g}"
+    return ""
+
+
 def gain(f: SmoothFunction, point: Point, trial: Trial, s: Tensor) -> tuple[float, Point | None]:
     """f(x) - f(x + s), from the gradients where the values are equal to rounding; with the point if it was needed."""
     difference = point.value - trial.value
-    if not abs(difference) <= noise(f, point):
+    if not math.isfinite(trial.value):
+        return -math.inf, None
+    if abs(difference) > noise(f, point):
         return difference, None
     after = f.differentiated(trial)
-    if after is None:
-        return -float("inf"), None
+    if after is None or f.space.norm(after.gradient) > f.space.norm(point.gradient):
+        return -math.inf, after
     return -0.5 * float(f.space.inner(s, point.gradient + after.gradient)), after
 
 
@@ -157,7 +170,7 @@ def polished(f: SmoothFunction, point: Point, models: Models) -> tuple[Point, in
         model = models.at(point)
         tight = max(1e-6, 10 * f.space.eps)
         step = model.solved(NEWTON, tight * model.size)
-        if not model.diagonal.newton_decrease() < float("inf"):
+        if not model.diagonal.newton_decrease() < math.inf:
             return point, i
         trial = f.at(point.x + model.vector(step))
         if not trial.value <= point.value + 10 * noise(f, point):

@@ -31,7 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from frechet.linalg.result import Status
-from frechet.solve.quadratic_model import Diagonal, Model, krylov_model
+from frechet.solve.quadratic_model import TINY, Diagonal, Model, krylov_model
 from frechet.solve.smooth_function import Point, SmoothFunction
 from frechet.solve.smooth_run import (
     Models,
@@ -44,6 +44,7 @@ from frechet.solve.smooth_run import (
     polished,
     shown,
     solved,
+    spent,
 )
 
 RATIO, POWER = 2.0, 2.0 / 3.0
@@ -84,7 +85,8 @@ def stepsized_newton(
             after, more = polished(f, point, models)
             iterations += more
             if after is point:
-                status = Status.STAGNATED
+                reason = spent(f, model.diagonal.newton_decrease(), rules)
+                status = None if reason else Status.STAGNATED
                 break
         point, iterations = after, iterations + 1
         history.append(point.value)
@@ -150,7 +152,9 @@ class _Ray:
         if trial.value <= self.rules.lowest:
             return Point(moved, trial.value, self.point.gradient * 0, [], []), math.inf, False
         gained, after = gain(self.f, self.point, trial, s)
-        return self.f.differentiated(trial) if after is None else after, gained, False
+        if after is None and gained > -math.inf:
+            after = self.f.differentiated(trial)
+        return after, gained, False
 
     def local_norm(self, g: Tensor) -> float:
         """sqrt(g'|H|^-1 g), with H at x."""
@@ -160,7 +164,7 @@ class _Ray:
         model = self.model
         if model.complete and model.dimension == space.dim:
             c = space.gram(model.V, g[:, None])[:, 0].cpu().numpy()
-            floored = np.maximum(np.abs(model.diagonal.values), max(model.diagonal.floor, 1e-300))
+            floored = np.maximum(np.abs(model.diagonal.values), max(model.diagonal.floor, TINY))
             return math.sqrt(float((c / floored) @ c))
         other = krylov_model(space, model.H, g, preconditioner=self.rules.preconditioner, most=self.rules.most)
         step = other.solved(Diagonal.absolute, DUAL * other.size)

@@ -33,6 +33,7 @@ from frechet.solve.smooth_run import (
     polished,
     shown,
     solved,
+    spent,
 )
 
 ACCEPT, GOOD, EXCELLENT = 1e-4, 0.75, 0.9
@@ -65,7 +66,8 @@ def trust_region(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
             after, more = polished(f, point, models)
             iterations += more
             if after is point:
-                status = Status.STAGNATED
+                reason = spent(f, model.diagonal.newton_decrease(), rules)
+                status = None if reason else Status.STAGNATED
                 break
         point, iterations = after, iterations + 1
         history.append(point.value)
