@@ -32,7 +32,7 @@ from frechet.operators.structured import from_diagonal, from_matrix
 from frechet.solve.box import Box
 from frechet.solve.quadratic_model import Diagonal, Model, equilibrated, krylov_model
 from frechet.solve.smooth_function import Point, SmoothFunction
-from frechet.solve.smooth_run import FADING, LOOSE, NEWTON, Observe, Rules, Run, gain, limits, noise, shown, spent
+from frechet.solve.smooth_run import LOOSE, NEWTON, Observe, Rules, Run, gain, limits, noise, shown, spent
 from frechet.space import Space
 
 ENOUGH = 1e-2  # of the slope, in the Cauchy and the projected search
@@ -163,7 +163,7 @@ def _bent(
     weights = own if weights is None else torch.maximum(own, weights)
     matrix = from_matrix(A, domain=f.space, facts="symmetric")
     inverse = from_diagonal(1 / weights, domain=f.space)
-    return _Bent(f, point, matrix, inverse, weights, box, rules.most), FADING * weights
+    return _Bent(f, point, matrix, inverse, weights, box, rules.most), weights
 
 
 def _settled(bent: _Bent, free: Tensor, rules: Rules) -> str:

@@ -33,7 +33,6 @@ NOISE = 4.0  # rounding errors of f, in eps (|f| + |g|'|x|)
 HALF, POLISHES = 0.5, 20
 LOOSE = 0.1  # largest relative residual of a step
 NEWTON = partial(Diagonal.shifted, sigma=0.0)
-FADING = 0.1  # of the metric from one point to the next
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +84,7 @@ class Run:
 class Models:
     """Makes the quadratic models of one run.
 
-    The metric of small ones is that of their own scales, or if larger a tenth of the last one's; `fixed` keeps the
-    first.
+    The metric of small ones is that of the largest scales so far; `fixed` keeps the first.
     """
 
     function: SmoothFunction
@@ -101,7 +99,7 @@ class Models:
             if rules.preconditioner is None and f.space.dim <= rules.full:
                 model = full_model(f.space, H, point.gradient, self.weights, kept=self.fixed)
                 assert model.weights is not None
-                self.weights = model.weights if self.fixed else FADING * model.weights
+                self.weights = model.weights
                 return model
             model = krylov_model(f.space, H, point.gradient, preconditioner=rules.preconditioner, most=rules.most)
             model.grow()

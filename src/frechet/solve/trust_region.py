@@ -8,7 +8,7 @@ doi 10.1137/1.9780898719857; T. Steihaug (1983), doi 10.1137/0720042, for the tr
 boundary (see quadratic_model.py).
 
 **Differs from the source.** (1) Reductions below the rounding error of f are taken from gradients. (2) The first radius
-is ten times the step to the minimizer along -g. (3) After a refused step the radius is cut to where a parabola
+is a tenth of the step to the minimizer along -g. (3) After a refused step the radius is cut to where a parabola
 through the values has its minimum, between a tenth and a half of the step.
 
 **Cost.** One evaluation per trial; per accepted step a gradient and the products of one Krylov space.
@@ -36,9 +36,9 @@ from frechet.solve.smooth_run import (
     spent,
 )
 
-ACCEPT, GOOD, EXCELLENT = 1e-4, 0.75, 0.9
-FIRST = 10.0  # radius, in steps along the gradient
-CUT, GROW, LEAP = (0.1, 0.5), 2.0, 4.0
+ACCEPT, GOOD = 1e-4, 0.75
+FIRST = 0.1  # radius, in steps along the gradient
+CUT, GROW = (0.1, 0.5), 2.0
 
 
 def trust_region(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
@@ -102,7 +102,7 @@ def _step(f: SmoothFunction, point: Point, model: Model, rules: Rules, radius: f
             after = f.differentiated(trial) if after is None else after
             if after is not None:
                 if ratio > GOOD and step.bounded:
-                    radius = max(radius, (LEAP if ratio > EXCELLENT else GROW) * step.length)
+                    radius = max(radius, GROW * step.length)
                 elif ratio < 0.25:
                     radius = CUT[1] * step.length
                 elif not step.bounded:
