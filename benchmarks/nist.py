@@ -5,7 +5,8 @@
 All get the same residual and the same Jacobian by automatic differentiation, and tolerances at rounding. A run counts
 as solved with 4 digits in the worst parameter; the mean is over the worst parameter of each run, at most 11, which is
 what NIST certifies. An evaluation is one of the residual or one of the Jacobian; for frechet also second derivatives
-count as a Jacobian. `--batch` then times that many small problems in one call beside loops over SciPy. Writes
+count as a Jacobian. `--minimize` runs the sum of squares as any function, counting values and gradients. `--batch` then
+times that many small problems in one call beside loops over SciPy. Writes
 results/nist.json.
 """
 
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import timing
 
-from frechet import least_squares, least_squares_batch
+from frechet import least_squares, least_squares_batch, minimize
 from nist import Regression, regressions
 
 TIGHT = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
@@ -37,6 +38,16 @@ def ours(method: str) -> Callable[[Regression, Tensor], Run]:
     def run(regression: Regression, start: Tensor) -> Run:
         s = least_squares(regression.residual, start, method=method)  # pyright: ignore[reportArgumentType]
         return s.x, s.residual_evaluations + s.jacobian_evaluations, s.converged
+
+    return run
+
+
+def minimized(method: str) -> Callable[[Regression, Tensor], Run]:
+    """The sum of squares as any function, without what least squares know of it."""
+
+    def run(regression: Regression, start: Tensor) -> Run:
+        s = minimize(lambda x: 0.5 * regression.residual(x).square().sum(), start, method=method)  # pyright: ignore[reportArgumentType]
+        return s.x, s.evaluations + s.gradients, s.converged
 
     return run
 
@@ -151,12 +162,14 @@ def batch(count: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=["auto", "interior", "dogleg"])
+    parser.add_argument("--minimize", nargs="*", default=["trust-region"], help="methods of minimize")
     parser.add_argument("--batch", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = vars(parser.parse_args())
     timing.restart(arguments["threads"])
     print(f"{'':<28}{'solved':>9}{'digits':>10}{'evaluations':>12}{'seconds':>10}   unsolved")
     rows = [measured(f"frechet {method}", ours(method)) for method in arguments["methods"]]
+    rows += [measured(f"frechet minimize {method}", minimized(method)) for method in arguments["minimize"]]
     rows += [measured(f"scipy {method}", scipys(method)) for method in ("trf", "lm")]
     together = batch(arguments["batch"]) if arguments["batch"] else None
     timing.write("nist", timing.record(arguments, runs=rows, batch=together))

@@ -20,6 +20,7 @@ from frechet.solve.least_squares_batch import LeastSquaresBatch, least_squares_b
 from frechet.solve.least_squares_result import LeastSquaresSolution
 from frechet.solve.linear import solve
 from frechet.solve.lsmr import LsmrState, lsmr
+from frechet.solve.minimize import minimize
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.minres import MinresState, minres
 from frechet.solve.optimize_result import to_optimize_result
@@ -28,6 +29,7 @@ from frechet.solve.regressor import LeastSquaresRegressor
 from frechet.solve.root import RootState, root
 from frechet.solve.run import LeastSquaresState
 from frechet.solve.sketched_lstsq import SketchedSolution, sketched_lstsq
+from frechet.solve.smooth_run import MinimizeState
 from frechet.solve.solution_jacobian import solution_jacobian
 from frechet.solve.stochastic_prox_linear import stochastic_prox_linear
 from frechet.solve.transport import (
@@ -61,6 +63,7 @@ __all__ = [
     "LeastSquaresState",
     "LsmrState",
     "MinimizeSolution",
+    "MinimizeState",
     "MinresState",
     "ProxLinearSolution",
     "ProxLinearState",
@@ -82,6 +85,7 @@ __all__ = [
     "least_squares_batch",
     "least_squares_conditions",
     "lsmr",
+    "minimize",
     "minres",
     "monge_gap",
     "prox_linear",

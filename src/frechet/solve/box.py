@@ -1,0 +1,74 @@
+"""Simple bounds l <= x <= u on the vectors of a space, and the projection on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frechet.space import Space
+
+Bound = float | Tensor | Mapping[str, float | Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """The sides as vectors ``(n,)``, infinite where open."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest point between the bounds."""
+        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+    def held(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """-1 where a lower bound holds x against the gradient, 1 where an upper one does, 0 elsewhere; int8."""
+        low = (x <= self.lower) & (gradient >= 0)
+        high = (x >= self.upper) & (gradient <= 0)
+        return high.to(torch.int8) - (low & ~high).to(torch.int8)
+
+
+def box(method: str, space: Space, bounds: tuple[Bound, Bound]) -> Box:
+    """The box of a pair of bounds: each a number, a tensor shaped like x, or a dict by block (missing ones are open).
+
+    Sides that the dtype of x cannot hold are rounded inwards.
+    """
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise TypeError(f"{method}: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+    lower, upper = (
+        _side(method, space, bounds[0], "lower", -math.inf),
+        _side(method, space, bounds[1], "upper", math.inf),
+    )
+    empty = (lower > upper).nonzero()
+    if empty.numel():
+        i = int(empty[0])
+        raise ValueError(
+            f"{method}: bounds must leave a point between them, got lower {float(lower[i]):.6g} > upper "
+            f"{float(upper[i]):.6g} in entry {i}"
+        )
+    return Box(lower, upper)
+
+
+def _side(method: str, space: Space, bound: Bound, name: str, default: float) -> Tensor:
+    if isinstance(bound, Mapping) and (unknown := set(bound) - set(space.names)):
+        raise ValueError(f"{method}: {name} bounds must name blocks of x0, got {sorted(unknown)[:3]}")
+    parts = []
+    for block, shape in zip(space.names, space.shapes, strict=True):
+        value = bound.get(block, default) if isinstance(bound, Mapping) else bound
+        part = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+        if part.ndim and part.shape != shape:
+            raise ValueError(
+                f"{method}: {name} bounds must be numbers or have the shape of x0 {shape}, got {tuple(part.shape)}"
+            )
+        parts.append(part.expand(shape).reshape(-1))
+    side = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    if bool(side.isnan().any()):
+        raise ValueError(f"{method}: {name} bounds must be numbers, got NaN; leave a side open with infinity")
+    near = side.to(space.dtype)
+    inwards = torch.nextafter(near, torch.full_like(near, -default))
+    outside = near.double() < side if default < 0 else near.double() > side
+    return torch.where(outside, inwards, near).to(space.device)

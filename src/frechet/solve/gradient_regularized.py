@@ -1,0 +1,112 @@
+"""Newton's method regularized by the norm of the gradient: x+ = x - (H + (norm(g) / gamma) B)^-1 g, gamma searched for.
+
+gamma approximates the largest radius on which the model of the gradient is right to the size of the gradient. A trial
+is accepted if, with lambda = norm(g) / gamma,
+
+    f(x) - f(x+) >= norm(g+)^2 / (8 lambda),
+
+then gamma doubles; otherwise it is halved. The regularization vanishes with the gradient, so the end is superlinear,
+and no constant of the problem is needed, whether its Hessian, its third derivative or its logarithm is Lipschitz. H may
+be any symmetric approximation. One Krylov space serves all trials at a point, and is extended where a smaller lambda
+needs more of it.
+
+**Source.** A. Semenov, M. Jaggi, N. Doikov (2026), Gradient-normalized smoothness for optimization with approximate
+Hessians, algorithm 1, arXiv 2506.13710.
+
+**Differs from the source.** (1) The first gamma is the length of the step along -g to the model's minimum. (2) With H
+indefinite lambda is at least twice the negative curvature, so the step always descends. (3) A trial that is refused is
+never taken. (4) Systems are solved to a residual of lambda norm(s) / 4 at most, which the condition above tolerates.
+(5) Reductions below the rounding error of f are taken from gradients.
+
+**Cost.** A value and a gradient per trial; per accepted step the products of one Krylov space.
+"""
+
+from __future__ import annotations
+
+from frechet.linalg.result import Status
+from frechet.solve.quadratic_model import Model
+from frechet.solve.smooth_function import Point, SmoothFunction
+from frechet.solve.smooth_run import (
+    Models,
+    Observe,
+    Rules,
+    Run,
+    forcing,
+    gain,
+    limits,
+    polished,
+    shown,
+    solved,
+    spent,
+)
+
+UP, DOWN = 2.0, 0.5
+MARGIN = 2.0  # of the regularization over negative curvature
+ACCURACY = 0.25  # of a system, in lambda norm(s)
+TRIALS = 60
+
+
+def gradient_regularized(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
+    """Run from `point`."""
+    models, gamma, iterations, history = Models(f, rules), 0.0, 0, [point.value]
+    status, reason = None, ""
+    while True:
+        if point.largest <= rules.gtol:
+            break
+        if observe is not None and observe(shown(f, point, iterations, gamma)):
+            status = Status.STOPPED
+            break
+        status, reason = limits(f, point, rules, iterations)
+        if status is not None:
+            break
+        model = models.at(point)
+        if reason := solved(point, model, rules):
+            if rules.tight:
+                point, more = polished(f, point, models)
+                iterations += more
+            break
+        after, gamma = _step(f, point, model, rules, gamma or first_length(model))
+        if after is None:
+            after, more = polished(f, point, models)
+            iterations += more
+            if after is point:
+                reason = spent(f, model.diagonal.newton_decrease(), rules)
+                status = None if reason else Status.STAGNATED
+                break
+        point, iterations = after, iterations + 1
+        history.append(point.value)
+    return Run(point, status, iterations, tuple(history), reason)
+
+
+def first_length(model: Model) -> float:
+    """The length of the step along -g to where the model's curvature ends it."""
+    c, values = model.diagonal.slopes, model.diagonal.values
+    square, bend = float(c @ c), abs(float((c * c) @ values))
+    return square**1.5 / bend if bend > 0 else 1.0
+
+
+def _step(f: SmoothFunction, point: Point, model: Model, rules: Rules, gamma: float) -> tuple[Point | None, float]:
+    """The next point, None where no trial is accepted, and the next gamma."""
+    accuracy = forcing(f, model, point, rules)
+    for _ in range(TRIALS):
+        wanted = model.size / gamma
+        step = model.solved(
+            lambda d, w=wanted: d.shifted(max(w, -MARGIN * float(d.values[0]))),
+            lambda s: min(accuracy, ACCURACY * s.shift * s.length),
+        )
+        shift = step.shift
+        gamma = min(gamma, model.size / shift)
+        s = model.vector(step)
+        moved = point.x + s
+        if step.length == 0 or bool((moved == point.x).all()):
+            break
+        trial = f.at(moved)
+        if trial.value <= rules.lowest:
+            return Point(moved, trial.value, point.gradient, [], []), gamma
+        gained, after = gain(f, point, trial, s)
+        if gained > 0:
+            after = f.differentiated(trial) if after is None else after
+            if after is not None and gained >= model.dual_norm(after.gradient) ** 2 / (8 * shift):
+                return after, UP * gamma
+        gamma *= DOWN
+    return None, gamma

@@ -1,0 +1,262 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from frechet import (
+    Objective,
+    cross_entropy,
+    from_callable,
+    from_diagonal,
+    from_matrix,
+    gauss_newton,
+    hessian,
+    l2,
+    minimize,
+)
+from frechet.errors import NonFinite, NotConverged
+from frechet.linalg.result import Status
+from s2mpj import problem
+from smooth_problems import far_logistic, rosenbrock
+
+METHODS = ["trust-region", "gradient-regularized", "stepsized", "stepsized-greedy", "cubic"]
+START = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+
+# f* as the collection or its literature gives it; None where only the KKT conditions are checked
+FREE = {
+    "BEALE": 0.0, "BOX3": 0.0, "BRKMCC": 0.16904267, "BROWNBS": 0.0,
+    "BROWNDEN": 8.58222016e4, "CLIFF": 0.19978661, "CUBE": 0.0, "DENSCHND": 0.0, "DENSCHNF": 0.0, "ENGVAL2": 0.0,
+    "EXPFIT": 0.24051059, "HAIRY": 20.0, "HELIX": 0.0,
+    "KOWOSB": 3.07505604e-4, "ROSENBR": 0.0, "SNAIL": 0.0, "ZANGWIL2": -18.2,
+}  # fmt: skip
+BOUNDED = {
+    "CAMEL6": None, "HART6": -3.32288689, "HATFLDA": 0.0, "HIMMELP1": None, "HS1": 0.0, "HS2": None,
+    "HS3": 0.0, "HS4": 2.66666667, "HS5": -1.91322296, "HS45": 1.0, "LOGROS": 0.0,
+    "MDHOLE": 0.0, "PSPDOC": 2.41421356, "SIMBQP": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_method_minimizes_in_both_dtypes(method, dtype):
+    x0 = {"a": torch.tensor([[-1.2, 1.0]], dtype=dtype), "b": torch.tensor(3.0, dtype=dtype)}
+    s = minimize(lambda x: rosenbrock(x["a"][0]) + torch.cosh(x["b"] - 1), x0, method=method).checked()
+    tolerance = 1e-9 if dtype is torch.float64 else 1e-3
+    assert s.x["a"].shape == (1, 2)
+    assert s.x["a"].dtype == dtype
+    assert float((s.x["a"] - 1).abs().max()) <= tolerance
+    assert float((s.x["b"] - 1).abs()) <= tolerance
+    assert s.method.startswith(method)
+    assert x0["b"] == 3
+
+
+def whole_matrices(p):
+    """The collection's Hessian, which costs as much as a product with it."""
+    return lambda x: from_matrix(torch.from_numpy(np.array(p.raw.hess(x.numpy()), dtype=float)), facts="symmetric")
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_problems_of_the_cutest_collection_reach_their_known_values(name):
+    p = problem(name)
+    s = minimize(p.f, p.x0, hessian=whole_matrices(p))
+    assert s.converged, s.reason
+    assert s.value <= FREE[name] + 1e-6 * max(1.0, abs(FREE[name]))
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounded_problems_of_the_collection_meet_their_kkt_conditions(name):
+    p = problem(name)
+    s = minimize(p.f, p.x0, bounds=(p.lower, p.upper), hessian=whole_matrices(p))
+    assert s.converged, s.reason
+    assert bool(((s.x >= p.lower) & (s.x <= p.upper)).all())
+    at_side = torch.where(
+        s.bound_multipliers > 0, s.x - p.upper, torch.where(s.bound_multipliers < 0, s.x - p.lower, 0.0)
+    )
+    assert float(at_side.abs().max()) == 0
+    assert (
+        float((s.gradient + s.bound_multipliers).abs().max())
+        == s.residual
+        <= 1e-6 * max(1, float(s.gradient.abs().max()))
+    )
+    if BOUNDED[name] is not None:
+        assert s.value <= BOUNDED[name] + 1e-6 * max(1.0, abs(BOUNDED[name]))
+
+
+def test_rosenbrock_in_a_hundred_thousand_dimensions_needs_products_alone():
+    n = 100_000
+    x0 = START.repeat(n // 2)
+    s = minimize(lambda x: (100 * (x[1::2] - x[::2] ** 2) ** 2 + (1 - x[::2]) ** 2).sum(), x0).checked()
+    assert float((s.x - 1).abs().max()) <= 1e-9
+    assert s.products <= 100
+    assert "Krylov" in s.method
+
+
+def test_a_small_network_is_trained_to_a_gradient_of_1e8():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    g = torch.Generator().manual_seed(1)
+    X = torch.randn(60, 3, generator=g, dtype=torch.float64)
+    y = (X @ torch.randn(3, 3, generator=g, dtype=torch.float64)).argmax(1)
+    objective = Objective(model, cross_entropy(), [(X, y)], penalty=l2(1e-2))
+    before = objective.point
+    s = minimize(objective, gtol=1e-8).checked()
+    assert s.residual <= 1e-8
+    assert s.value == pytest.approx(float(objective.value(s.x)))
+    assert torch.equal(objective.point, before)
+    named = minimize(objective, objective.space.unflatten(s.x), gtol=1e-8)
+    assert set(named.x) == set(objective.space.names)
+    assert named.iterations == 0
+    fitted = minimize(objective, gtol=1e-6, hessian=lambda x: gauss_newton(objective, x=x), max_iterations=4)
+    assert fitted.value < 0.9 * fitted.history[0]
+    assert "given curvature" in fitted.method
+
+
+def test_a_preconditioner_saves_products():
+    d = torch.logspace(0, 5, 200, dtype=torch.float64)
+    x0 = torch.ones(200, dtype=torch.float64)
+
+    def f(x):
+        return (d * (x * x + 0.1 * x**4)).sum()
+
+    plain, helped = minimize(f, x0, gtol=1e-6), minimize(f, x0, gtol=1e-6, preconditioner=from_diagonal(1 / d))
+    assert plain.converged
+    assert helped.converged
+    assert helped.products < plain.products / 3
+
+
+def test_a_saddle_is_left_and_reported_where_that_is_not_wanted():
+    def f(x):
+        return x[0] ** 2 - 2 * x[1] ** 2 + x[1] ** 4
+
+    zero = torch.zeros(2, dtype=torch.float64)
+    s = minimize(f, zero).checked()
+    assert s.x.abs().tolist() == pytest.approx([0, 1])
+    assert "1 saddle points were left" in s.reason
+    stay = minimize(f, zero, escape=False)
+    assert stay.x.tolist() == [0, 0]
+    assert "the point is no minimum" in stay.reason
+    assert stay.curvature.abs().tolist() == pytest.approx([0, 1])
+    top = minimize(lambda x: -(x * x).sum(), zero)
+    assert top.status is Status.UNBOUNDED
+
+
+def test_values_without_end_below_are_unbounded():
+    for method in METHODS:
+        s = minimize(lambda x: x[0] - 1e-3 * x[1] ** 3, START, method=method)
+        assert s.status is Status.UNBOUNDED, (method, s.reason)
+        with pytest.raises(NotConverged, match=r"minimize: .*unbounded"):
+            s.checked()
+
+
+def test_a_wrong_gradient_stagnates_and_a_limit_is_a_limit():
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return (x * x).sum()
+
+        @staticmethod
+        def backward(ctx, *us):
+            (x,) = ctx.saved_tensors
+            return -2 * us[0] * x
+
+    for method in METHODS:
+        s = minimize(Wrong.apply, START, method=method, hessian=lambda x: from_diagonal(torch.ones(2).double()))
+        assert s.status is Status.STAGNATED, method
+        assert "not have this gradient" in s.reason
+    assert minimize(rosenbrock, START, max_iterations=3).status is Status.MAX_ITERATIONS
+    stopped = minimize(rosenbrock, START, observe=lambda s: s.iteration == 3)
+    assert (stopped.status, stopped.iterations) == (Status.STOPPED, 3)
+
+
+def test_larger_tolerances_end_the_run_earlier():
+    tight, loose, few = (
+        minimize(rosenbrock, START),
+        minimize(rosenbrock, START, gtol=1e-3),
+        minimize(rosenbrock, START, ftol=0.3),
+    )
+    assert tight.evaluations > loose.evaluations > few.evaluations
+    assert loose.residual <= 1e-3
+
+
+def test_products_are_those_with_the_hessian():
+    count = [0]
+
+    def curvature(x):
+        H = hessian(rosenbrock, x)
+
+        def product(V):
+            count[0] += V.shape[1]
+            return H @ V
+
+        return from_callable(product, H.domain, facts="symmetric")
+
+    s = minimize(rosenbrock, torch.full((5,), -1.2, dtype=torch.float64), hessian=curvature)
+    assert s.products == count[0] > 0
+    assert s.evaluations >= s.gradients
+
+
+def test_the_logistic_problem_is_solved_by_all_from_where_newton_fails():
+    f, x0 = far_logistic()
+    for method in METHODS:
+        s = minimize(f, x0, method=method, gtol=1e-11)
+        assert float(s.gradient.norm()) <= 1e-10, method
+        assert s.iterations <= 40, method
+
+
+def test_one_dimension_and_a_start_at_the_solution():
+    assert float(minimize(lambda x: (x - 2) ** 4, torch.tensor(0.0).double()).x) == pytest.approx(2, abs=1e-3)
+    done = minimize(lambda x: (x * x).sum(), torch.zeros(3))
+    assert (done.converged, done.iterations, done.value) == (True, 0, 0.0)
+    constant = minimize(lambda x: 0 * x.sum() + 2, torch.ones(2))
+    assert constant.converged
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        ({"f": 3}, TypeError, "f must be a function of x or an Objective, got int"),
+        ({"x0": None}, TypeError, "x0 must be given for a function, got None"),
+        ({"x0": [1.0]}, TypeError, "minimize: x must be a tensor or a dict of tensors, got list"),
+        ({"x0": torch.zeros(0)}, ValueError, "x0 must have at least one entry, got none"),
+        ({"x0": torch.tensor([math.nan])}, ValueError, "x0 must be finite, got nan in an entry"),
+        ({"method": "newton"}, ValueError, "method must be one of 'auto'.*got 'newton'"),
+        (
+            {"method": "cubic", "bounds": (0, 1)},
+            ValueError,
+            "method must be 'projected-newton' between bounds, got 'cubic'",
+        ),
+        ({"method": "projected-newton"}, ValueError, "bounds must be given for method='projected-newton', got None"),
+        ({"gtol": -1.0}, ValueError, "gtol must be a number >= 0, got -1.0"),
+        ({"ftol": math.nan}, ValueError, "ftol must be a number >= 0, got nan"),
+        ({"max_iterations": -1}, ValueError, "max_iterations must be an int >= 0, got -1"),
+        ({"max_basis": 0}, ValueError, "max_basis must be an int >= 1, got 0"),
+        ({"seed": -1}, ValueError, "seed must be an int >= 0, got -1"),
+        ({"hessian": 3}, TypeError, "hessian must be a function of x, got int"),
+        ({"preconditioner": 3}, TypeError, "preconditioner must be a LinearOperator, got int"),
+        (
+            {"preconditioner": from_diagonal(-torch.ones(2).double())},
+            ValueError,
+            "preconditioner must be positive definite",
+        ),
+        ({"f": lambda x: x.sum().log(), "x0": -START}, NonFinite, "f must be finite at x0, got f = -1.609"),
+        ({"f": lambda x: (x - x).sqrt().sum()}, NonFinite, "the gradient of f must be finite at x0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, error, sentence):
+    given = {"f": rosenbrock, "x0": START, **arguments}
+    if sentence.startswith("f must be finite"):
+        given["f"], sentence = (lambda x: (x - 5).log().sum()), "f must be finite at x0, got f = nan"
+    with pytest.raises(error, match=sentence):
+        minimize(given.pop("f"), given.pop("x0"), **given)
+
+
+def test_an_objective_takes_flat_points_or_dicts():
+    model = torch.nn.Linear(2, 2)
+    objective = Objective(model, cross_entropy(), [(torch.eye(2), torch.tensor([0, 1]))], penalty=l2(0.1))
+    with pytest.raises(
+        ValueError, match=r"x0 must be torch.float32 of shape \(6,\) or a dict, got torch.float32 of shape \(2,\)"
+    ):
+        minimize(objective, torch.zeros(2))
+    assert minimize(objective, torch.zeros(6)).converged
