@@ -34,7 +34,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from frechet.errors import NonFinite
-from frechet.linalg.krylov import ROUNDING, append
+from frechet.linalg.basis import ROUNDING, Basis
 from frechet.operators.operator import LinearOperator
 from frechet.space import Space
 
@@ -233,7 +233,7 @@ class Model:
             self.U = self.V if self.preconditioner is None else _wider(self.space, self.U, self.most + 1)
         w, source = self.H @ self.V[:, j], "minimize: a product with the Hessian"
         if self.preconditioner is None:
-            h, b, self.scale = append(self.space, self.V, j + 1, w, self.scale, source)
+            h, b, self.scale = Basis(self.space, self.V).append(j + 1, w, self.scale, source)
         else:
             h, b = self._orthogonal(j + 1, w)
         self.alpha.append(float(h[-1]))
