@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from frechet import (
+    Constraint,
     Objective,
     cross_entropy,
     from_callable,
@@ -260,3 +261,51 @@ def test_an_objective_takes_flat_points_or_dicts():
     ):
         minimize(objective, torch.zeros(2))
     assert minimize(objective, torch.zeros(6)).converged
+
+
+@pytest.mark.parametrize("method", ["auto", "composite", "augmented", "sketched"])
+def test_constraints_are_met_with_their_multipliers(method):
+    a, seen = torch.tensor([3.0, 4.0], dtype=torch.float64), []
+
+    def observe(now):
+        seen.append(now.infeasibility)
+        return False
+
+    f, sphere = (lambda x: (x - a).square().sum()), (lambda x: x @ x - 1.0)
+    s = minimize(f, torch.ones_like(a), method=method, constraints=sphere, observe=observe)
+    assert s.converged
+    assert torch.allclose(s.x, a / 5, atol=1e-8)
+    assert float(s.multipliers[0]) == pytest.approx(4.0, abs=1e-6)
+    assert len(seen) >= s.iterations
+
+
+def test_constraints_and_bounds_together():
+    s = minimize(
+        lambda x: x.square().sum(), torch.zeros(3, dtype=torch.float64), bounds=(-1.0, 0.5),
+        constraints=Constraint(lambda x: x.sum(), 1.2, math.inf),
+    )  # fmt: skip
+    assert s.converged
+    assert torch.allclose(s.x, torch.full((3,), 0.4, dtype=torch.float64), atol=1e-8)
+    assert float(s.multipliers[0]) == pytest.approx(-0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": "cubic"}, "method must be one of 'auto', 'composite', 'augmented', 'sketched' under constraints"),
+        ({"ftol": 1e-3}, "ftol must be left out under constraints"),
+        ({"hessian": lambda x: from_matrix(torch.eye(2))}, "hessian must be left out under constraints"),
+        ({"constraints": None, "ctol": 1e-3}, "ctol belongs to constraints, got none"),
+        ({"constraints": None, "method": "augmented"}, "method 'augmented' belongs to constraints, got none"),
+    ],
+)
+def test_what_has_no_place_under_constraints_is_named(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        minimize(lambda x: x.square().sum(), START, **{"constraints": lambda x: x[0] - 1.0, **options})
+
+
+def test_an_objective_takes_no_constraints():
+    model = torch.nn.Linear(2, 1)
+    objective = Objective(model, torch.nn.MSELoss(), [(torch.ones(3, 2), torch.ones(3, 1))])
+    with pytest.raises(TypeError, match="f must be a function of x under constraints, got an Objective"):
+        minimize(objective, constraints=lambda x: x.sum())

@@ -37,12 +37,8 @@ def box(method: str, space: Space, bounds: tuple[Bound, Bound]) -> Box:
 
     Sides that the dtype of x cannot hold are rounded inwards.
     """
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise TypeError(f"{method}: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
-    lower, upper = (
-        _side(method, space, bounds[0], "lower", -math.inf),
-        _side(method, space, bounds[1], "upper", math.inf),
-    )
+    check_pair(method, bounds)
+    lower, upper = side(method, space, bounds[0], "lower"), side(method, space, bounds[1], "upper")
     empty = (lower > upper).nonzero()
     if empty.numel():
         i = int(empty[0])
@@ -50,10 +46,18 @@ def box(method: str, space: Space, bounds: tuple[Bound, Bound]) -> Box:
             f"{method}: bounds must leave a point between them, got lower {float(lower[i]):.6g} > upper "
             f"{float(upper[i]):.6g} in entry {i}"
         )
-    return Box(lower, upper)
+    return Box(lower.to(space.device, space.dtype), upper.to(space.device, space.dtype))
 
 
-def _side(method: str, space: Space, bound: Bound, name: str, default: float) -> Tensor:
+def check_pair(method: str, bounds: object) -> None:
+    """Bounds must be a pair."""
+    if not isinstance(bounds, tuple) or len(bounds) != 2:
+        raise TypeError(f"{method}: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+
+
+def side(method: str, space: Space, bound: Bound, name: str) -> Tensor:
+    """The "lower" or "upper" side ``(n,)`` in float64 on the host, as the dtype of x holds it, on the inner side."""
+    default = -math.inf if name == "lower" else math.inf
     if isinstance(bound, Mapping) and (unknown := set(bound) - set(space.names)):
         raise ValueError(f"{method}: {name} bounds must name blocks of x0, got {sorted(unknown)[:3]}")
     parts = []
@@ -65,10 +69,10 @@ def _side(method: str, space: Space, bound: Bound, name: str, default: float) ->
                 f"{method}: {name} bounds must be numbers or have the shape of x0 {shape}, got {tuple(part.shape)}"
             )
         parts.append(part.expand(shape).reshape(-1))
-    side = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-    if bool(side.isnan().any()):
+    found = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    if bool(found.isnan().any()):
         raise ValueError(f"{method}: {name} bounds must be numbers, got NaN; leave a side open with infinity")
-    near = side.to(space.dtype)
-    inwards = torch.nextafter(near, torch.full_like(near, -default))
-    outside = near.double() < side if default < 0 else near.double() > side
-    return torch.where(outside, inwards, near).to(space.device)
+    near = found.to(space.dtype)
+    inwards = torch.nextafter(near, torch.full_like(near, -default)).double()
+    outside = near.double() < found if name == "lower" else near.double() > found
+    return torch.where(outside, inwards, near.double())

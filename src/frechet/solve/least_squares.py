@@ -21,6 +21,7 @@ from torch import Tensor
 
 from frechet.linalg.result import Status
 from frechet.solve.adaptive_damping import adaptive_damping
+from frechet.solve.box import Bound, check_pair, side
 from frechet.solve.curved_model import curved
 from frechet.solve.damped_step import column_scale, factored
 from frechet.solve.dogleg import dogleg
@@ -36,7 +37,6 @@ from frechet.solve.run import LeastSquaresState, Run
 from frechet.space import Space
 
 Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
-Bound = float | Tensor | Mapping[str, float | Tensor]
 LARGEST = 1 << 22  # entries of a dense Jacobian
 WIDEST = 1 << 9  # its columns
 
@@ -271,10 +271,10 @@ def _problem(
         raise ValueError(f"least_squares: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
     if not 0 < loss_scale < math.inf:
         raise ValueError(f"least_squares: loss_scale must be a positive number, got {loss_scale}")
-    if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
-        raise TypeError(f"least_squares: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+    if bounds is not None:
+        check_pair("least_squares", bounds)
     lower, upper = (-math.inf, math.inf) if bounds is None else bounds
-    low, high = _side(space, lower, "lower", -math.inf), _side(space, upper, "upper", math.inf)
+    low, high = side("least_squares", space, lower, "lower"), side("least_squares", space, upper, "upper")
     empty = (low > high).nonzero()
     if empty.numel():
         i = int(empty[0])
@@ -294,31 +294,6 @@ def _problem(
     typical = torch.where(x != 0, x.abs(), 1.0)
     given = jacobian if callable(jacobian) else None
     return Residual(residual, space, single, low, high, typical, rho, loss_scale, given, route), x
-
-
-def _side(space: Space, bound: Bound, name: str, default: float) -> Tensor:
-    """One side of the box as ``(n,)`` in float64, as the dtype of x holds it, on the inner side of it."""
-    if isinstance(bound, Mapping):
-        unknown = set(bound) - set(space.names)
-        if unknown:
-            raise ValueError(f"least_squares: {name} bounds must name blocks of x0, got {sorted(unknown)[:3]}")
-    parts = []
-    for block, shape in zip(space.names, space.shapes, strict=True):
-        value = bound.get(block, default) if isinstance(bound, Mapping) else bound
-        part = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-        if part.ndim and part.shape != shape:
-            raise ValueError(
-                f"least_squares: {name} bounds must be numbers or have the shape of x0 {shape}, got {tuple(part.shape)}"
-            )
-        parts.append(part.expand(shape).reshape(-1))
-    side = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-    if bool(side.isnan().any()):
-        raise ValueError(f"least_squares: {name} bounds must be numbers, got NaN; leave a side open with infinity")
-    held = side.to(space.dtype).double()
-    away = torch.full_like(side, math.inf if default < 0 else -math.inf).to(space.dtype)
-    inward = torch.nextafter(side.to(space.dtype), away).double()
-    outside = held < side if default < 0 else held > side
-    return torch.where(outside, inward, held)
 
 
 def _check(method: str, gtol: float | None, xtol: float | None, ftol: float, max_evaluations: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Minimization: min f(x), or min f(x) between bounds, from gradients and products with the Hessian.
+"""Minimization: min f(x), between bounds or under constraints, from gradients and products with the Hessian.
 
     method="auto"                   "trust-region"; between bounds "projected-newton"
     "trust-region"                  see trust_region.py
@@ -6,6 +6,7 @@
     "stepsized", "stepsized-greedy" Newton's direction with stepsizes that need no constant: stepsized_newton.py
     "cubic"                         cubic regularization, accelerated where f is convex: cubic_newton.py
     "projected-newton"              trust region on the faces of the bounds: projected_newton.py
+    "composite", "augmented", "sketched"    under constraints: constrained/constrained.py
 
 The choice is made before the run and is named in the result; nothing switches on failure. At a point where a run ends
 as converged, the curvature is probed; a direction along which f bends downwards leads on.
@@ -28,20 +29,32 @@ from frechet.objective import Objective
 from frechet.operators.function import frozen_point
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.solve.box import Bound, Box, box
+from frechet.solve.constrained.constrained import constrained
+from frechet.solve.constrained.constraint import Constraints
 from frechet.solve.cubic_newton import cubic_newton
 from frechet.solve.gradient_regularized import gradient_regularized
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.negative_curvature import downward_curvature, escaped
 from frechet.solve.projected_newton import projected_newton
 from frechet.solve.smooth_function import Counts, Curvature, Parameters, Point, SmoothFunction
-from frechet.solve.smooth_run import Observe, Rules, Run
+from frechet.solve.smooth_run import Rules, Run
 from frechet.solve.stepsized_newton import stepsized_newton
 from frechet.solve.trust_region import trust_region
 from frechet.space import Space
 
 Method = Literal[
-    "auto", "trust-region", "gradient-regularized", "stepsized", "stepsized-greedy", "cubic", "projected-newton"
+    "auto",
+    "trust-region",
+    "gradient-regularized",
+    "stepsized",
+    "stepsized-greedy",
+    "cubic",
+    "projected-newton",
+    "composite",
+    "augmented",
+    "sketched",
 ]
+CONSTRAINED = ("composite", "augmented", "sketched")
 SMALL = 64  # the largest n whose Hessian is a matrix, from n products
 MOST = 200  # dimensions of a Krylov space
 ESCAPES = 10
@@ -63,22 +76,30 @@ def minimize(
     *,
     method: Method = "auto",
     bounds: tuple[Bound, Bound] | None = None,
+    constraints: Constraints | None = None,
     hessian: Curvature | None = None,
     preconditioner: LinearOperator | None = None,
     gtol: float | None = None,
     ftol: float | None = None,
+    ctol: float | None = None,
     max_iterations: int = 1000,
     max_basis: int = MOST,
     escape: bool = True,
     seed: int = 0,
-    observe: Observe | None = None,
+    observe: Callable[..., bool] | None = None,
 ) -> MinimizeSolution:
-    """A minimum of f near x0, between the bounds; see `MinimizeSolution`.
+    """A minimum of f near x0, between the bounds and where the constraints hold; see `MinimizeSolution`.
 
     `f` takes what `x0` is, a tensor of any shape or a dict of tensors, and returns a scalar; or is an `Objective`,
     whose x is flat ``(n,)`` or a dict by parameter, and x0 by default where the model is. The result has x in the same
     form; a model is not changed. `bounds` is a pair of lower and upper, each a number, a tensor like x0, or a dict by
     block; no point outside is evaluated, a start outside is moved to the nearest point between.
+
+    `constraints` is a `Constraint`, a function c for c(x) = 0, or a sequence of these. With constraints the rules are
+    those of ``frechet.solve.constrained.constrained``: converged means that the gradient of the Lagrangian, the
+    violation and the complementarity are small (`gtol`, `ctol`, 1e-8 if left out), x0 need not meet constraints but is
+    moved strictly inside of bounds, `observe` sees a `ConstrainedState`, and `hessian`, `preconditioner` and `ftol`
+    have no place. The rest of this page is on f without constraints.
 
     Used are values, gradients and products with the Hessian, or with the symmetric operator that ``hessian(x)``
     returns in its place, such as ``lambda x: gauss_newton(objective, x=x)``. `preconditioner` is a positive definite
@@ -116,6 +137,25 @@ def minimize(
         (tensor([1., 1.], dtype=torch.float64), tensor([2., 2.], dtype=torch.float64))
     """
     _check(f, method, bounds, gtol, ftol, max_iterations, max_basis, seed)
+    if constraints is not None:
+        _check_constrained(f, x0, method, hessian, preconditioner, ftol)
+        assert not isinstance(f, Objective)
+        assert x0 is not None
+        return constrained(
+            f,
+            x0,
+            constraints,
+            bounds=bounds,
+            method=method,
+            gtol=gtol,
+            ctol=ctol,
+            max_iterations=max_iterations,
+            seed=seed,
+            observe=observe,
+        )
+    if ctol is not None or method in CONSTRAINED:
+        what = "ctol" if ctol is not None else f"method {method!r}"
+        raise ValueError(f"minimize: {what} belongs to constraints, got none; give constraints=")
     function, x = _function(f, x0, hessian)
     space = function.space
     _check_preconditioner(space, preconditioner)
@@ -275,7 +315,7 @@ def _check(
     names = Method.__args__  # type: ignore[attr-defined]
     if method not in names:
         raise ValueError(f"minimize: method must be one of {', '.join(map(repr, names))}, got {method!r}")
-    if bounds is not None and method not in ("auto", "projected-newton"):
+    if bounds is not None and method not in ("auto", "projected-newton", *CONSTRAINED):
         raise ValueError(f"minimize: method must be 'projected-newton' between bounds, got {method!r}")
     if bounds is None and method == "projected-newton":
         raise ValueError("minimize: bounds must be given for method='projected-newton', got None")
@@ -285,6 +325,25 @@ def _check(
     for name, value, least in (("max_iterations", max_iterations, 0), ("max_basis", max_basis, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"minimize: {name} must be an int >= {least}, got {value!r}")
+
+
+def _check_constrained(
+    f: object, x0: object, method: str, hessian: object, preconditioner: object, ftol: object
+) -> None:
+    """What has no meaning under constraints."""
+    if isinstance(f, Objective):
+        raise TypeError(
+            "minimize: f must be a function of x under constraints, got an Objective; write the loss with "
+            "torch.func.functional_call"
+        )
+    if x0 is None:
+        raise TypeError("minimize: x0 must be given for a function, got None; write minimize(f, x0)")
+    if method not in ("auto", *CONSTRAINED):
+        names = ", ".join(map(repr, ("auto", *CONSTRAINED)))
+        raise ValueError(f"minimize: method must be one of {names} under constraints, got {method!r}")
+    for name, value in (("hessian", hessian), ("preconditioner", preconditioner), ("ftol", ftol)):
+        if value is not None:
+            raise ValueError(f"minimize: {name} must be left out under constraints; the Lagrangian has its own Hessian")
 
 
 def _check_preconditioner(space: Space, P: LinearOperator | None) -> None:

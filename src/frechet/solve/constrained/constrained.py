@@ -12,7 +12,6 @@ f and each row are divided by their gradients at the start; all that is reported
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -23,9 +22,10 @@ from frechet.errors import NonFinite
 from frechet.linalg.result import Status
 from frechet.operators.function import frozen_point
 from frechet.operators.products import second_order
+from frechet.solve.box import Bound, check_pair, side
 from frechet.solve.constrained.augmented import augmented
 from frechet.solve.constrained.composite import composite
-from frechet.solve.constrained.constraint import Constraint, Constraints, Function, as_list, box_side, sides
+from frechet.solve.constrained.constraint import Constraint, Constraints, Function, as_list, sides
 from frechet.solve.constrained.frame import pushed_inside
 from frechet.solve.constrained.kkt import Conditions, conditions, largest, violation
 from frechet.solve.constrained.program import Parameters, Point, Program
@@ -35,7 +35,6 @@ from frechet.solve.minimize_result import MinimizeSolution
 from frechet.space import Space
 
 Method = Literal["auto", "composite", "augmented", "sketched"]
-Bound = float | Tensor | Mapping[str, float | Tensor]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 RESTORE = 200  # iterations towards the constraints alone
 NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
@@ -47,7 +46,7 @@ def constrained(
     constraints: Constraints = (),
     *,
     bounds: tuple[Bound, Bound] | None = None,
-    method: Method = "auto",
+    method: str = "auto",
     gtol: float | None = None,
     ctol: float | None = None,
     max_iterations: int = 1000,
@@ -129,15 +128,15 @@ def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None,
 def _chosen(method: str, program: Program, seed: int | None) -> str:
     names = Method.__args__  # type: ignore[attr-defined]
     if method not in names:
-        raise ValueError(f"constrained: method must be one of {', '.join(map(repr, names))}, got {method!r}")
+        raise ValueError(f"minimize: method must be one of {', '.join(map(repr, names))}, got {method!r}")
     if method == "sketched" and seed is None:
-        raise ValueError("constrained: seed must be given for method='sketched', got None; it draws random blocks")
+        raise ValueError("minimize: seed must be given for method='sketched', got None; it draws random blocks")
     if method in ("augmented", "sketched"):
         sided = bool((program.low != program.high).any())
         bounded = bool((program.lower > -math.inf).any() or (program.upper < math.inf).any())
         if sided or bounded:
             raise ValueError(
-                f"constrained: method must be 'composite' with {'inequalities' if sided else 'bounds'}, got {method!r}"
+                f"minimize: method must be 'composite' with {'inequalities' if sided else 'bounds'}, got {method!r}"
             )
     return "composite" if method == "auto" else method
 
@@ -145,9 +144,9 @@ def _chosen(method: str, program: Program, seed: int | None) -> str:
 def _rules(program: Program, gtol: float | None, ctol: float | None, max_iterations: int) -> Rules:
     for name, value in (("gtol", gtol), ("ctol", ctol)):
         if value is not None and not 0 < value < 1:
-            raise ValueError(f"constrained: {name} must lie in (0, 1), got {value}")
+            raise ValueError(f"minimize: {name} must lie in (0, 1), got {value}")
     if max_iterations < 0:
-        raise ValueError(f"constrained: max_iterations must be >= 0, got {max_iterations}")
+        raise ValueError(f"minimize: max_iterations must be >= 0, got {max_iterations}")
     usual: float = TOLERANCES.get(program.space.dtype, 1e-2)
     return Rules(usual if gtol is None else gtol, usual if ctol is None else ctol, max_iterations)
 
@@ -157,26 +156,26 @@ def _program(
 ) -> tuple[Program, Tensor, list[tuple[int, ...]]]:
     """The problem, a start strictly inside the bounds, and the shapes of the constraints."""
     if not callable(f):
-        raise TypeError(f"constrained: f must be a function of x, got {type(f).__name__}")
+        raise TypeError(f"minimize: f must be a function of x, got {type(f).__name__}")
     items = as_list(constraints)
-    blocks, single = frozen_point("constrained", x0)
+    blocks, single = frozen_point("minimize", x0)
     space = Space.of(blocks)
-    if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
-        raise TypeError(f"constrained: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+    if bounds is not None:
+        check_pair("minimize", bounds)
     nothing = torch.zeros(0, dtype=torch.float64)
     bare = Program(f, tuple(c.function for c in items), space, single, nothing, nothing, nothing, nothing)
     wide = bare.domain.device
     x = space.flatten(blocks).to(wide, torch.float64)
     if not bare.domain.finite(x):
-        raise ValueError(f"constrained: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
+        raise ValueError(f"minimize: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
     lower, upper = (-math.inf, math.inf) if bounds is None else bounds
-    low = box_side(space.names, space.shapes, space.dtype, lower, "lower").to(wide)
-    high = box_side(space.names, space.shapes, space.dtype, upper, "upper").to(wide)
+    low = side("minimize", space, lower, "lower").to(wide)
+    high = side("minimize", space, upper, "upper").to(wide)
     empty = ((low > high) | (low == math.inf) | (high == -math.inf)).nonzero()
     if empty.numel():
         i = int(empty[0])
         raise ValueError(
-            f"constrained: bounds must leave a point between them, got lower {float(low[i]):.6g} and upper "
+            f"minimize: bounds must leave a point between them, got lower {float(low[i]):.6g} and upper "
             f"{float(high[i]):.6g} in entry {i}"
         )
     boxed = Program(f, bare.functions, space, single, low, high, nothing, nothing)
@@ -190,16 +189,16 @@ def _program(
 def _values(program: Program, x: Tensor, items: tuple[Constraint, ...]) -> list[Tensor]:
     """The constraints at the start, seen to be tensors."""
     values = []
-    with torch.no_grad(), second_order("constrained", program.space.device):
+    with torch.no_grad(), second_order("minimize", program.space.device):
         at = program.structured(x)
         value = program.f(at)
         if not isinstance(value, Tensor) or value.ndim:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"constrained: f must return a scalar tensor, got {got}")
+            raise TypeError(f"minimize: f must return a scalar tensor, got {got}")
         for i, item in enumerate(items):
             c = item.function(at)
             if not isinstance(c, Tensor):
-                raise TypeError(f"constrained: constraint {i} must return a tensor, got {type(c).__name__}")
+                raise TypeError(f"minimize: constraint {i} must return a tensor, got {type(c).__name__}")
             values.append(c)
     return values
 
@@ -211,7 +210,7 @@ def _start(program: Program, x: Tensor) -> Point:
     values = program.values(x)
     what = "the gradient of f" if values is not None else "f and the constraints"
     raise NonFinite(
-        f"constrained: {what} must be finite at x0, got NaN or infinity; start where the functions are defined "
+        f"minimize: {what} must be finite at x0, got NaN or infinity; start where the functions are defined "
         "(a start on a bound is moved inside)"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,14 +43,14 @@ def as_list(constraints: Constraints) -> tuple[Constraint, ...]:
         if isinstance(item, Constraint):
             if not callable(item.function):
                 raise TypeError(
-                    f"constrained: constraint {i} must have a function of x, got {type(item.function).__name__}"
+                    f"minimize: constraint {i} must have a function of x, got {type(item.function).__name__}"
                 )
             found.append(item)
         elif callable(item):
             found.append(Constraint(item))
         else:
             raise TypeError(
-                f"constrained: constraint {i} must be a Constraint or a function, got {type(item).__name__}; write "
+                f"minimize: constraint {i} must be a Constraint or a function, got {type(item).__name__}; write "
                 "Constraint(function, lower, upper)"
             )
     return tuple(found)
@@ -66,50 +66,19 @@ def sides(constraints: Sequence[Constraint], values: Sequence[Tensor]) -> tuple[
                 into.append(t.expand(value.shape).reshape(-1))
             except RuntimeError:
                 raise ValueError(
-                    f"constrained: {name} of constraint {i} must be a number or broadcast to its values "
+                    f"minimize: {name} of constraint {i} must be a number or broadcast to its values "
                     f"{tuple(value.shape)}, got {tuple(t.shape)}"
                 ) from None
             if bool(t.isnan().any()):
                 raise ValueError(
-                    f"constrained: {name} of constraint {i} must be numbers, got NaN; leave a side open with infinity"
+                    f"minimize: {name} of constraint {i} must be numbers, got NaN; leave a side open with infinity"
                 )
         empty = ((low[-1] > high[-1]) | (low[-1] == math.inf) | (high[-1] == -math.inf)).nonzero()
         if empty.numel():
             j = int(empty[0])
             raise ValueError(
-                f"constrained: constraint {i} must leave a value between its sides, got lower {float(low[-1][j]):.6g} "
+                f"minimize: constraint {i} must leave a value between its sides, got lower {float(low[-1][j]):.6g} "
                 f"and upper {float(high[-1][j]):.6g} in entry {j}"
             )
     nothing = torch.zeros(0, dtype=torch.float64)
     return (torch.cat(low), torch.cat(high)) if low else (nothing, nothing)
-
-
-def box_side(
-    names: Sequence[str],
-    shapes: Sequence[tuple[int, ...]],
-    dtype: torch.dtype,
-    bound: float | Tensor | Mapping[str, float | Tensor],
-    name: str,
-) -> Tensor:
-    """One side of the bounds as ``(n,)`` in float64, rounded to the inner side of it in `dtype`."""
-    open_side = -math.inf if name == "lower" else math.inf
-    if isinstance(bound, Mapping):
-        unknown = set(bound) - set(names)
-        if unknown:
-            raise ValueError(f"constrained: {name} bounds must name blocks of x0, got {sorted(unknown)[:3]}")
-    parts = []
-    for block, shape in zip(names, shapes, strict=True):
-        value = bound.get(block, open_side) if isinstance(bound, Mapping) else bound
-        part = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-        if part.ndim and part.shape != shape:
-            raise ValueError(
-                f"constrained: {name} bounds must be numbers or have the shape of x0 {shape}, got {tuple(part.shape)}"
-            )
-        parts.append(part.expand(shape).reshape(-1))
-    side = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-    if bool(side.isnan().any()):
-        raise ValueError(f"constrained: {name} bounds must be numbers, got NaN; leave a side open with infinity")
-    held = side.to(dtype)
-    inward = torch.nextafter(held, torch.full_like(held, -open_side)).double()
-    outside = held.double() < side if name == "lower" else held.double() > side
-    return torch.where(outside, inward, held.double())

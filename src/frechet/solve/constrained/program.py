@@ -62,7 +62,7 @@ class Point:
     def hessian(self, y: Tensor) -> LinearOperator:
         """The Hessian of f + y'c ``(n, n)``."""
         p = self.program
-        with second_order("constrained", p.space.device), torch.enable_grad():
+        with second_order("minimize", p.space.device), torch.enable_grad():
             u = p.outward(y)
             pulled = grads(self.graph_c, self.leaves, [u], create_graph=True)
             total = [a + b for a, b in zip(self.graph_g, pulled, strict=True)]
@@ -136,7 +136,7 @@ class Program:
     def values(self, x: Tensor) -> Values | None:
         """f and c at a trial point; None where they are not finite."""
         self.ledger.evaluations += 1
-        with torch.no_grad(), second_order("constrained", self.space.device):
+        with torch.no_grad(), second_order("minimize", self.space.device):
             at = self.structured(x)
             f = float(self.f(at)) / self.unit
             if not math.isfinite(f):
@@ -148,7 +148,7 @@ class Program:
         """f, its gradient, c and J at x; None where they are not finite."""
         self.ledger.evaluations += 1
         self.ledger.gradients += 1
-        with second_order("constrained", self.space.device), torch.enable_grad():
+        with second_order("minimize", self.space.device), torch.enable_grad():
             leaves = [ordinary(b).clone().requires_grad_() for b in self.blocks(x)]
             at = leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
             value, rows = self.f(at), self._rows(at)
