@@ -41,7 +41,7 @@ def test_is_as_exact_as_a_factorization_of_the_matrix(sketch, condition, residua
     reference = torch.linalg.lstsq(A, b[:, None]).solution[:, 0]
     least = 1e-16 * condition * (1 + condition * residual)  # the scale on which QR's own error is luck
     assert size(s.x - x) <= 5 * size(reference - x) + least
-    assert backward_error(A, s.x, b) <= 2 * backward_error(A, reference, b) + 2e-16
+    assert backward_error(A, s.x, b) <= 2 * backward_error(A, reference, b) + 4 * torch.finfo(A.dtype).eps
     assert float(s.backward_error) == pytest.approx(backward_error(A, s.x, b), rel=0.5, abs=2e-16)
     assert s.rank == 40
     assert float(s.residual) == pytest.approx(size(b - A @ s.x), rel=1e-12)
