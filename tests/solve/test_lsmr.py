@@ -178,3 +178,17 @@ def test_dict_right_hand_side():
     assert float(lsmr(A, {"p": torch.ones(1, dtype=F64), "q": torch.tensor([2.0, 6.0], dtype=F64)}).x) == pytest.approx(
         3
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e-150])
+def test_an_exhausted_space_ends_the_run_at_the_least_norm_solution(scale):
+    for seed in range(60):
+        draw = torch.Generator().manual_seed(seed)
+        m, n, r = 2 + seed % 4, 1 + seed % 5, seed % 3
+        A = torch.randn(m, r, generator=draw, dtype=F64) @ torch.randn(r, n, generator=draw, dtype=F64)
+        b = torch.randn(m, generator=draw, dtype=F64)
+        tight, usual = (lsmr(from_matrix(scale * A), b, rtol=rtol) for rtol in (0.0, 1e-10))
+        assert tight.status in (Status.CONVERGED, Status.STAGNATED, Status.SINGULAR, Status.MAX_ITERATIONS)
+        assert usual.converged
+        expected = torch.linalg.pinv(A, rtol=1e-12) @ b
+        assert torch.allclose(scale * usual.x, expected, rtol=1e-6, atol=1e-8)

@@ -195,15 +195,19 @@ def lsmr(
         theta, alpha_bar = s * alpha_next, c * alpha_next
         theta_bar, rho_temp = scalars.s_bar * rho, scalars.c_bar * rho
         c_bar, s_bar, rho_bar = _rotation(rho_temp, theta)
+        c_tilde, s_tilde, rho_tilde = _rotation(scalars.rho_dot, theta_bar)
+        if min(rho, rho_bar, rho_temp, rho_tilde) == 0.0:
+            status, verdict = Status.STAGNATED, "the Krylov space is exhausted; "
+            break
         zeta, zeta_bar = c_bar * scalars.zeta_bar, -s_bar * scalars.zeta_bar
-        h_bar = h - (theta_bar * rho / (scalars.rho * scalars.rho_bar)) * h_bar
-        x = x + (zeta / (rho * rho_bar)) * h_bar
+        # ratio by ratio: products of two such numbers may leave the range
+        h_bar = h - (theta_bar / scalars.rho) * (rho / scalars.rho_bar) * h_bar
+        x = x + (zeta / rho / rho_bar) * h_bar
         h = v - (theta / rho) * h
 
         # norm(r), by a third triangle
         beta_acute, beta_check = c_hat * scalars.beta_dd, -s_hat * scalars.beta_dd
         beta_hat, beta_dd = c * beta_acute, -s * beta_acute
-        c_tilde, s_tilde, rho_tilde = _rotation(scalars.rho_dot, theta_bar)
         theta_tilde, rho_dot = s_tilde * rho_bar, c_tilde * rho_bar
         beta_d = c_tilde * beta_hat - s_tilde * scalars.beta_d
         tau_tilde = (scalars.zeta - scalars.theta_tilde * scalars.tau_tilde) / rho_tilde
@@ -221,6 +225,10 @@ def lsmr(
 
     if known is None:
         known, products = _recomputed(A, b, x, damping), products + 2
+        size = math.hypot(known[0], damping * float(space.norm(x)))
+        target = max(rtol * (norm_b + scalars.norm_A * float(space.norm(x))), atol)
+        if status is Status.STAGNATED and (size <= target or known[1] <= rtol * scalars.norm_A * size):
+            status = Status.CONVERGED
     message = f"lsmr: {verdict}norm(A'r) = {known[1]:.3g}, condition estimate {scalars.condition:.3g}"
     return Solution(x, status, known[0], iterations, products, tuple(history), message)
 
