@@ -103,7 +103,7 @@ def picture(found: Found, path: Path) -> None:
         joints = frames(angles)[:, :3, 3].numpy()
         arm.plot(*joints.T, ".-", color="0.4", lw=1.5)
     arm.plot(*found.targets.numpy().T, color="C3", lw=2)
-    arm.set(xlabel="x, m", ylabel="y", zlabel="z", title="The far circle is followed")
+    arm.set(xlabel="x, m", ylabel="y", title="The far circle is followed")
     shares = figure.add_subplot(1, 3, 2)
     for joint, share in enumerate((angles_of(found.near) / LIMITS).T, 1):
         shares.plot(share.numpy(), label=f"{joint}")
