@@ -16,7 +16,7 @@ from frechet import (
     l2,
     minimize,
 )
-from frechet.errors import NonFinite, NotConverged
+from frechet.errors import NonFinite, NotConverged, NotDifferentiable
 from frechet.linalg.result import Status
 from s2mpj import problem
 from smooth_problems import far_logistic, rosenbrock
@@ -309,3 +309,42 @@ def test_an_objective_takes_no_constraints():
     objective = Objective(model, torch.nn.MSELoss(), [(torch.ones(3, 2), torch.ones(3, 1))])
     with pytest.raises(TypeError, match="f must be a function of x under constraints, got an Objective"):
         minimize(objective, constraints=lambda x: x.sum())
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-100, 1e100, 1e300])
+@pytest.mark.parametrize("method", METHODS)
+def test_units_of_f_do_not_matter(method, unit):
+    s = minimize(lambda x: unit * rosenbrock(x), START, method=method)
+    assert s.converged
+    assert torch.allclose(s.x, torch.ones(2, dtype=torch.float64), atol=1e-6)
+    assert s.history[0] == pytest.approx(24.2 * unit)
+    assert "units of" in s.reason
+
+
+KINKS = {
+    "abs": lambda x: x.abs().sum(),
+    "max": lambda x: (torch.arange(1.0, 6.0, dtype=x.dtype) * x).max(),
+    "step": lambda x: (x > 0).to(x.dtype).sum() + x.square().sum(),
+    "root": lambda x: x.abs().sqrt().sum(),
+    "noise": lambda x: x.square().sum() + 1e-9 * torch.sin(1e9 * x).sum(),
+    "line": lambda x: x.sum(),
+    "saddle": lambda x: x[0] * x[1] + x[2] ** 2 - x[3] * x[4],
+    "flat": lambda x: (x**40).sum(),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+@pytest.mark.parametrize("method", [*METHODS, "projected-newton"])
+def test_trouble_ends_with_a_status_and_a_sentence(method, name):
+    bounds = (-2.0, 3.0) if method == "projected-newton" else None
+    for start in (1.0, 0.3, 1e5):
+        x0 = torch.full((5,), start, dtype=torch.float64)
+        s = minimize(KINKS[name], x0, method=method, bounds=bounds, max_iterations=300)
+        assert s.reason
+        if name in ("line", "saddle") and bounds is None:
+            assert s.status is Status.UNBOUNDED
+
+
+def test_a_function_without_a_graph_is_refused():
+    with pytest.raises(NotDifferentiable, match="f must depend on x through torch operations"):
+        minimize(lambda x: x.detach().square().sum(), START)

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from frechet.errors import NonFinite
+from frechet.errors import NonFinite, NotDifferentiable
 from frechet.linalg.result import Status
 from frechet.objective import Objective
 from frechet.operators.function import frozen_point
@@ -122,7 +122,8 @@ def minimize(
     Other statuses, each with a sentence in `reason`: `stagnated` (no step reduces f or its gradient, and the point is
     no solution: a discontinuous f or a wrong gradient), `unbounded` (values fall below -1e20 max(1, |f(x0)|), or x
     leaves for infinity), `nonfinite` (of products), `max_iterations`, `stopped` (by `observe`, called once per
-    iteration with a `MinimizeState`). An f that is not finite at a trial point refuses the step; at x0 it raises
+    iteration with a `MinimizeState`). Where squares of the gradient at x0 are no numbers, f is taken in other units,
+    which `reason` names. An f that is not finite at a trial point refuses the step; at x0 it raises
     `NonFinite`.
 
     Example:
@@ -163,13 +164,22 @@ def minimize(
     if sides is not None:
         x = sides.project(x)
     trial = function.at(x)
+    if trial.output is not None and not trial.output.requires_grad:
+        raise NotDifferentiable(
+            "minimize: f must depend on x through torch operations, got a value without a graph; write it without "
+            ".detach(), .item() and NumPy"
+        )
     point = function.differentiated(trial)
+    most = torch.finfo(space.dtype).max ** 0.25  # of a gradient whose squares are to be numbers
+    if point is not None and point.largest > 0 and not 1 / most < point.largest < most:
+        function = replace(function, unit=2.0 ** round(math.log2(point.largest)))
+        point = function.differentiated(function.at(x))
     if point is None:
         what = "f" if not math.isfinite(trial.value) else "the gradient of f"
         raise NonFinite(f"minimize: {what} must be finite at x0, got f = {trial.value}; start where it is defined")
     start = _largest(point, sides)
     rules = Rules(
-        gtol=space.eps * start if gtol is None else gtol,
+        gtol=space.eps * start if gtol is None else gtol / function.unit,
         ftol=space.eps if ftol is None else ftol,
         max_iterations=max_iterations,
         start=start,
@@ -245,21 +255,22 @@ def _solution(
             "or not have this gradient"
         )
     held = None if sides is None else sides.held(point.x, point.gradient)
+    gradient, units = point.gradient * f.unit, () if f.unit == 1 else (f"numbers here are in units of {f.unit:.3g}",)
     found = f.structured(point.x)
     return MinimizeSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
         status=status,
-        reason="; ".join((reason, *run.notes)),
-        value=point.value,
-        gradient=point.gradient,
-        residual=residual,
+        reason="; ".join((reason, *run.notes, *units)),
+        value=point.value * f.unit,
+        gradient=gradient,
+        residual=residual * f.unit,
         iterations=run.iterations,
         evaluations=f.counts.evaluations,
         gradients=f.counts.gradients,
         products=f.counts.products,
         method=method,
-        bound_multipliers=None if held is None else torch.where(held != 0, -point.gradient, 0.0),
-        history=run.history,
+        bound_multipliers=None if held is None else torch.where(held != 0, -gradient, 0.0),
+        history=tuple(value * f.unit for value in run.history),
         curvature=curvature,
     )
 

@@ -109,8 +109,9 @@ class Diagonal:
             if abs(length - radius) <= 1e-10 * radius:
                 break
             low, high = (mu, high) if length > radius else (low, mu)
-            slope = float(z @ (z / (gaps + mu))) / length
-            newton = mu + (length - radius) / radius * (length / slope)  # for 1 / radius - 1 / norm(z)
+            slope = float(z @ (z / (gaps + mu))) / length if length > 0 else 0.0
+            # for 1 / radius - 1 / norm(z), whose slope may vanish far from the pole
+            newton = mu + (length - radius) / radius * (length / slope) if slope > 0 else math.inf
             mu = newton if low < newton < high else _between(low, high)
             if high <= low * (1 + 1e-15):
                 break

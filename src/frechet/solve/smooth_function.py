@@ -70,6 +70,7 @@ class SmoothFunction:
     single: bool
     curvature: Curvature | None
     counts: Counts
+    unit: float = 1.0  # of f: a power of two, where squares of its gradient would overflow or vanish
 
     def structured(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """A flat point in the form of x0."""
@@ -82,7 +83,7 @@ class SmoothFunction:
         self.counts.evaluations += 1
         if isinstance(self.f, Objective):
             try:
-                return Trial(x, float(self.f.value(x)), [], None)
+                return Trial(x, float(self.f.value(x)) / self.unit, [], None)
             except NonFinite:
                 return Trial(x, math.nan, [], None)
         with second_order("minimize", self.space.device), WeightNormByFormula(), torch.enable_grad():
@@ -91,6 +92,9 @@ class SmoothFunction:
         if not isinstance(value, Tensor) or value.ndim:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"minimize: f must return a scalar tensor, got {got}; reduce it, for example with .sum()")
+        if self.unit != 1:
+            with torch.enable_grad():
+                value = value / self.unit
         return Trial(x, float(value.detach()), leaves, value)
 
     def differentiated(self, trial: Trial) -> Point | None:
@@ -101,7 +105,7 @@ class SmoothFunction:
         slopes: list[Tensor] = []
         if isinstance(self.f, Objective):
             try:
-                gradient = self.f.gradient(trial.x)
+                gradient = self.f.gradient(trial.x) / self.unit
             except NonFinite:
                 return None
         else:
@@ -116,10 +120,13 @@ class SmoothFunction:
     def hessian(self, point: Point) -> LinearOperator:
         """What bends the model at a point, its products counted."""
         if self.curvature is not None:
-            return Counted(self._given(point.x), self.space, self.counts)
+            return Counted(self._in_units(self._given(point.x)), self.space, self.counts)
         if isinstance(self.f, Objective):
-            return Counted(hessian(self.f, point.x), self.space, self.counts)
+            return Counted(self._in_units(hessian(self.f, point.x)), self.space, self.counts)
         return Counted(_GradientGraph(self.space, point.leaves, point.slopes), self.space, self.counts)
+
+    def _in_units(self, H: LinearOperator) -> LinearOperator:
+        return H if self.unit == 1 else H * (1 / self.unit)
 
     def _given(self, x: Tensor) -> LinearOperator:
         assert self.curvature is not None

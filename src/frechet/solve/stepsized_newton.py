@@ -62,7 +62,7 @@ def stepsized_newton(
     models, sigma, iterations, history = Models(f, rules), 1.0, 0, [point.value]
     status, reason = None, ""
     while True:
-        if point.largest <= rules.gtol:
+        if point.largest <= rules.gtol and point.value > rules.lowest:
             break
         if observe is not None and observe(shown(f, point, iterations, sigma)):
             status = Status.STOPPED
