@@ -291,3 +291,12 @@ def test_bad_arguments_are_refused_in_one_sentence(arguments, error, words):
     given = {"f": lambda x: (x**2).sum(), "x0": vector(1.0, 1.0), "constraints": lambda x: x[0] - 1, **arguments}
     with pytest.raises(error, match=words):
         constrained(given.pop("f"), given.pop("x0"), given.pop("constraints"), **given)
+
+
+@pytest.mark.parametrize("method", ["composite", "augmented"])
+def test_the_least_violation_where_f_is_not_defined_is_no_result(method):
+    f, never = (lambda x: x.sum() - x.log().sum()), (lambda x: x @ x + 1.0)
+    s = constrained(f, torch.ones(5, dtype=F64), never, method=method, max_iterations=60)
+    assert not s.converged
+    assert math.isfinite(s.value)
+    assert bool((s.x > 0).all())

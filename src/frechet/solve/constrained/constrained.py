@@ -116,6 +116,8 @@ def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None,
     nearest = composite(still, begin, replace(rules, max_iterations=RESTORE), None)
     history, iterations = run.history, run.iterations + nearest.iterations
     if nearest.status is Status.INFEASIBLE:
+        if program.point(nearest.x) is None:  # where f is not defined: nothing can be said of such a point
+            return run
         return replace(nearest, history=history, iterations=iterations)
     left = rules.max_iterations - iterations
     start = program.point(program.rounded(nearest.x, strict=True))
