@@ -23,22 +23,9 @@ never taken. (4) Systems are solved to a residual of lambda norm(s) / 4 at most,
 
 from __future__ import annotations
 
-from frechet.linalg.result import Status
 from frechet.solve.quadratic_model import Model
 from frechet.solve.smooth_function import Point, SmoothFunction
-from frechet.solve.smooth_run import (
-    Models,
-    Observe,
-    Rules,
-    Run,
-    forcing,
-    gain,
-    limits,
-    polished,
-    shown,
-    solved,
-    spent,
-)
+from frechet.solve.smooth_run import Observe, Rules, Run, forcing, gain, newton_steps
 
 UP, DOWN = 2.0, 0.5
 MARGIN = 2.0  # of the regularization over negative curvature
@@ -48,34 +35,11 @@ TRIALS = 60
 
 def gradient_regularized(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
     """Run from `point`."""
-    models, gamma, iterations, history = Models(f, rules), 0.0, 0, [point.value]
-    status, reason = None, ""
-    while True:
-        if point.largest <= rules.gtol:
-            break
-        if observe is not None and observe(shown(f, point, iterations, gamma)):
-            status = Status.STOPPED
-            break
-        status, reason = limits(f, point, rules, iterations)
-        if status is not None:
-            break
-        model = models.at(point)
-        if reason := solved(point, model, rules):
-            if rules.tight:
-                point, more = polished(f, point, models)
-                iterations += more
-            break
-        after, gamma = _step(f, point, model, rules, gamma or first_length(model))
-        if after is None:
-            after, more = polished(f, point, models)
-            iterations += more
-            if after is point:
-                reason = spent(f, model.diagonal.newton_decrease(), rules)
-                status = None if reason else Status.STAGNATED
-                break
-        point, iterations = after, iterations + 1
-        history.append(point.value)
-    return Run(point, status, iterations, tuple(history), reason)
+
+    def step(point: Point, model: Model, gamma: float) -> tuple[Point | None, float]:
+        return _step(f, point, model, rules, gamma or first_length(model))
+
+    return newton_steps(f, point, rules, step, observe)
 
 
 def first_length(model: Model) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from frechet.linalg.result import Status
 from frechet.solve.adaptive_damping import adaptive_damping
-from frechet.solve.box import Bound, check_pair, side
+from frechet.solve.box import Bound, Box, check_pair, side
 from frechet.solve.curved_model import curved
 from frechet.solve.damped_step import column_scale, factored
 from frechet.solve.dogleg import dogleg
@@ -133,7 +133,7 @@ def _products(jacobian: object, m: int, n: int) -> bool:
 
 def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
     x, ledger, point, unit, square = run.point.x, problem.ledger, run.point, problem.unit, problem.square
-    active = _active(problem, x, run.gradient)
+    active = Box(problem.lower, problem.upper).held(x, run.gradient)
     found = problem.structured(x)
     return LeastSquaresSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
@@ -163,12 +163,6 @@ def _newton_reduction(linear: Linearization, S: Tensor, free: Tensor) -> float:
 
 def _rank(linear: Linearization, free: Tensor) -> int:
     return factored(linear, column_scale(linear.columns), free).rank
-
-
-def _active(problem: Residual, x: Tensor, gradient: Tensor) -> Tensor:
-    held_low = (x <= problem.lower) & (gradient >= 0)
-    held_high = (x >= problem.upper) & (gradient <= 0)
-    return held_high.to(torch.int8) - (held_low & ~held_high).to(torch.int8)
 
 
 def _ran_away(problem: Residual, linear: Linearization, first: Linearization, sizes: Tensor) -> list[int]:
@@ -218,7 +212,7 @@ def _solution(problem: Residual, rules: Rules, run: Run, first: Linearization, m
             "discontinuous, noisy, or not have this Jacobian"
         )
     x = linear.x
-    active = _active(problem, x, linear.gradient)
+    active = Box(problem.lower, problem.upper).held(x, linear.gradient)
     known = uncertainty(linear, active == 0)
     if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
         reason += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"

@@ -25,8 +25,6 @@ TRIALS = 40
 def downward_curvature(f: SmoothFunction, point: Point, seed: int) -> tuple[Tensor, float] | None:
     """A unit direction with negative curvature and that curvature, None where none was met."""
     space = f.space
-    if not space.dim:
-        return None
     model = krylov_model(space, f.hessian(point), space.random(0, seed, "gaussian"), most=STEPS)
     try:
         while not model.exhausted:

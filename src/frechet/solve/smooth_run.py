@@ -186,6 +186,41 @@ def forcing(f: SmoothFunction, model: Model, point: Point, rules: Rules) -> floa
     return max(share, 10 * f.space.eps) * model.size
 
 
+Next = Callable[[Point, Model, float], tuple[Point | None, float]]  # the next point by a model, and the next control
+
+
+def newton_steps(f: SmoothFunction, point: Point, rules: Rules, step: Next, observe: Observe | None) -> Run:
+    """Steps from `point` until it is solved. `step` gets a control of 0 first, and gives None where no step gains."""
+    models, control, iterations, history = Models(f, rules), 0.0, 0, [point.value]
+    status, reason = None, ""
+    while True:
+        if point.largest <= rules.gtol and point.value > rules.lowest:
+            break
+        if observe is not None and observe(shown(f, point, iterations, control)):
+            status = Status.STOPPED
+            break
+        status, reason = limits(f, point, rules, iterations)
+        if status is not None:
+            break
+        model = models.at(point)
+        if reason := solved(point, model, rules):
+            if rules.tight:
+                point, more = polished(f, point, models)
+                iterations += more
+            break
+        after, control = step(point, model, control)
+        if after is None:
+            after, more = polished(f, point, models)
+            iterations += more
+            if after is point:
+                reason = spent(f, model.diagonal.newton_decrease(), rules)
+                status = None if reason else Status.STAGNATED
+                break
+        point, iterations = after, iterations + 1
+        history.append(point.value)
+    return Run(point, status, iterations, tuple(history), reason)
+
+
 def limits(f: SmoothFunction, point: Point, rules: Rules, iterations: int) -> tuple[Status | None, str]:
     """Whether values or iterations ran out."""
     if point.value <= rules.lowest:

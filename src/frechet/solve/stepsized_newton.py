@@ -30,22 +30,9 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from frechet.linalg.result import Status
 from frechet.solve.quadratic_model import TINY, Diagonal, Model, krylov_model
 from frechet.solve.smooth_function import Point, SmoothFunction
-from frechet.solve.smooth_run import (
-    Models,
-    Observe,
-    Rules,
-    Run,
-    forcing,
-    gain,
-    limits,
-    polished,
-    shown,
-    solved,
-    spent,
-)
+from frechet.solve.smooth_run import Observe, Rules, Run, forcing, gain, newton_steps
 
 RATIO, POWER = 2.0, 2.0 / 3.0
 TRIALS = 60
@@ -59,38 +46,14 @@ def stepsized_newton(
     f: SmoothFunction, point: Point, rules: Rules, *, rule: Rule = "universal", observe: Observe | None = None
 ) -> Run:
     """Run from `point`."""
-    models, sigma, iterations, history = Models(f, rules), 1.0, 0, [point.value]
-    status, reason = None, ""
-    while True:
-        if point.largest <= rules.gtol and point.value > rules.lowest:
-            break
-        if observe is not None and observe(shown(f, point, iterations, sigma)):
-            status = Status.STOPPED
-            break
-        status, reason = limits(f, point, rules, iterations)
-        if status is not None:
-            break
-        model = models.at(point)
-        if reason := solved(point, model, rules):
-            if rules.tight:
-                point, more = polished(f, point, models)
-                iterations += more
-            break
-        accuracy = forcing(f, model, point, rules)
-        newton = model.solved(Diagonal.absolute, accuracy)
+
+    def step(point: Point, model: Model, sigma: float) -> tuple[Point | None, float]:
+        newton = model.solved(Diagonal.absolute, forcing(f, model, point, rules))
         n, size = model.vector(newton), math.sqrt(max(-float(model.diagonal.slopes @ newton.z), 0.0))
         ray = _Ray(f, point, model, rules, n, size)
-        after, sigma = ray.universal(sigma) if rule == "universal" else (ray.greedy(), sigma)
-        if after is None:
-            after, more = polished(f, point, models)
-            iterations += more
-            if after is point:
-                reason = spent(f, model.diagonal.newton_decrease(), rules)
-                status = None if reason else Status.STAGNATED
-                break
-        point, iterations = after, iterations + 1
-        history.append(point.value)
-    return Run(point, status, iterations, tuple(history), reason)
+        return ray.universal(sigma or 1.0) if rule == "universal" else (ray.greedy(), sigma)
+
+    return newton_steps(f, point, rules, step, observe)
 
 
 @dataclass(frozen=True, eq=False)

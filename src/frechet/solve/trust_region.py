@@ -19,22 +19,9 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from frechet.linalg.result import Status
 from frechet.solve.quadratic_model import Diagonal, Model
 from frechet.solve.smooth_function import Point, SmoothFunction
-from frechet.solve.smooth_run import (
-    Models,
-    Observe,
-    Rules,
-    Run,
-    forcing,
-    gain,
-    limits,
-    polished,
-    shown,
-    solved,
-    spent,
-)
+from frechet.solve.smooth_run import Observe, Rules, Run, forcing, gain, newton_steps
 
 ACCEPT, GOOD = 1e-4, 0.75
 FIRST = 0.1  # radius, in steps along the gradient
@@ -43,35 +30,11 @@ CUT, GROW = (0.1, 0.5), 2.0
 
 def trust_region(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
     """Run from `point`."""
-    models, radius, iterations, history = Models(f, rules), 0.0, 0, [point.value]
-    status, reason = None, ""
-    while True:
-        if point.largest <= rules.gtol:
-            break
-        if observe is not None and observe(shown(f, point, iterations, radius)):
-            status = Status.STOPPED
-            break
-        status, reason = limits(f, point, rules, iterations)
-        if status is not None:
-            break
-        model = models.at(point)
-        if reason := solved(point, model, rules):
-            if rules.tight:
-                point, more = polished(f, point, models)
-                iterations += more
-            break
-        radius = radius or _first(model)
-        after, radius = _step(f, point, model, rules, radius)
-        if after is None:
-            after, more = polished(f, point, models)
-            iterations += more
-            if after is point:
-                reason = spent(f, model.diagonal.newton_decrease(), rules)
-                status = None if reason else Status.STAGNATED
-                break
-        point, iterations = after, iterations + 1
-        history.append(point.value)
-    return Run(point, status, iterations, tuple(history), reason)
+
+    def step(point: Point, model: Model, radius: float) -> tuple[Point | None, float]:
+        return _step(f, point, model, rules, radius or _first(model))
+
+    return newton_steps(f, point, rules, step, observe)
 
 
 def _first(model: Model) -> float:

@@ -131,7 +131,10 @@ def _potentials(cost: Tensor, a: Tensor, b: Tensor, s: _Solved) -> tuple[Tensor,
 
 
 def _plan(cost: Tensor, a: Tensor, b: Tensor, s: _Solved) -> Tensor:
-    f, g = _potentials(cost, a, b, s)
+    return _plan_at(cost, a, b, *_potentials(cost, a, b, s), s)
+
+
+def _plan_at(cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, s: _Solved) -> Tensor:
     return torch.outer(a, b) / ((a.sum() + b.sum()) / 2) * _ratio(cost, a, b, f, g, s)
 
 
@@ -157,8 +160,7 @@ class _Value(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         cost, a, b = ctx.saved_tensors
         f, g = _potentials(cost, a, b, ctx.solved)
-        plan = torch.outer(a, b) / ((a.sum() + b.sum()) / 2) * _ratio(cost, a, b, f, g, ctx.solved)
-        return grads[0] * plan, grads[0] * f, grads[0] * g, None
+        return grads[0] * _plan_at(cost, a, b, f, g, ctx.solved), grads[0] * f, grads[0] * g, None
 
 
 class _Implicit(torch.autograd.Function):
