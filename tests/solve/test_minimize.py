@@ -321,6 +321,27 @@ def test_units_of_f_do_not_matter(method, unit):
     assert "units of" in s.reason
 
 
+@pytest.mark.parametrize("unit", [1e-100, 1e100])
+def test_units_do_not_matter_to_a_given_curvature_an_objective_or_a_tolerance(unit):
+    def f(x):
+        return unit * rosenbrock(x)
+
+    given = minimize(f, START, hessian=lambda x: hessian(f, x))
+    own = minimize(f, START)
+    assert given.converged
+    assert given.iterations <= own.iterations + 2
+    early = minimize(f, START, gtol=unit)
+    assert 1e-3 * unit < early.residual <= unit
+    model = torch.nn.Linear(2, 1).double()
+    x, y = torch.eye(2, dtype=torch.float64), torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    objective = unit * Objective(model, torch.nn.MSELoss(), [(x, y)], penalty=l2(0.1))
+    s, plain = minimize(objective), minimize(Objective(model, torch.nn.MSELoss(), [(x, y)], penalty=l2(0.1)))
+    assert s.converged
+    assert s.iterations <= plain.iterations + 2
+    assert torch.allclose(s.x, plain.x, atol=1e-8)
+    assert s.value == pytest.approx(unit * plain.value)
+
+
 KINKS = {
     "abs": lambda x: x.abs().sum(),
     "max": lambda x: (torch.arange(1.0, 6.0, dtype=x.dtype) * x).max(),

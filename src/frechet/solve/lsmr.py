@@ -225,10 +225,6 @@ def lsmr(
 
     if known is None:
         known, products = _recomputed(A, b, x, damping), products + 2
-        size = math.hypot(known[0], damping * float(space.norm(x)))
-        target = max(rtol * (norm_b + scalars.norm_A * float(space.norm(x))), atol)
-        if status is Status.STAGNATED and (size <= target or known[1] <= rtol * scalars.norm_A * size):
-            status = Status.CONVERGED
     message = f"lsmr: {verdict}norm(A'r) = {known[1]:.3g}, condition estimate {scalars.condition:.3g}"
     return Solution(x, status, known[0], iterations, products, tuple(history), message)
 
