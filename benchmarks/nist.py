@@ -1,20 +1,24 @@
 """The 27 nonlinear regressions of NIST from both starts: certified digits, evaluations and seconds beside SciPy's.
 
-    python benchmarks/nist.py [--methods auto ...] [--batch 1000]
+    python benchmarks/nist.py [--methods auto ...] [--peers scipy torchmin optimistix]
 
 All get the same residual and the same Jacobian by automatic differentiation, and tolerances at rounding. A run counts
 as solved with 4 digits in the worst parameter; the mean is over the worst parameter of each run, at most 11, which is
 what NIST certifies. An evaluation is one of the residual or one of the Jacobian; for frechet also second derivatives
-count as a Jacobian. `--minimize` runs the sum of squares as any function, counting values and gradients. `--batch` then
-times that many small problems in one call beside loops over SciPy. Writes
-results/nist.json.
+count as a Jacobian. `--minimize` runs the sum of squares as any function, counting values and gradients; torchmin's
+minimizers, with at most 500 iterations, are counted likewise. optimistix gets the same formulas over
+jax.numpy; what is counted for it are its steps, each at most one residual and one Jacobian, and its seconds contain
+its compilation. Peers that are not installed (peers.txt) are left out and named. Writes results/nist.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import timing
 
-from frechet import least_squares, least_squares_batch, minimize
+from frechet import least_squares, minimize
 from nist import Regression, regressions
 
 TIGHT = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
@@ -72,6 +76,73 @@ def scipys(method: str) -> Callable[[Regression, Tensor], Run]:
     return run
 
 
+def torchmin(method: str) -> Callable[[Regression, Tensor], Run]:
+    """Its trust region of least squares (`trf`, dense), or one of its minimizers on half the sum of squares."""
+    package = importlib.import_module("torchmin")
+
+    def run(regression: Regression, start: Tensor) -> Run:
+        counts = [0, 0]
+        if method == "trf":
+
+            def residual(x: Tensor) -> Tensor:  # its Jacobian is taken through this: a call that records is one more
+                counts[0] += 1
+                return regression.residual(x)
+
+            found = package.least_squares(residual, start, method="trf", tr_solver="exact", max_nfev=2000, **TIGHT)
+            return found.x, counts[0], bool(found.success)
+
+        def value(x: Tensor) -> Tensor:
+            counts[0] += 1
+            return 0.5 * regression.residual(x).square().sum()
+
+        found = package.minimize(value, start, method=method, max_iter=500, tol=1e-15)
+        return found.x, 2 * counts[0], bool(found.success)
+
+    return run
+
+
+def optimistix(solver: str) -> Callable[[Regression, Tensor], Run]:
+    jax, package = importlib.import_module("jax"), importlib.import_module("optimistix")
+    jax.config.update("jax_enable_x64", True)
+    namespace = types.SimpleNamespace(
+        exp=jax.numpy.exp, cos=jax.numpy.cos, sin=jax.numpy.sin, atan2=jax.numpy.arctan2, Tensor=Tensor
+    )
+
+    def over_jax(model: Callable[..., object]) -> types.FunctionType:
+        """The same formula with jax.numpy in the place of torch."""
+        assert isinstance(model, types.FunctionType)
+        return types.FunctionType(model.__code__, {**model.__globals__, "torch": namespace})
+
+    def run(regression: Regression, start: Tensor) -> Run:
+        model = over_jax(regression.model)
+        x, y = jax.numpy.asarray(regression.x.numpy()), jax.numpy.asarray(regression.y.numpy())
+        found = package.least_squares(
+            lambda b, _: model(b, x) - y,
+            getattr(package, solver)(rtol=1e-15, atol=1e-15),
+            jax.numpy.asarray(start.numpy()),
+            max_steps=2000,
+            throw=False,
+        )
+        finite = torch.from_numpy(np.array(found.value))
+        return finite, 2 * int(found.stats["num_steps"]), bool(found.result == package.RESULTS.successful)
+
+    return run
+
+
+PEERS: dict[str, dict[str, Callable[[], Callable[[Regression, Tensor], Run]]]] = {
+    "scipy": {"scipy trf": lambda: scipys("trf"), "scipy lm": lambda: scipys("lm")},
+    "torchmin": {
+        "torchmin trf": lambda: torchmin("trf"),
+        "torchmin trust-exact": lambda: torchmin("trust-exact"),
+        "torchmin newton-exact": lambda: torchmin("newton-exact"),
+    },
+    "optimistix": {
+        "optimistix LM": lambda: optimistix("LevenbergMarquardt"),
+        "optimistix dogleg": lambda: optimistix("Dogleg"),
+    },
+}
+
+
 def measured(name: str, run: Callable[[Regression, Tensor], Run]) -> dict[str, object]:
     digits, evaluations, claimed, unsolved = [], 0, 0, []
     begin = time.perf_counter()
@@ -102,77 +173,23 @@ def measured(name: str, run: Callable[[Regression, Tensor], Run]) -> dict[str, o
     }
 
 
-def batch(count: int) -> dict[str, object]:
-    """`count` exponential decays with an offset, 20 points and 3 parameters each."""
-    g = torch.Generator().manual_seed(0)
-    t = torch.linspace(0, 4, 20, dtype=torch.float64)
-    true = torch.rand(count, 3, generator=g, dtype=torch.float64) + torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
-    noise = 0.01 * torch.randn(count, 20, generator=g, dtype=torch.float64)
-    y = true[:, :1] * torch.exp(-true[:, 1:2] * t) + true[:, 2:] + noise
-    start = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
-
-    def residual(x: Tensor, y: Tensor) -> Tensor:
-        return x[0] * torch.exp(-x[1] * t) + x[2] - y
-
-    def together() -> Tensor:
-        return least_squares_batch(residual, start, y).checked().x
-
-    T, Y = t.numpy(), y.numpy()
-
-    def by_hand(i: int, derivative: bool, tight: bool) -> np.ndarray:
-        """Residual and Jacobian written in NumPy."""
-
-        def r(x: np.ndarray) -> np.ndarray:
-            return x[0] * np.exp(-x[1] * T) + x[2] - Y[i]
-
-        def J(x: np.ndarray) -> np.ndarray:
-            e = np.exp(-x[1] * T)
-            return np.stack([e, -x[0] * T * e, np.ones_like(T)], 1)
-
-        return scipy_least_squares(r, start.numpy(), J if derivative else "2-point", **(TIGHT if tight else {})).x
-
-    def by_torch(i: int) -> np.ndarray:
-        """The same residual as ours, its Jacobian by automatic differentiation."""
-        derivative = torch.func.jacfwd(residual)
-        return scipy_least_squares(
-            lambda x: residual(torch.from_numpy(x), y[i]).numpy(),
-            start.numpy(),
-            lambda x: derivative(torch.from_numpy(x), y[i]).numpy(),
-            **TIGHT,
-        ).x
-
-    some = min(count, 200)
-    rows = {
-        "one call of frechet": (together, count),
-        "scipy, same residual and autodiff": (lambda: [by_torch(i) for i in range(some // 4)], some // 4),
-        "scipy, NumPy, differences": (lambda: [by_hand(i, False, True) for i in range(some)], some),
-        "scipy, NumPy, its defaults": (lambda: [by_hand(i, False, False) for i in range(some)], some),
-        "scipy, NumPy, Jacobian by hand": (lambda: [by_hand(i, True, True) for i in range(some)], some),
-    }
-    times = timing.interleave({name: f for name, (f, _) in rows.items()}, rounds=5, seed=0)
-    print(f"\n{count} problems of 20 points and 3 parameters{'seconds':>22}{'over one call':>16}")
-    medians = {name: timing.quartiles(times[name])[0] * count / rows[name][1] for name in rows}
-    for name, seconds in medians.items():
-        print(f"{name:<44}{seconds:20.4f}{seconds / medians['one call of frechet']:16.1f}")
-    difference = max(np.abs(by_hand(i, True, True) - x.numpy()).max() for i, x in enumerate(together()[:some]))
-    print(f"largest difference of a parameter from scipy's: {difference:.1e}")
-    return {"count": count, "seconds": medians, "difference": float(difference)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=["auto", "interior", "dogleg"])
     parser.add_argument("--minimize", nargs="*", default=["trust-region"], help="methods of minimize")
-    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--threads", type=int, default=1)
     arguments = vars(parser.parse_args())
     timing.restart(arguments["threads"])
     print(f"{'':<28}{'solved':>9}{'digits':>10}{'evaluations':>12}{'seconds':>10}   unsolved")
     rows = [measured(f"frechet {method}", ours(method)) for method in arguments["methods"]]
     rows += [measured(f"frechet minimize {method}", minimized(method)) for method in arguments["minimize"]]
-    rows += [measured(f"scipy {method}", scipys(method)) for method in ("trf", "lm")]
-    together = batch(arguments["batch"]) if arguments["batch"] else None
-    timing.write("nist", timing.record(arguments, runs=rows, batch=together))
+    for package in arguments["peers"]:
+        if importlib.util.find_spec(package) is None:
+            print(f"{package} is not installed: left out")
+            continue
+        rows += [measured(name, run()) for name, run in PEERS[package].items()]
+    timing.write("nist", timing.record(arguments, runs=rows))
 
 
 if __name__ == "__main__":

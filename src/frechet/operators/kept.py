@@ -38,8 +38,8 @@ class Room:
     def bytes(self) -> int:
         return sum(self.storages.values())
 
-    def record(self, product: Map, vector: list[Tensor]) -> Tape:
-        tape = record(product, vector, self.most - self.bytes)
+    def record(self, product: Map, vector: list[Tensor], most: float) -> Tape:
+        tape = record(product, vector, min(most, self.most - self.bytes))
         tape = tape.compiled() if self.compile else tape
         self.tapes.append(tape)
         self.storages.update(tape.storages)
@@ -59,11 +59,11 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def recorded(room: Room, product: Map, space: Space, same: Map | None = None) -> Tape:
-    """The tape of a product on one batch; it is compared with `same`, which is not recorded."""
+def recorded(room: Room, product: Map, space: Space, same: Map | None = None, most: float = math.inf) -> Tape:
+    """The tape of a product on one batch, of at most `most` bytes; it is compared with `same`, which is not recorded."""
     probe, other = (space.random(range(i, i + 1), 0) for i in range(2))
     # views of one vector, as the parameters are: where layouts differ forward mode copies tangents
-    tape = room.record(product, columns(space, probe)[0])
+    tape = room.record(product, columns(space, probe)[0], most)
     if same is not None:
         [v] = columns(space, other)
         t0 = _now(space.device)

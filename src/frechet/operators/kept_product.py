@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -88,9 +89,11 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> LinearOpera
                 same = product_on(part, batch, A.adding()) if first else None
                 tape = None
                 if first and _convolves(A):
-                    operator = replace(A, route="forward")
-                    tape = _large(room, product_on(part, batch, operator.adding()), space, same)
-                    operator, add = (A, add) if tape is None else (operator, operator.adding())
+                    tape = _attempt(room, product_on(part, batch, add), space, same, SMALL)
+                    if tape is None:
+                        other = replace(A, route="forward")
+                        tape = _attempt(room, product_on(part, batch, other.adding()), space, same)
+                        operator, add = (A, add) if tape is None else (other, other.adding())
                 if tape is None:
                     tape = recorded(room, product_on(part, batch, add), space, same)
                 if tape.code not in blocks:
@@ -141,15 +144,11 @@ def _convolves(A: ObjectiveHessian | OutputProduct) -> bool:
     return convolves and isinstance(A, ObjectiveHessian) and A.route == "reverse" and lacks_forward(model) is None
 
 
-def _large(room: Room, product: Map, space: Space, same: Map | None) -> Tape | None:
-    """The tape of a product in forward mode, if there is one and it is large enough for that work to matter."""
+def _attempt(room: Room, product: Map, space: Space, same: Map | None, most: float = math.inf) -> Tape | None:
+    """The tape of a product if it can be recorded in at most `most` bytes."""
     before = len(room.tapes)
     try:
-        tape = recorded(room, product, space, same)
+        return recorded(room, product, space, same, most)
     except (Untraceable, NotDifferentiable, NotImplementedError, RuntimeError, MemoryError):
-        room.keep(before)  # an operation without forward mode, or more memory than reverse mode takes
+        room.keep(before)  # an operation without this mode, or more memory
         return None
-    if tape.bytes <= SMALL:
-        room.keep(before)
-        return None
-    return tape
