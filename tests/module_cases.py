@@ -75,7 +75,7 @@ def linear(m: int, n: int) -> Callable[[], nn.Module]:
 
 def attention_with_masks() -> Case:
     def f(m, x, padded):
-        return m[0](x, x, x, attn_mask=CAUSAL.double(), key_padding_mask=padded.double())[0]
+        return m[0](x, x, x, attn_mask=CAUSAL.to(x), key_padding_mask=padded.double())[0]
 
     model = around(f, lambda: nn.MultiheadAttention(2, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True))
     return fitted("attention with masks", model, randn(3, 3, 2), PADDED)
@@ -102,7 +102,7 @@ def padded_encoder() -> Case:
 
 def decoder_layer() -> Case:
     def f(m, x):
-        return m[0](x, x.flip(1), tgt_mask=CAUSAL, tgt_is_causal=True)
+        return m[0](x, x.flip(1), tgt_mask=CAUSAL.to(x.device), tgt_is_causal=True)
 
     model = around(f, lambda: nn.TransformerDecoderLayer(2, 1, 1, bias=False, activation="gelu", batch_first=True))
     return fitted("decoder layer", model, randn(3, 3, 2))
@@ -114,8 +114,8 @@ def functional_attention() -> Case:
     def f(m, x):
         q = m[0](x).unflatten(-1, (2, 2)).transpose(1, 2)
         k, v = m[1](x).unflatten(-1, (2, 1, 2)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=~CAUSAL, enable_gqa=True)
-        h = h + F.scaled_dot_product_attention(q, h, h, attn_mask=CAUSAL.double(), scale=0.7)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=~CAUSAL.to(x.device), enable_gqa=True)
+        h = h + F.scaled_dot_product_attention(q, h, h, attn_mask=CAUSAL.to(x), scale=0.7)
         return h.transpose(1, 2).flatten(2)
 
     return fitted("functional attention", around(f, linear(2, 4), linear(2, 4)), randn(3, 3, 2))
@@ -217,7 +217,7 @@ def orthogonal() -> Case:
 
 def packed_lstm() -> Case:
     def f(m, x, lengths):
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(m[0](packed)[0], batch_first=True, total_length=3)[0]
 
     model = around(f, lambda: nn.LSTM(2, 2, bidirectional=True, proj_size=1, batch_first=True))

@@ -250,3 +250,11 @@ def test_wrong_arguments_are_named():
         Objective(model, squared_error(), [{"input_ids": X}]).value()
     with pytest.raises(TypeError, match="causal_lm: batch must be a dict"):
         Objective(model, squared_error(), [(X, Y)], split=causal_lm).value()
+
+
+def test_a_model_that_was_moved_after_its_objective_was_made_is_named():
+    model = nn.Linear(3, 2).double()
+    objective = Objective(model, squared_error(), [(randn(4, 3), randn(4, 2))])
+    model.to("meta")
+    with pytest.raises(UnusableObjective, match=r"got parameter 'weight' on meta; make the objective after model.to"):
+        hessian(objective)

@@ -369,3 +369,9 @@ def test_trouble_ends_with_a_status_and_a_sentence(method, name):
 def test_a_function_without_a_graph_is_refused():
     with pytest.raises(NotDifferentiable, match="f must depend on x through torch operations"):
         minimize(lambda x: x.detach().square().sum(), START)
+
+
+def test_a_long_history_is_kept_and_not_printed():
+    s = minimize(lambda x: rosenbrock(x), torch.full((4,), -1.2, dtype=torch.float64))
+    assert len(s.history) == s.iterations + 1
+    assert "history" not in repr(s)

@@ -78,3 +78,17 @@ def test_a_masked_operator_is_the_submatrix():
     assert masked.dense().diagonal().tolist() == [1, 0, 3]
     assert masked.facts < A.facts
     assert masked.T is masked
+
+
+@pytest.mark.parametrize("n", [2, 4, 6, 10, 20])
+@pytest.mark.parametrize("upper", [0.5, 0.8])
+def test_the_gradient_at_a_bound_that_holds_does_not_hinder_the_last_digits(n, upper):
+    def f(x):
+        return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+    run, sides, _ = run_between(f, torch.full((n,), -1.2).double(), -2.0, upper)
+    held = sides.held(run.point.x, run.point.gradient) != 0
+    assert run.status is None
+    assert bool(held[0])
+    assert float(run.point.gradient[~held].abs().sum()) <= 1e-11
+    assert run.iterations <= 40

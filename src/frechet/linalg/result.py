@@ -42,7 +42,7 @@ class Solution:
     residual: float
     iterations: int
     products: int
-    history: tuple[float, ...] = ()
+    history: tuple[float, ...] = field(default=(), repr=False)
     message: str = ""
     direction: Tensor | None = None  # of non-positive curvature, where status is INDEFINITE
 

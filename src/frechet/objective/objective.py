@@ -245,6 +245,12 @@ class Objective:
     def point(self) -> Tensor:
         """The current trainable parameters as one flat vector ``(n,)``, a fresh copy."""
         parameters = dict(resharded(self.model).named_parameters())
+        for n in self.space.names:
+            if parameters[n].device != self.space.device:
+                raise UnusableObjective(
+                    f"Objective: the model must stay where it was when the objective was made ({self.space.device}), "
+                    f"got parameter '{n}' on {parameters[n].device}; make the objective after model.to(...)"
+                )
         with ordinary_mode(self.space.device):
             return self.space.join([local(parameters[n]).to(self.space.dtype) for n in self.space.names]).clone()
 

@@ -60,7 +60,7 @@ def _now(device: torch.device) -> float:
 
 
 def recorded(room: Room, product: Map, space: Space, same: Map | None = None, most: float = math.inf) -> Tape:
-    """The tape of a product on one batch, of at most `most` bytes; it is compared with `same`, which is not recorded."""
+    """The tape of a product on one batch, of at most `most` bytes, compared with `same`, which is not recorded."""
     probe, other = (space.random(range(i, i + 1), 0) for i in range(2))
     # views of one vector, as the parameters are: where layouts differ forward mode copies tangents
     tape = room.record(product, columns(space, probe)[0], most)

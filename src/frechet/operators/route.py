@@ -24,7 +24,9 @@ def lacks_forward(model: nn.Module) -> str | None:
     for name, m in model.named_modules():
         # an embedding's forward mode does not mask the padding row, so J and J' would not be adjoint
         padded = isinstance(m, nn.Embedding) and m.padding_idx is not None
-        if isinstance(m, nn.RNNBase) or padded:
+        # on other devices than the processor these run as one fused operation, which has no forward mode
+        fused = isinstance(m, nn.LSTMCell | nn.GRUCell) and m.weight_ih.device.type != "cpu"
+        if isinstance(m, nn.RNNBase) or padded or fused:
             return f"'{name}' ({type(m).__name__})"
     return None
 

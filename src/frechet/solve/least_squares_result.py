@@ -49,7 +49,7 @@ class LeastSquaresSolution:
     null_directions: Tensor | None = None
     covariance: Tensor | None = None
     standard_errors: Tensor | None = None
-    history: tuple[float, ...] = ()  # the cost, per iteration
+    history: tuple[float, ...] = field(default=(), repr=False)  # the cost, per iteration
     space: Space | None = field(default=None, repr=False)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class MinimizeSolution:
     complementarity: float = 0.0
     multipliers: tuple[Tensor, ...] = ()
     bound_multipliers: Tensor | None = None
-    history: tuple[float, ...] = ()  # f, per iteration
+    history: tuple[float, ...] = field(default=(), repr=False)  # f, per iteration
     curvature: Tensor | None = None
 
     @property

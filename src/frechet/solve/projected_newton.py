@@ -197,7 +197,7 @@ def _step(bent: _Bent, rules: Rules, free: Tensor, radius: float, t: float) -> t
         trial = f.at(moved)
         if trial.value <= rules.lowest:
             return Point(moved, trial.value, point.gradient, [], []), radius, t, math.inf
-        gained, after = gain(f, point, trial, moved - point.x)
+        gained, after = gain(f, point, trial, moved - point.x, bent.box)
         length, ratio = bent.length(s), gained / promised
         if ratio > ACCEPT:
             after = f.differentiated(trial) if after is None else after

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class ProxLinearSolution:
     evaluations: int  # of c
     jacobians: int
     products: int
-    history: tuple[float, ...] = ()  # h(c(x)), per iteration
+    history: tuple[float, ...] = field(default=(), repr=False)  # h(c(x)), per iteration
 
     @property
     def converged(self) -> bool:

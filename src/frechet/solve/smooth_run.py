@@ -26,6 +26,7 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg.result import Status
 from frechet.operators.operator import LinearOperator
+from frechet.solve.box import Box
 from frechet.solve.quadratic_model import Diagonal, Model, full_model, krylov_model
 from frechet.solve.smooth_function import Point, SmoothFunction, Trial
 
@@ -147,15 +148,24 @@ def spent(f: SmoothFunction, decrease: float, rules: Rules) -> str:
     return ""
 
 
-def gain(f: SmoothFunction, point: Point, trial: Trial, s: Tensor) -> tuple[float, Point | None]:
-    """f(x) - f(x + s), from the gradients where the values are equal to rounding; with the point if it was needed."""
+def gain(
+    f: SmoothFunction, point: Point, trial: Trial, s: Tensor, box: Box | None = None
+) -> tuple[float, Point | None]:
+    """f(x) - f(x + s), from the gradients where the values are equal to rounding; with the point if it was needed.
+
+    Then the gradient must not grow, at a bound that holds x not counted.
+    """
+
+    def slope(p: Point) -> Tensor:
+        return f.space.norm(p.gradient if box is None else p.gradient * (box.held(p.x, p.gradient) == 0))
+
     difference = point.value - trial.value
     if not math.isfinite(trial.value):
         return -math.inf, None
     if abs(difference) > noise(f, point):
         return difference, None
     after = f.differentiated(trial)
-    if after is None or f.space.norm(after.gradient) > f.space.norm(point.gradient):
+    if after is None or slope(after) > slope(point):
         return -math.inf, after
     return -0.5 * float(f.space.inner(s, point.gradient + after.gradient)), after
 

@@ -35,10 +35,14 @@ Probe = Literal["rademacher", "gaussian", "sphere"]
 
 
 def _normalized(device: torch.device | str) -> torch.device:
+    """The device that a tensor made on `device` says it is on: a type alone means its current device."""
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-    return device
+    if device.index is not None or device.type in ("cpu", "meta"):
+        return device
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError):  # a space may name a device that this machine lacks
+        return torch.device(device.type, 0)
 
 
 def _double(t: Tensor) -> Tensor:

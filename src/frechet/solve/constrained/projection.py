@@ -111,7 +111,7 @@ def rows_of(A: LinearOperator, start: Tensor | None = None, *, entries: int = EN
         if not entered and restarted:
             break
     if not kept:
-        return Rows(A, image.zeros(0), H.new_zeros(0), space.zeros(0))
+        return Rows(A, image.zeros(0), H.new_zeros(0).to(U.device), space.zeros(0))
     P, s, Qt = torch.linalg.svd(H[:used, :kept], full_matrices=False)
     keep = s > max(m, n) * torch.finfo(torch.float64).eps * s[0]
     P, s, Qt = (t.to(U.device) for t in (P[:, keep], s[keep], Qt[keep]))
