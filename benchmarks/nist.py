@@ -6,7 +6,7 @@ All get the same residual and the same Jacobian by automatic differentiation, an
 as solved with 4 digits in the worst parameter; the mean is over the worst parameter of each run, at most 11, which is
 what NIST certifies. An evaluation is one of the residual or one of the Jacobian; for frechet also second derivatives
 count as a Jacobian. `--minimize` runs the sum of squares as any function, counting values and gradients; torchmin's
-minimizers, with at most 500 iterations, are counted likewise. optimistix gets the same formulas over
+minimizers, with at most 500 iterations and 20 seconds a run, are counted likewise. optimistix gets the same formulas over
 jax.numpy; what is counted for it are its steps, each at most one residual and one Jacobian, and its seconds contain
 its compilation. Peers that are not installed (peers.txt) are left out and named. Writes results/nist.json.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import signal
 import sys
 import time
 import types
@@ -76,6 +77,14 @@ def scipys(method: str) -> Callable[[Regression, Tensor], Run]:
     return run
 
 
+class OutOfTime(BaseException):
+    """Not an Exception: nothing on the way may catch it."""
+
+
+def ring(number: int, frame: types.FrameType | None) -> None:
+    raise OutOfTime
+
+
 def torchmin(method: str) -> Callable[[Regression, Tensor], Run]:
     """Its trust region of least squares (`trf`, dense), or one of its minimizers on half the sum of squares."""
     package = importlib.import_module("torchmin")
@@ -95,7 +104,14 @@ def torchmin(method: str) -> Callable[[Regression, Tensor], Run]:
             counts[0] += 1
             return 0.5 * regression.residual(x).square().sum()
 
-        found = package.minimize(value, start, method=method, max_iter=500, tol=1e-15)
+        signal.signal(signal.SIGVTALRM, ring)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 20)
+        try:
+            found = package.minimize(value, start, method=method, max_iter=500, tol=1e-15)
+        except (OutOfTime, torch.linalg.LinAlgError):
+            return start, 2 * counts[0], False
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         return found.x, 2 * counts[0], bool(found.success)
 
     return run

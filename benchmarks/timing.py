@@ -28,7 +28,10 @@ from typing import Any
 import numpy as np
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-PACKAGES = ("frechet", "torch", "numpy", "scipy", "curvlinops-for-pytorch", "PyHessian", "hessian-eigenthings")
+PACKAGES = (
+    *("frechet", "torch", "numpy", "scipy", "curvlinops-for-pytorch", "PyHessian", "hessian-eigenthings", "POT"),
+    *("pytorch-minimize", "optimistix", "jax"),
+)
 RESULTS = Path(__file__).parent / "results"
 SHORTEST = 0.02
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -37,9 +37,9 @@ class Regression:
         return self.model(b, self.x) - self.y
 
     def digits(self, b: Tensor) -> float:
-        """The log relative error of the worst parameter, at most 11: as many digits as are certified."""
+        """The log relative error of the worst parameter, at least 0, and at most 11: as many digits as are certified."""
         error = float(((b.detach().double().cpu() - self.certified) / self.certified).abs().max())
-        return 11.0 if error <= 1e-11 else -math.log10(error) if math.isfinite(error) else 0.0
+        return -math.log10(min(max(error, 1e-11), 1.0)) if math.isfinite(error) else 0.0
 
 
 def rational_cubic(b: Tensor, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from frechet.analyze.plan import plan
-from frechet.objective import Objective, squared_error
+from frechet.objective import Objective, cross_entropy, squared_error
 from frechet.operators import from_callable, from_matrix, gauss_newton, hessian
 from frechet.space import euclidean
 from objective_cases import mlp, ragged, randn
@@ -99,3 +99,51 @@ def test_bad_arguments_are_told():
 def test_gauss_newton_is_planned_too():
     f = Objective(mlp(nn.Tanh()), squared_error(), ragged(randn(5, 2), randn(5, 2)))
     assert plan(gauss_newton(f), budget=10**9).product_seconds > 0
+
+
+class Words(nn.Module):
+    """Hidden states by a small body, then a head over a large vocabulary."""
+
+    def __init__(self, words, width=16):
+        super().__init__()
+        self.embedding, self.body = nn.Embedding(words, width), nn.Linear(width, width)
+        self.lm_head = nn.Linear(width, words, bias=False)
+
+    def forward(self, tokens):
+        return self.lm_head(torch.tanh(self.body(self.embedding(tokens))))
+
+
+def test_fewer_tokens_at_once_are_proposed_where_the_chunks_of_a_head_do_not_fit():
+    torch.manual_seed(0)
+    model, tokens = Words(20000), torch.randint(20000, (2, 256))
+
+    def headed(**rows):
+        return hessian(
+            Objective(model, cross_entropy(), [(tokens, tokens)], head="lm_head", **{"head_rows": 512, **rows})
+        )
+
+    found = plan(headed())
+    if found.product_bytes is None:
+        pytest.skip("this system does not tell a process its high-water mark")
+    assert found.head_rows is None
+    budget = found.product_bytes // 2
+    tight = plan(headed(), budget=budget)
+    assert tight.head_rows is not None
+    assert 32 <= tight.head_rows < 512
+    assert f"head_rows={tight.head_rows})" in str(tight)
+    fitting = plan(headed(head_rows=tight.head_rows))
+    assert fitting.product_bytes is not None
+    assert fitting.product_bytes <= 1.5 * budget  # what a product takes varies with what the allocator kept
+
+
+def test_a_budget_below_the_body_asks_for_smaller_batches_too():
+    torch.manual_seed(0)
+    model, tokens = Words(500, width=64), torch.randint(500, (64, 512))
+    H = hessian(Objective(model, cross_entropy(), [(tokens, tokens)], head="lm_head"))
+    found = plan(H)
+    if found.product_bytes is None:
+        pytest.skip("this system does not tell a process its high-water mark")
+    tight = plan(H, budget=found.product_bytes // 20)
+    assert tight.head_rows == 1
+    assert tight.examples is not None
+    assert tight.examples < 32

@@ -5,7 +5,7 @@ what the first vector costs and k - 1 times what the second added; a job costs i
 keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
 names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
 
-**Cost:** four products.
+**Cost:** four products; more, one per halving, where the product does not fit and the objective has a head.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Plan:
     vectors_at_once: int  # in one block, 1 at least
     kept_vectors: int  # as a Krylov basis, beside a product
     examples: int | None  # per batch; None: the batches fit as they are
+    head_rows: int | None  # tokens that go through the objective's head at once; None: no head, or its chunks fit
     jobs: tuple[Job, ...]
 
     def __str__(self) -> str:
@@ -68,6 +69,8 @@ class Plan:
             f"block {self.vector_seconds:.3g} s and {_size(self.vector_bytes)}"
         )
         yield f"at once fit: {self.vectors_at_once} vectors in a block, or {self.kept_vectors} as a basis"
+        if self.head_rows is not None:
+            yield f"the chunks of the head do not fit: Objective(..., head_rows={self.head_rows})"
         if self.examples is not None:
             yield f"the batches do not fit: objective.in_pieces({self.examples})"
         for job in self.jobs:
@@ -137,11 +140,12 @@ def plan(
         job("trace", min(products, space.dim), 0, products // 2, 16),
         job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 2, 1),
     )
-    short = peak is not None and peak > budget
-    return Plan(
-        repr(A), budget, first, peak, more, added, at_once, max(0, room // vector),
-        _examples_that_fit(A, budget, peak or 0, vector) if short else None, jobs,
-    )  # fmt: skip
+    rows, examples = None, None
+    if peak is not None and peak > budget:
+        rows, rest = _rows_that_fit(A, budget, peak, one)
+        examples = None if rest <= budget else _examples_that_fit(A, budget, rest, vector)
+    kept = max(0, room // vector)
+    return Plan(repr(A), budget, first, peak, more, added, at_once, kept, examples, rows, jobs)
 
 
 def _measured(A: LinearOperator, V: torch.Tensor) -> tuple[float, int | None]:
@@ -149,6 +153,33 @@ def _measured(A: LinearOperator, V: torch.Tensor) -> tuple[float, int | None]:
     before, start = start_peak(device), time.perf_counter()
     float((A @ V)[0, 0])  # waits for the device
     return time.perf_counter() - start, peak_above(before, device)
+
+
+def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: torch.Tensor) -> tuple[int | None, int]:
+    """The rows of a head at once, halved until a product was seen within the budget, and the bytes that it took."""
+    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian):
+        return None, peak
+    chunks = [
+        min(part.head.chunk, batch.targets.numel())
+        for part in A.snapshot.parts
+        if part.head is not None
+        for batch in part.batches(A.domain.device)
+    ]
+    rows = max(chunks, default=1)
+    if rows == 1:
+        return None, peak
+    while peak > budget and rows > 1:
+        rows //= 2
+        peak = _measured(_with_rows(A, rows), one)[1] or peak
+    return rows, peak
+
+
+def _with_rows(A: ObjectiveHessian | OutputProduct | OutputJacobian, rows: int) -> LinearOperator:
+    parts = [
+        p if p.head is None else replace(p, head=replace(p.head, rows=min(rows, p.head.chunk)))
+        for p in A.snapshot.parts
+    ]
+    return replace(A, snapshot=replace(A.snapshot, parts=tuple(parts)))
 
 
 def _examples_that_fit(A: LinearOperator, budget: int, peak: int, vector: int) -> int | None:

@@ -51,6 +51,12 @@ class Head:
     bias: str | None
     rows: int | None  # per chunk; None: as many as `CHUNK_BYTES` hold
 
+    @property
+    def chunk(self) -> int:
+        """The rows that go through the layer at once."""
+        row = self.module.out_features * self.module.weight.element_size()
+        return self.rows or max(1, CHUNK_BYTES // max(1, row))
+
     @contextmanager
     def bypassed(self) -> Iterator[list[tuple[Tensor, int]]]:
         """The layer returns its input inside; the list holds what it returned, with the tensor's version."""
@@ -185,10 +191,9 @@ def rows_of(head: Head, criterion: Criterion, hidden: Tensor, state: Mapping[str
     """The rows of a batch with the `hidden` states that the model returned while `head` was bypassed."""
     W, b = state[head.weight], None if head.bias is None else state[head.bias]
     rows = criterion.rows((*hidden.shape[:-1], W.shape[0]), targets)
-    step = head.rows or max(1, CHUNK_BYTES // max(1, W.shape[0] * W.element_size()))
     flat = hidden.reshape(-1, hidden.shape[-1])
     h = flat if rows.kept is None else flat[rows.kept]
-    return HeadRows(hidden, h, W, b, rows.criterion, rows.targets, rows.kept, step)
+    return HeadRows(hidden, h, W, b, rows.criterion, rows.targets, rows.kept, head.chunk)
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
