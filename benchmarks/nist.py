@@ -6,8 +6,8 @@ All get the same residual and the same Jacobian by automatic differentiation, an
 as solved with 4 digits in the worst parameter; the mean is over the worst parameter of each run, at most 11, which is
 what NIST certifies. An evaluation is one of the residual or one of the Jacobian; for frechet also second derivatives
 count as a Jacobian. `--minimize` runs the sum of squares as any function, counting values and gradients; torchmin's
-minimizers, with at most 500 iterations and 20 seconds a run, are counted likewise. optimistix gets the same formulas over
-jax.numpy; what is counted for it are its steps, each at most one residual and one Jacobian, and its seconds contain
+minimizers, with at most 500 iterations and 20 seconds a run, are counted likewise. optimistix gets the same formulas
+over jax.numpy; what is counted for it are its steps, each at most one residual and one Jacobian; its seconds contain
 its compilation. Peers that are not installed (peers.txt) are left out and named. Writes results/nist.json.
 """
 

@@ -37,7 +37,7 @@ class Regression:
         return self.model(b, self.x) - self.y
 
     def digits(self, b: Tensor) -> float:
-        """The log relative error of the worst parameter, at least 0, and at most 11: as many digits as are certified."""
+        """The log relative error of the worst parameter: at least 0, at most 11, as many digits as are certified."""
         error = float(((b.detach().double().cpu() - self.certified) / self.certified).abs().max())
         return -math.log10(min(max(error, 1e-11), 1.0)) if math.isfinite(error) else 0.0
 

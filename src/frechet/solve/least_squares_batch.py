@@ -6,8 +6,7 @@ damping, accepts or refuses on its own, and leaves the batch when it is done, by
 last steps of `polish`.
 
 **Source.** H. B. Nielsen (1999), Damping parameter in Marquardt's method, IMM-REP-1999-05 (the update of the damping);
-A. Bjorck (1967), Solving linear least squares problems by Gram-Schmidt orthogonalization, doi 10.1007/BF01934122
-(modified Gram-Schmidt with the right-hand side as a last column is as stable as Householder's).
+see `batched_triangles` for the factorization.
 
 **Differs from the source.** Columns are scaled as in `levenberg_marquardt`; the first damping is the smallest of a
 sequence whose step stays within 3 norm(D x0).
@@ -19,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +26,17 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg.result import Status
 from frechet.operators.products import second_order
-from frechet.solve.least_squares_batch_result import LeastSquaresBatch
+from frechet.solve.batched_triangles import (
+    boxed,
+    damped,
+    first_damping,
+    length,
+    lengths,
+    product,
+    substituted,
+    triangle,
+)
+from frechet.solve.least_squares_batch_result import Ends, LeastSquaresBatch
 
 FADE, LEAST = 0.9, 0.1  # as in levenberg_marquardt
 FALLS = 0.9  # as in polish
@@ -64,7 +73,7 @@ def least_squares_batch(
     """
     x0, low, high = _arguments(x0, data, bounds)
     b, n = x0.shape
-    eps, limit = torch.finfo(x0.dtype).eps, 100 * (n + 10) if max_evaluations is None else max_evaluations
+    limit = 100 * (n + 10) if max_evaluations is None else max_evaluations
     batched = torch.func.vmap(residual, in_dims=(1, *[0] * len(data)))
     x = torch.minimum(torch.maximum(x0, low), high).T.contiguous()  # the problems along the last dimension: (n, b)
     low, high = low.T, high.T
@@ -75,90 +84,162 @@ def least_squares_batch(
             "least_squares_batch: residual and Jacobian must be finite at the starts, got NaN or infinity in problem "
             f"{int((~good).nonzero()[0])}"
         )
-    first = _lengths(J)
-    boxed = bool((low > -math.inf).any() or (high < math.inf).any())
-    ends = _Ends(x.clone(), low, high, [Status.MAX_ITERATIONS] * b, torch.zeros_like(x0[:, :1].expand(b, 2).T))
-    every = data
-    who, sizes, seen = torch.arange(b, device=x.device), torch.where(x != 0, x, x.abs().amax(0)).abs(), _lengths(J)
-    damping, growth, steps = torch.zeros_like(x[0]), torch.full_like(x[0], 2.0), torch.zeros_like(x[0])
-    last = torch.full_like(x[0], math.inf)  # the reduction at the point before, while polishing
-    polishing, taken = torch.zeros_like(who, dtype=torch.bool), 1
+    first = lengths(J)
+    ends = Ends(x.clone(), low, high, [Status.MAX_ITERATIONS] * b, torch.zeros_like(x0[:, :1].expand(b, 2).T))
+    now, taken = _started(x, r, J, low, high, data), 1
     while True:
-        columns = _lengths(J)
-        seen = torch.maximum(columns, FADE * seen)
-        D = torch.where(seen > 0, seen, 1.0)
-        least = torch.maximum(x.abs(), sizes)
-        D = torch.where(sizes > 0, torch.maximum(D, LEAST * _length(D * x) / least), D)
-        gradient = (J * r).sum(1)
-        size, cost = _length(r), 0.5 * r.square().sum(0)
-        noise = eps * (_length((J.abs() * x.abs()[:, None]).sum(0)) + size)
-        scaled = J / D[:, None]
-        free = torch.ones_like(x, dtype=torch.bool)
-        if boxed:
-            free = ~(((x <= low) & (gradient >= 0)) | ((x >= high) & (gradient <= 0)) | (low >= high))
-            scaled = torch.where(free[:, None], scaled, 0.0)
-        R, z = _triangle(scaled, r)
-        reduction = 0.5 * z.square().sum(0)
-        full = _substituted(R, z) / D
-        cosine = torch.where(free & (columns > 0), gradient.abs() / (columns * size), 0.0).amax(0)
-        solved = (size <= noise) | (cosine <= eps) | (reduction <= noise * size)
-        solved = solved | (_length(columns * full) <= eps * _length(columns * x))
-        # where r depends on no parameter there is no gradient to be zero
-        solved = solved & ((size <= noise) | (columns.amax(0) > 0) | ~free.any(0))
-        worse = polishing & (reduction > FALLS * last)
-        ends.keep(~worse, who, x, steps, taken)
-        polishing = polishing | solved
-        last = torch.where(polishing, reduction, last)
+        model = _modelled(now)
+        worse = now.polishing & (model.reduction > FALLS * now.last)
+        ends.keep(~worse, now.who, now.x, now.steps, taken)
+        polishing = now.polishing | model.solved
+        now = replace(now, polishing=polishing, last=torch.where(polishing, model.reduction, now.last))
         if taken == 1:
-            damping = _first_damping(R, z, FIRST * torch.where((reach := _length(D * x)) > 1e-3 * size, reach, size))
-        p = torch.where(polishing, full, _substituted(*_damped(R, z, damping)) / D)
-        if boxed:
-            p = _boxed(J, r, D, free, p, torch.where(polishing, 0.0, damping), low - x, high - x)
-        trial = torch.minimum(torch.maximum(x + p, low), high) if boxed else x + p
-        still = (trial == x).all(0)
-        exact = polishing & (2 * reduction <= noise.square())  # the part of r that a step could remove is rounding
+            reach, size = length(model.D * now.x), model.size
+            radius = FIRST * torch.where(reach > 1e-3 * size, reach, size)
+            now = replace(now, damping=first_damping(model.R, model.z, radius))
+        p = _step(now, model)
+        trial = torch.minimum(torch.maximum(now.x + p, now.low), now.high)
+        still = (trial == now.x).all(0)
+        # the part of r that a step could remove is rounding
+        exact = now.polishing & (2 * model.reduction <= model.noise.square())
         finished = worse | still | exact
-        if taken >= limit or bool(finished.any()):
-            ends.mark(finished & polishing, who, Status.CONVERGED)
-            ends.mark(finished & ~polishing, who, Status.STAGNATED)
-            if taken >= limit or bool(finished.all()):
-                ends.mark(polishing, who, Status.CONVERGED)
-                break
+        ends.mark(finished & now.polishing, now.who, Status.CONVERGED)
+        ends.mark(finished & ~now.polishing, now.who, Status.STAGNATED)
+        if taken >= limit or bool(finished.all()):
+            ends.mark(now.polishing, now.who, Status.CONVERGED)
+            break
+        if bool(finished.any()):
             stay = ~finished
-            kept = (who, x, r, J, low, high, sizes, seen, damping, growth, last, polishing, steps, trial)
-            who, x, r, J, low, high, sizes, seen, damping, growth, last, polishing, steps, trial = _kept(stay, *kept)
-            p, cost, noise, size, gradient, D, *R = _kept(stay, p, cost, noise, size, gradient, D, *R)
-            data = tuple(d[stay] for d in data)
+            now, model, (p, trial) = now.kept(stay), model.kept(stay), _kept(stay, p, trial)
         taken += 1
-        r_new, J_new = _linearized(batched, trial, data)
-        cost_new, slack = 0.5 * r_new.square().sum(0), noise * size
-        image = (J * p[:, None]).sum(0) if boxed else _product(R, D * p)
-        predicted = -(gradient * p).sum(0) - 0.5 * image.square().sum(0)
-        gain = (cost - cost_new + slack) / (predicted.clamp(min=0) + slack)
-        usable = _finite(r_new, J_new)
-        level = cost_new <= cost * (1 + 1e-10) + 10 * slack
-        accepted = usable & torch.where(polishing, level, (gain > ACCEPT) & (predicted > 0))
-        eased = (1 - (2 * gain - 1) ** 3).clamp(min=1 / 10)
-        damping = torch.where(accepted, damping * eased, damping * growth)
-        growth = torch.where(accepted, 2.0, 2 * growth)
-        last = torch.where(polishing & ~accepted, -1.0, last)  # which ends the problem in the next round
-        if bool(accepted.all()):
-            x, r, J = trial, r_new, J_new
-        else:
-            x, r, J = (torch.where(accepted, new, old) for new, old in ((trial, x), (r_new, r), (J_new, J)))
-        steps = steps + accepted
-    r, J = _linearized(batched, ends.x, every)
-    ends.refuse(_ran_away(batched, every, ends, first, r, J))
+        now = _moved(now, model, p, trial, *_linearized(batched, trial, now.data))
+    r, J = _linearized(batched, ends.x, data)
+    ends.refuse(_ran_away(batched, data, ends, first, r, J))
     return ends.result(r, J)
 
 
+@dataclass(frozen=True, eq=False)
+class _Running:
+    """The problems that still run, along the last dimension, where they are."""
+
+    who: Tensor  # their numbers in the batch
+    x: Tensor
+    r: Tensor
+    J: Tensor
+    low: Tensor
+    high: Tensor
+    sizes: Tensor  # of the parameters at the start
+    seen: Tensor  # the largest lengths of the columns so far, fading
+    damping: Tensor
+    growth: Tensor  # of the damping after the next refusal
+    last: Tensor  # the reduction at the point before, while polishing
+    polishing: Tensor
+    steps: Tensor
+    boxed: bool
+    data: tuple[Tensor, ...]
+
+    def kept(self, stay: Tensor) -> _Running:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen = {name: t[..., stay] for name, t in named.items() if isinstance(t, Tensor)}
+        return replace(self, **chosen, data=tuple(d[stay] for d in self.data))
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """norm(r + J p) at each point, in the metric D."""
+
+    D: Tensor
+    gradient: Tensor
+    size: Tensor  # of r
+    noise: Tensor  # the rounding error of r
+    free: Tensor  # no bound holds the parameter
+    R: list[Tensor]  # J / D on the free columns
+    z: Tensor
+    full: Tensor  # the Gauss-Newton step
+    reduction: Tensor  # what it promises
+    solved: Tensor
+
+    def kept(self, stay: Tensor) -> _Model:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen = {name: t[..., stay] for name, t in named.items() if isinstance(t, Tensor)}
+        return replace(self, **chosen, R=_kept(stay, *self.R))
+
+
+def _started(x: Tensor, r: Tensor, J: Tensor, low: Tensor, high: Tensor, data: tuple[Tensor, ...]) -> _Running:
+    one = torch.ones_like(x[0])
+    return _Running(
+        who=torch.arange(x.shape[1], device=x.device), x=x, r=r, J=J, low=low, high=high,
+        sizes=torch.where(x != 0, x, x.abs().amax(0)).abs(), seen=lengths(J),
+        damping=0 * one, growth=2 * one, last=math.inf * one, polishing=one < 0, steps=0 * one,
+        boxed=bool((low > -math.inf).any() or (high < math.inf).any()), data=data,
+    )  # fmt: skip
+
+
+def _modelled(now: _Running) -> _Model:
+    x, r, J, eps = now.x, now.r, now.J, torch.finfo(now.x.dtype).eps
+    columns = lengths(J)
+    D = _metric(now)
+    gradient, size = (J * r).sum(1), length(r)
+    noise = eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
+    scaled, free = J / D[:, None], torch.ones_like(x, dtype=torch.bool)
+    if now.boxed:
+        free = ~(((x <= now.low) & (gradient >= 0)) | ((x >= now.high) & (gradient <= 0)) | (now.low >= now.high))
+        scaled = torch.where(free[:, None], scaled, 0.0)
+    R, z = triangle(scaled, r)
+    reduction, full = 0.5 * z.square().sum(0), substituted(R, z) / D
+    cosine = torch.where(free & (columns > 0), gradient.abs() / (columns * size), 0.0).amax(0)
+    solved = (size <= noise) | (cosine <= eps) | (reduction <= noise * size)
+    solved = solved | (length(columns * full) <= eps * length(columns * x))
+    # where r depends on no parameter there is no gradient to be zero
+    solved = solved & ((size <= noise) | (columns.amax(0) > 0) | ~free.any(0))
+    return _Model(D, gradient, size, noise, free, R, z, full, reduction, solved)
+
+
+def _metric(now: _Running) -> Tensor:
+    seen = torch.maximum(lengths(now.J), FADE * now.seen)
+    D = torch.where(seen > 0, seen, 1.0)
+    least = torch.maximum(now.x.abs(), now.sizes)
+    return torch.where(now.sizes > 0, torch.maximum(D, LEAST * length(D * now.x) / least), D)
+
+
+def _step(now: _Running, model: _Model) -> Tensor:
+    p = torch.where(now.polishing, model.full, substituted(*damped(model.R, model.z, now.damping)) / model.D)
+    if now.boxed:
+        damping = torch.where(now.polishing, 0.0, now.damping)
+        p = boxed(now.J, now.r, model.D, model.free, p, damping, now.low - now.x, now.high - now.x)
+    return p
+
+
+def _moved(now: _Running, model: _Model, p: Tensor, trial: Tensor, r: Tensor, J: Tensor) -> _Running:
+    """Each problem at its trial point, r and J there given, if that is accepted."""
+    cost, after, slack = 0.5 * now.r.square().sum(0), 0.5 * r.square().sum(0), model.noise * model.size
+    image = (now.J * p[:, None]).sum(0) if now.boxed else product(model.R, model.D * p)
+    predicted = -(model.gradient * p).sum(0) - 0.5 * image.square().sum(0)
+    gain = (cost - after + slack) / (predicted.clamp(min=0) + slack)
+    level = after <= cost * (1 + 1e-10) + 10 * slack
+    accepted = _finite(r, J) & torch.where(now.polishing, level, (gain > ACCEPT) & (predicted > 0))
+    eased = (1 - (2 * gain - 1) ** 3).clamp(min=1 / 10)
+    moved = replace(
+        now,
+        seen=torch.maximum(lengths(now.J), FADE * now.seen),
+        damping=torch.where(accepted, now.damping * eased, now.damping * now.growth),
+        growth=torch.where(accepted, 2.0, 2 * now.growth),
+        last=torch.where(now.polishing & ~accepted, -1.0, now.last),  # which ends the problem in the next round
+        steps=now.steps + accepted,
+    )
+    if bool(accepted.all()):
+        return replace(moved, x=trial, r=r, J=J)
+    x, r, J = (torch.where(accepted, new, old) for new, old in ((trial, now.x), (r, now.r), (J, now.J)))
+    return replace(moved, x=x, r=r, J=J)
+
+
 def _ran_away(
-    batched: Callable[..., Tensor], data: tuple[Tensor, ...], ends: _Ends, first: Tensor, r: Tensor, J: Tensor
+    batched: Callable[..., Tensor], data: tuple[Tensor, ...], ends: Ends, first: Tensor, r: Tensor, J: Tensor
 ) -> Tensor:
     """The problems ``(b,)`` with a parameter that r depended on at the start and no longer does, a tenth up or down."""
-    x, size = ends.x, _length(r)
-    noise = torch.finfo(x.dtype).eps * (_length((J.abs() * x.abs()[:, None]).sum(0)) + size)
-    lost = (_lengths(J) <= torch.finfo(x.dtype).eps * first) & (first > 0) & (x != 0) & (size > noise)
+    x, size = ends.x, length(r)
+    noise = torch.finfo(x.dtype).eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
+    lost = (lengths(J) <= torch.finfo(x.dtype).eps * first) & (first > 0) & (x != 0) & (size > noise)
     lost = lost & (x > ends.low) & (x < ends.high)
     gone = torch.zeros_like(lost[0])
     for j in lost.any(1).nonzero()[:, 0].tolist():
@@ -168,7 +249,7 @@ def _ran_away(
             trial[j] *= factor
             trial = torch.minimum(torch.maximum(trial, ends.low), ends.high)
             with torch.no_grad():
-                same = same & (_length(batched(trial, *data).T - r) <= noise)
+                same = same & (length(batched(trial, *data).T - r) <= noise)
         gone = gone | same
     return gone
 
@@ -204,143 +285,6 @@ def _linearized(batched: Callable[..., Tensor], x: Tensor, data: tuple[Tensor, .
         units = torch.eye(n, dtype=r.dtype, device=r.device)[..., None].expand(n, n, r.shape[1])
         (columns,) = torch.autograd.grad(transposed, u, units, is_grads_batched=True)
         return r.detach().contiguous(), columns
-
-
-# --- small dense algebra, one operation for the whole batch -----------------------------------------------------------
-
-
-def _length(v: Tensor) -> Tensor:
-    """The norms of the columns of ``(m, b)``."""
-    return v.square().sum(0).sqrt()
-
-
-def _lengths(J: Tensor) -> Tensor:
-    """The norms ``(n, b)`` of the columns of each matrix."""
-    return J.square().sum(1).sqrt()
-
-
-def _triangle(A: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The rows of R, from the diagonal on, and z = Q'c of A = Q R by modified Gram-Schmidt.
-
-    A is ``(n, m, b)``. A column that depends on the ones before has a zero row.
-    """
-    n, m, _ = A.shape
-    W = torch.cat([A, c[None]])
-    floor = max(m, n) * torch.finfo(A.dtype).eps * A.square().sum((0, 1)).sqrt()
-    rows = []
-    for _ in range(n):
-        pivot = W[0].square().sum(0).sqrt()
-        alive = pivot > floor
-        q = W[0] * torch.where(alive, 1 / pivot, 0.0)
-        row = (W[1:] * q).sum(1)
-        W = W[1:] - row[:, None] * q
-        rows.append(torch.cat([(pivot * alive)[None], row]))
-    return [row[:-1] for row in rows], torch.stack([row[-1] for row in rows])
-
-
-def _product(R: list[Tensor], v: Tensor) -> Tensor:
-    """R v."""
-    return torch.stack([(row * v[k:]).sum(0) for k, row in enumerate(R)])
-
-
-def _damped(R: list[Tensor], z: Tensor, damping: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The triangle of [R; sqrt(damping) I] and its right-hand side."""
-    n, b = z.shape
-    A = torch.zeros(n, 2 * n, b, dtype=z.dtype, device=z.device)
-    root = damping.sqrt()
-    for k in range(n):
-        A[k:, k] = R[k]
-        A[k, n + k] = root
-    return _triangle(A, torch.cat([z, torch.zeros_like(z)]))
-
-
-def _substituted(R: list[Tensor], z: Tensor) -> Tensor:
-    """q with R q = -z, zero where a pivot is."""
-    q: list[Tensor] = []
-    for k in reversed(range(len(z))):
-        rest = z[k] - sum((R[k][j] * q[-j] for j in range(1, len(R[k]))), start=torch.zeros_like(z[k]))
-        q.append(torch.where(R[k][0] > 0, rest / R[k][0], 0.0))
-    return -torch.stack(q[::-1])
-
-
-def _first_damping(R: list[Tensor], z: Tensor, radius: Tensor) -> Tensor:
-    """The smallest of 1e-8, 1e-7, ... (the columns have norm one) whose step stays within the radius."""
-    damping = torch.full_like(radius, 1e-3)
-    for _ in range(30):
-        far = _length(_substituted(*_damped(R, z, damping))) > radius
-        if not bool(far.any()):
-            break
-        damping = torch.where(far, 10 * damping, damping)
-    return damping
-
-
-def _boxed(
-    J: Tensor, r: Tensor, D: Tensor, free: Tensor, p: Tensor, damping: Tensor, low: Tensor, high: Tensor
-) -> Tensor:
-    """`p` made feasible: entries that leave the box stop at its side, and the others are solved for again."""
-    for _ in range(len(p)):
-        out = free & ((p < low) | (p > high))
-        if not bool(out.any()):
-            break
-        free = free & ~out
-        held = torch.where(free, 0.0, torch.minimum(torch.maximum(p, low), high))
-        R, z = _triangle(torch.where(free[:, None], J / D[:, None], 0.0), r + (J * held[:, None]).sum(0))
-        p = held + _substituted(*_damped(R, z, damping)) / D
-    return torch.minimum(torch.maximum(p, low), high)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ends:
-    """The last good point of every problem."""
-
-    x: Tensor
-    low: Tensor
-    high: Tensor
-    status: list[Status]
-    counts: Tensor  # (2, b): accepted steps, evaluations
-
-    def keep(self, which: Tensor, who: Tensor, x: Tensor, steps: Tensor, taken: int) -> None:
-        self.counts[1, who] = taken + 1  # one more at the end
-        if not bool(which.all()):
-            who, x, steps = who[which], *_kept(which, x, steps)
-        self.x[:, who], self.counts[0, who] = x, steps
-
-    def mark(self, which: Tensor, who: Tensor, status: Status) -> None:
-        for i in who[which].tolist():
-            self.status[i] = status
-
-    def refuse(self, which: Tensor) -> None:
-        for i in which.nonzero()[:, 0].tolist():
-            if self.status[i] is Status.CONVERGED:
-                self.status[i] = Status.STAGNATED
-
-    def result(self, r: Tensor, J: Tensor) -> LeastSquaresBatch:
-        x = self.x
-        n, m, _ = J.shape
-        gradient, columns, size = (J * r).sum(1), _lengths(J), _length(r)
-        held = ((x <= self.low) & (gradient >= 0)) | ((x >= self.high) & (gradient <= 0))
-        D = torch.where(columns > 0, columns, 1.0)
-        R, _ = _triangle(torch.where(held[:, None], 0.0, J / D[:, None]), r)
-        rank = sum((row[0] > 0 for row in R), start=torch.zeros_like(x[0]))
-        unit = torch.eye(n, dtype=x.dtype, device=x.device)[..., None].expand(n, n, x.shape[1])
-        inverse = torch.stack([_substituted(R, unit[k]) for k in range(n)])
-        errors = inverse.square().sum(0).sqrt() / D * size / (m - rank).clamp(min=1).sqrt()
-        unknown = (rank < n - held.sum(0)) | (m <= rank)
-        errors = torch.where(held, 0.0, torch.where(unknown, math.inf, errors))
-        cosines = torch.where(~held & (columns > 0) & (size > 0), gradient.abs() / (columns * size), 0.0)
-        done = torch.tensor([s is Status.CONVERGED for s in self.status], device=x.device)
-        steps, taken = self.counts.long()
-        return LeastSquaresBatch(
-            x=x.T.contiguous(),
-            status=tuple(self.status),
-            converged=done,
-            cost=0.5 * r.square().sum(0),
-            residuals=r.T.contiguous(),
-            optimality=cosines.amax(0),
-            iterations=steps,
-            evaluations=taken,
-            standard_errors=errors.T.contiguous(),
-        )
 
 
 def _arguments(

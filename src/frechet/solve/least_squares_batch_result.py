@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from frechet.errors import NotConverged
 from frechet.linalg.result import Status
+from frechet.solve.batched_triangles import length, lengths, substituted, triangle
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,3 +58,57 @@ class LeastSquaresBatch:
                     f"no step reduces the cost, but the largest cosine is {cosine:.3g}: the residual may be "
                     "discontinuous or noisy, or have run to where a parameter no longer matters"
                 )
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """The last good point of every problem of a run."""
+
+    x: Tensor
+    low: Tensor
+    high: Tensor
+    status: list[Status]
+    counts: Tensor  # (2, b): accepted steps, evaluations
+
+    def keep(self, which: Tensor, who: Tensor, x: Tensor, steps: Tensor, taken: int) -> None:
+        self.counts[1, who] = taken + 1  # one more at the end
+        if not bool(which.all()):
+            who, x, steps = who[which], x[:, which], steps[which]
+        self.x[:, who], self.counts[0, who] = x, steps
+
+    def mark(self, which: Tensor, who: Tensor, status: Status) -> None:
+        for i in who[which].tolist():
+            self.status[i] = status
+
+    def refuse(self, which: Tensor) -> None:
+        for i in which.nonzero()[:, 0].tolist():
+            if self.status[i] is Status.CONVERGED:
+                self.status[i] = Status.STAGNATED
+
+    def result(self, r: Tensor, J: Tensor) -> LeastSquaresBatch:
+        x = self.x
+        n, m, _ = J.shape
+        gradient, columns, size = (J * r).sum(1), lengths(J), length(r)
+        held = ((x <= self.low) & (gradient >= 0)) | ((x >= self.high) & (gradient <= 0))
+        D = torch.where(columns > 0, columns, 1.0)
+        R, _ = triangle(torch.where(held[:, None], 0.0, J / D[:, None]), r)
+        rank = sum((row[0] > 0 for row in R), start=torch.zeros_like(x[0]))
+        unit = torch.eye(n, dtype=x.dtype, device=x.device)[..., None].expand(n, n, x.shape[1])
+        inverse = torch.stack([substituted(R, unit[k]) for k in range(n)])
+        errors = inverse.square().sum(0).sqrt() / D * size / (m - rank).clamp(min=1).sqrt()
+        unknown = (rank < n - held.sum(0)) | (m <= rank)
+        errors = torch.where(held, 0.0, torch.where(unknown, math.inf, errors))
+        cosines = torch.where(~held & (columns > 0) & (size > 0), gradient.abs() / (columns * size), 0.0)
+        done = torch.tensor([s is Status.CONVERGED for s in self.status], device=x.device)
+        steps, taken = self.counts.long()
+        return LeastSquaresBatch(
+            x=x.T.contiguous(),
+            status=tuple(self.status),
+            converged=done,
+            cost=0.5 * r.square().sum(0),
+            residuals=r.T.contiguous(),
+            optimality=cosines.amax(0),
+            iterations=steps,
+            evaluations=taken,
+            standard_errors=errors.T.contiguous(),
+        )
