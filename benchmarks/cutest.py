@@ -1,18 +1,19 @@
 """Minimization on the CUTEst collection: problems without constraints and with bounds, beside SciPy's methods.
 
-    python benchmarks/cutest.py [--largest 200] [--seconds 20] [--kinds u b] [--only NAME ...]
+    python benchmarks/cutest.py [--largest 200] [--seconds 20] [--kinds u b] [--only NAME ...] [--rows FILE]
 
 All get the collection's own exact derivatives and are asked for as much as they can give. A run is solved if the
 largest entry of the projected gradient is at most 1e-6 max(1, that at the start) and f is above the best that any
 method found by at most 1e-6 max(1, |best|). Each run has `--seconds` of processor time; what did not end is unsolved.
 Counted are values, gradients and products with the Hessian, a Hessian matrix as n. The profile shows for how many of
-the problems a method is solved within 1, 2, 4, ... times the fewest values and gradients of any. Writes
-results/cutest.json.
+the problems a method is solved within 1, 2, 4, ... times the fewest values and gradients of any. With
+`--rows` every run is appended to that file, and those found in it are not run again. Writes results/cutest.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import signal
 import sys
@@ -167,6 +168,10 @@ def ran(name: str, p: Problem, solver: str, run: Solver, limit: float) -> Row:
     return Row(name, len(p.x0), solver, value, residual, claimed, *spent, seconds, reason)
 
 
+def read(kept: Path) -> list[Row]:
+    return [Row(**json.loads(line)) for line in kept.read_text().splitlines()]
+
+
 def solved(row: Row, best: float) -> bool:
     return row.residual <= TOLERANCE and row.value <= best + TOLERANCE * max(1.0, abs(best))
 
@@ -217,9 +222,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--kinds", nargs="*", default=["u", "b"])
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--rows", type=Path, help="a file of finished runs, one JSON object a line")
     parser.add_argument("--threads", type=int, default=1)
     arguments = vars(parser.parse_args())
     timing.restart(arguments["threads"])
+    kept: Path | None = arguments.pop("rows")
+    done = {} if kept is None or not kept.exists() else {(r.problem, r.solver): r for r in read(kept)}
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise OutOfTime
@@ -231,10 +239,15 @@ def main() -> None:
     for kind in arguments["kinds"]:
         rows: list[Row] = []
         for name in arguments["only"] or names(kind, arguments["largest"]):
-            p = problem(name)
             for solver, run in SOLVERS[kind].items():
-                rows.append(ran(name, p, solver, run, arguments["seconds"]))
+                if (name, solver) in done:
+                    rows.append(done[name, solver])
+                    continue
+                rows.append(ran(name, problem(name), solver, run, arguments["seconds"]))
                 r = rows[-1]
+                if kept is not None:
+                    with kept.open("a") as file:
+                        file.write(json.dumps(asdict(r)) + "\n")
                 print(
                     f"{name:<12}{r.n:4d} {solver:<30}{r.value:18.9g}{r.residual:10.1e}{r.values:6d}{r.gradients:6d}"
                     f"{r.products:7d}{r.seconds:7.1f} {r.reason[:60]}",

@@ -304,11 +304,50 @@ def test_what_has_no_place_under_constraints_is_named(options, sentence):
         minimize(lambda x: x.square().sum(), START, **{"constraints": lambda x: x[0] - 1.0, **options})
 
 
-def test_an_objective_takes_no_constraints():
-    model = torch.nn.Linear(2, 1)
-    objective = Objective(model, torch.nn.MSELoss(), [(torch.ones(3, 2), torch.ones(3, 1))])
-    with pytest.raises(TypeError, match="f must be a function of x under constraints, got an Objective"):
-        minimize(objective, constraints=lambda x: x.sum())
+@pytest.mark.parametrize("method", ["composite", "augmented"])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_objective_under_constraints_is_its_loss_under_constraints(method, by_name):
+    g = torch.Generator().manual_seed(0)
+    X, Y = (torch.randn(20, k, generator=g, dtype=torch.float64) for k in (3, 2))
+    model = torch.nn.Linear(3, 2).double()
+    objective = Objective(model, torch.nn.MSELoss(), [(X[:11], Y[:11]), (X[11:], Y[11:])], penalty=l2(0.01))
+    x0 = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def loss(p):
+        penalty = 0.005 * sum(b.square().sum() for b in p.values())
+        return torch.nn.functional.mse_loss(X @ p["weight"].T + p["bias"], Y) + penalty
+
+    def rows(p):
+        return p["weight"].square().sum(1)
+
+    def flat_rows(x):
+        return rows(objective.space.unflatten(x))
+
+    expected = minimize(loss, x0, constraints=Constraint(rows, 0.0, 0.04), method=method).checked()
+    start, row = (x0, rows) if by_name else (None, flat_rows)
+    s = minimize(objective, start, constraints=Constraint(row, 0.0, 0.04), method=method).checked()
+    x = s.x if by_name else objective.space.unflatten(s.x)
+    assert float(expected.multipliers[0].abs().max()) > 1e-3  # a row is as long as it may be
+    for name, block in x.items():
+        assert torch.allclose(block, expected.x[name], atol=1e-8)
+    assert torch.allclose(s.multipliers[0], expected.multipliers[0], atol=1e-7)
+    assert s.value == pytest.approx(float(objective.value(x)), rel=1e-12)
+
+
+def test_an_objective_that_is_not_finite_at_a_trial_point_refuses_the_step():
+    class Root(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, one):
+            return one * self.x.sqrt().sum()
+
+    objective = Objective(Root(), torch.nn.MSELoss(), [(torch.ones(1, 1).double(), torch.zeros(1, 1).double())])
+    s = minimize(objective, constraints=lambda x: x[0] - 2 * x[1] - 1)
+    assert s.converged
+    assert bool((s.x >= 0).all())
+    assert abs(float(s.x[0] - 2 * s.x[1] - 1)) <= 1e-8
 
 
 @pytest.mark.parametrize("unit", [1e-300, 1e-100, 1e100, 1e300])

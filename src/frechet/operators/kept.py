@@ -100,7 +100,7 @@ def goes_in_blocks(tape: Tape, v: list[Tensor]) -> bool:
 
 
 def play(tape: Tape, vectors: list[list[Tensor]], blocks: bool, sums: Sums) -> None:
-    if not blocks or len(vectors) == 1:
+    if not blocks:
         for i, v in enumerate(vectors):
             sums.add(i, tape(v))
         return

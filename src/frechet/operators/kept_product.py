@@ -70,7 +70,7 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> LinearOpera
     leaves, targets = s.leaves(space), {}
     operator, full, add = A, False, A.adding()
     tapes: dict[Key, Tape] = {}
-    blocks: dict[str, bool] = {}  # by a tape's code: whether it takes several vectors at once
+    blocks: dict[str, bool] = {}  # by a tape's code: whether it takes several vectors at once; found when asked
 
     def product_on(part: Part, batch: Batch, add: Adding) -> Map:
         def product(v: list[Tensor]) -> list[Tensor]:
@@ -79,6 +79,11 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> LinearOpera
             return sums.rows[0]
 
         return product
+
+    def in_blocks(tape: Tape) -> bool:
+        if tape.code not in blocks:
+            blocks[tape.code] = goes_in_blocks(tape, columns(space, space.random(range(1), 0))[0])
+        return blocks[tape.code]
 
     def visit(part: Part, batch: Batch) -> None:
         nonlocal operator, full, add
@@ -96,8 +101,6 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> LinearOpera
                         operator, add = (A, add) if tape is None else (other, other.adding())
                 if tape is None:
                     tape = recorded(room, product_on(part, batch, add), space, same)
-                if tape.code not in blocks:
-                    blocks[tape.code] = goes_in_blocks(tape, columns(space, space.random(range(1), 0))[0])
                 key = (s.parts.index(part), batch.index)
                 tapes[key], targets[key] = tape, batch.targets
                 room.batches += 1
@@ -126,7 +129,7 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> LinearOpera
                 if tape is None:
                     add(leaves, part, batch, vectors, Sums(rows))
                 else:
-                    play(tape, vectors, blocks[tape.code], Sums(rows))
+                    play(tape, vectors, len(vectors) > 1 and in_blocks(tape), Sums(rows))
 
             with rest.installed(leaves[1]):
                 product = rest.average_rows(contribute, space, len(vectors), A.name, A.scale, V)

@@ -92,7 +92,13 @@ def _mapped(f: Callable[[Tensor], Any], nested: Any) -> Any:
 
 
 def _tensors(*nested: Any) -> list[Tensor]:
-    return [a for a in _leaves(nested) if isinstance(a, Tensor)]
+    found: list[Tensor] = []
+    for a in nested:
+        if isinstance(a, Tensor):
+            found.append(a)
+        elif isinstance(a, list | tuple):
+            found += _tensors(*a)
+    return found
 
 
 class Recorder(TorchDispatchMode):
@@ -116,9 +122,15 @@ class Recorder(TorchDispatchMode):
         return self._seen(func, args, kwargs or {})
 
     def _seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = _tensors(args, list(kwargs.values()))
+        tensors = _tensors(args, list(kwargs.values())) if kwargs else _tensors(args)
         mutable = func._schema.is_mutable
-        if any(t._is_zerotensor() for t in tensors):  # torch's symbolic zeros have no memory behind them
+        zero = moving = False
+        for t in tensors:
+            zero = zero or t._is_zerotensor()
+            moving = moving or t.untyped_storage()._cdata in self.moving
+        if not (zero or mutable or moving):
+            return func(*args, **kwargs)
+        if zero:  # torch's symbolic zeros have no memory behind them
             if mutable and any(t._is_zerotensor() for t in _written(func, args, kwargs)):
                 raise Untraceable(f"{func} writes into a symbolic zero")
             args = _mapped(lambda t: _zeros(t) if t._is_zerotensor() else t, args)

@@ -139,12 +139,11 @@ def minimize(
     """
     _check(f, method, bounds, gtol, ftol, max_iterations, max_basis, seed)
     if constraints is not None:
-        _check_constrained(f, x0, method, hessian, preconditioner, ftol)
-        assert not isinstance(f, Objective)
-        assert x0 is not None
+        _check_constrained(method, hessian, preconditioner, ftol)
+        function, x = _function(f, x0, None)
         return constrained(
             f,
-            x0,
+            function.structured(x),
             constraints,
             bounds=bounds,
             method=method,
@@ -338,17 +337,8 @@ def _check(
             raise ValueError(f"minimize: {name} must be an int >= {least}, got {value!r}")
 
 
-def _check_constrained(
-    f: object, x0: object, method: str, hessian: object, preconditioner: object, ftol: object
-) -> None:
+def _check_constrained(method: str, hessian: object, preconditioner: object, ftol: object) -> None:
     """What has no meaning under constraints."""
-    if isinstance(f, Objective):
-        raise TypeError(
-            "minimize: f must be a function of x under constraints, got an Objective; write the loss with "
-            "torch.func.functional_call"
-        )
-    if x0 is None:
-        raise TypeError("minimize: x0 must be given for a function, got None; write minimize(f, x0)")
     if method not in ("auto", *CONSTRAINED):
         names = ", ".join(map(repr, ("auto", *CONSTRAINED)))
         raise ValueError(f"minimize: method must be one of {names} under constraints, got {method!r}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.linalg.result import Status
+from frechet.objective import Objective
 from frechet.operators.function import frozen_point
 from frechet.operators.products import second_order
 from frechet.solve.box import Bound, check_pair, side
@@ -41,7 +42,7 @@ NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton 
 
 
 def constrained(
-    f: Function,
+    f: Function | Objective,
     x0: Parameters,
     constraints: Constraints = (),
     *,
@@ -56,9 +57,10 @@ def constrained(
     """A local minimum of f where every constraint holds, with its multipliers; see `MinimizeSolution`.
 
     `x0` is a tensor of any shape or a dict of tensors, and f and the constraints are functions of the like; f returns a
-    scalar. `constraints` is one item or a sequence: a `Constraint`, or a function c, which stands for c(x) = 0.
-    `bounds` is a pair of lower and upper, each a number, a tensor like x0, or a dict by block. x0 may violate
-    constraints; one outside of the bounds or on them is moved inside. Nothing is evaluated outside of the bounds.
+    scalar, or is an `Objective`, whose x is flat or a dict by parameter. `constraints` is one item or a sequence: a
+    `Constraint`, or a function c, which stands for c(x) = 0. `bounds` is a pair of lower and upper, each a number, a
+    tensor like x0, or a dict by block. x0 may violate constraints; one outside of the bounds or on them is moved
+    inside. Nothing is evaluated outside of the bounds.
 
     Converged means, at x, for the multipliers reported, and in the largest entries,
     ``|grad f + J'y + z| <= gtol max(1, |grad f|)``, ``violation <= ctol`` and ``complementarity <= gtol``; the
@@ -154,10 +156,10 @@ def _rules(program: Program, gtol: float | None, ctol: float | None, max_iterati
 
 
 def _program(
-    f: Function, x0: Parameters, constraints: Constraints, bounds: tuple[Bound, Bound] | None
+    f: Function | Objective, x0: Parameters, constraints: Constraints, bounds: tuple[Bound, Bound] | None
 ) -> tuple[Program, Tensor, list[tuple[int, ...]]]:
     """The problem, a start strictly inside the bounds, and the shapes of the constraints."""
-    if not callable(f):
+    if not isinstance(f, Objective) and not callable(f):
         raise TypeError(f"minimize: f must be a function of x, got {type(f).__name__}")
     items = as_list(constraints)
     blocks, single = frozen_point("minimize", x0)
@@ -193,7 +195,7 @@ def _values(program: Program, x: Tensor, items: tuple[Constraint, ...]) -> list[
     values = []
     with torch.no_grad(), second_order("minimize", program.space.device):
         at = program.structured(x)
-        value = program.f(at)
+        value = torch.zeros(()) if isinstance(program.f, Objective) else program.f(at)
         if not isinstance(value, Tensor) or value.ndim:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"minimize: f must return a scalar tensor, got {got}")

@@ -3,7 +3,8 @@
     min f(x)  subject to  low <= c(x) <= high,  lower <= x <= upper
 
 f and c run in the dtype of the parameters; vectors of the algorithms are float64. At a point the graphs of f and c are
-kept, so that a product with the Jacobian, its transpose or a Hessian of the Lagrangian is one backward pass.
+kept, so that a product with the Jacobian, its transpose or a Hessian of the Lagrangian is one backward pass. Where f is
+an `Objective`, its value, gradient and products are passes over its data.
 
 `unit` divides f and `units` the rows, for the algorithms alone: what is reported is measured without them.
 """
@@ -17,7 +18,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from frechet.errors import NonFinite
+from frechet.objective import Objective
 from frechet.objective.kernels import ordinary
+from frechet.operators.hessian import hessian
 from frechet.operators.operator import LinearOperator
 from frechet.operators.products import grads, second_order
 from frechet.operators.structured import from_callable
@@ -47,7 +51,7 @@ class Values:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """f, its gradient and c at x, with the graphs kept: `J` is the Jacobian of c."""
+    """f, its gradient and c at x, with the graphs kept: `J` is the Jacobian of c, `H` the Hessian of an objective f."""
 
     x: Tensor
     f: float
@@ -55,9 +59,10 @@ class Point:
     g: Tensor
     J: LinearOperator
     leaves: list[Tensor]
-    graph_g: list[Tensor]
+    graph_g: list[Tensor]  # none where f is an objective
     graph_c: Tensor
     program: Program
+    H: LinearOperator | None = None
 
     def hessian(self, y: Tensor) -> LinearOperator:
         """The Hessian of f + y'c ``(n, n)``."""
@@ -65,12 +70,13 @@ class Point:
         with second_order("minimize", p.space.device), torch.enable_grad():
             u = p.outward(y)
             pulled = grads(self.graph_c, self.leaves, [u], create_graph=True)
-            total = [a + b for a, b in zip(self.graph_g, pulled, strict=True)]
+            total = pulled if self.H else [a + b for a, b in zip(self.graph_g, pulled, strict=True)]
 
         def product(V: Tensor) -> Tensor:
             p.ledger.products += V.shape[1]
             rows = [p.joined(grads(total, self.leaves, p.blocks(v), retain_graph=True)) for v in V.T]
-            return torch.stack(rows).T
+            found = torch.stack(rows).T
+            return found if self.H is None else found + p.wide(self.H @ p.narrow(V)) / p.unit
 
         return from_callable(product, p.domain, facts="symmetric")
 
@@ -79,7 +85,7 @@ class Point:
 class Program:
     """The functions, the sides and the counts. `domain` is R^n and `codomain` R^m, both float64."""
 
-    f: Function
+    f: Function | Objective
     functions: tuple[Function, ...]
     space: Space
     single: bool
@@ -108,16 +114,24 @@ class Program:
         """The same problem with f / unit and c / units."""
         return replace(self, unit=unit, units=units, low=self.low / units, high=self.high / units)
 
+    def narrow(self, v: Tensor) -> Tensor:
+        """As f and c take it."""
+        return v.to(self.space.device, self.space.dtype)
+
+    def wide(self, v: Tensor) -> Tensor:
+        """As the algorithms take it."""
+        return v.detach().to(self.domain.device, torch.float64)
+
     def blocks(self, v: Tensor) -> list[Tensor]:
-        return self.space.split(v.to(self.space.device, self.space.dtype))
+        return self.space.split(self.narrow(v))
 
     def joined(self, blocks: list[Tensor]) -> Tensor:
         """The gradient blocks as a float64 vector, in the scale of this program."""
-        return self.space.join([b.detach() for b in blocks]).to(self.domain.device, torch.float64)
+        return self.wide(self.space.join([b.detach() for b in blocks]))
 
     def outward(self, u: Tensor) -> Tensor:
         """A vector of the rows as a cotangent of the graph of c."""
-        return (u / self.units).to(self.space.device, self.space.dtype)
+        return self.narrow(u / self.units)
 
     def rounded(self, x: Tensor, strict: bool = False) -> Tensor:
         """`x` as the dtype of the parameters holds it, inside the bounds; strictly, where there is room."""
@@ -138,10 +152,10 @@ class Program:
         self.ledger.evaluations += 1
         with torch.no_grad(), second_order("minimize", self.space.device):
             at = self.structured(x)
-            f = float(self.f(at)) / self.unit
+            f = (self._value(self.f, x) if isinstance(self.f, Objective) else float(self.f(at))) / self.unit
             if not math.isfinite(f):
                 return None
-            c = self._double(self._rows(at)) / self.units
+            c = self.wide(self._rows(at)) / self.units
         return Values(x, f, c) if self.codomain.finite(c) else None
 
     def point(self, x: Tensor) -> Point | None:
@@ -151,18 +165,26 @@ class Program:
         with second_order("minimize", self.space.device), torch.enable_grad():
             leaves = [ordinary(b).clone().requires_grad_() for b in self.blocks(x)]
             at = leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
-            value, rows = self.f(at), self._rows(at)
-            gradient = [b / self.unit for b in grads(value, leaves, None, create_graph=True)]
+            value, rows = None if isinstance(self.f, Objective) else self.f(at), self._rows(at)
+            gradient = [] if value is None else [b / self.unit for b in grads(value, leaves, None, create_graph=True)]
             u = torch.zeros_like(rows).requires_grad_()
             pulled = grads(rows, leaves, [u], create_graph=True)
-        f, c, g = float(value.detach()) / self.unit, self._double(rows) / self.units, self.joined(gradient)
+        c, H = self.wide(rows) / self.units, None
+        if isinstance(self.f, Objective):
+            f, v = self._value(self.f, x) / self.unit, self.narrow(x)
+            if not math.isfinite(f):
+                return None
+            g, H = self._slope(self.f, x) / self.unit, hessian(self.f, v)
+        else:
+            assert value is not None
+            f, g = float(value.detach()) / self.unit, self.joined(gradient)
         if not (math.isfinite(f) and self.codomain.finite(c) and self.domain.finite(g)):
             return None
 
         def push(V: Tensor) -> Tensor:
             self.ledger.products += V.shape[1]
             columns = [grads(pulled, [u], self.blocks(v), retain_graph=True)[0] for v in V.T]
-            return torch.stack([self._double(b) / self.units for b in columns]).T
+            return torch.stack([self.wide(b) / self.units for b in columns]).T
 
         def pull(U: Tensor) -> Tensor:
             self.ledger.products += U.shape[1]
@@ -170,7 +192,7 @@ class Program:
             return torch.stack(found).T
 
         J = from_callable(push, self.domain, self.codomain, rmatmat=pull)
-        return Point(x, f, c, g, J, leaves, gradient, rows, self)
+        return Point(x, f, c, g, J, leaves, gradient, rows, self, H)
 
     def _rows(self, at: Parameters) -> Tensor:
         """c(x) flat, on its graph."""
@@ -178,8 +200,17 @@ class Program:
         nothing = torch.zeros(0, dtype=self.space.dtype, device=self.space.device)
         return torch.cat(parts) if parts else nothing
 
-    def _double(self, t: Tensor) -> Tensor:
-        return t.detach().to(self.domain.device, torch.float64)
+    def _value(self, f: Objective, x: Tensor) -> float:
+        try:
+            return float(f.value(self.narrow(x)))
+        except NonFinite:
+            return math.nan
+
+    def _slope(self, f: Objective, x: Tensor) -> Tensor:
+        try:
+            return self.wide(f.gradient(self.narrow(x)))
+        except NonFinite:
+            return torch.full_like(x, math.nan)
 
 
 def _wide(device: torch.device) -> torch.device:
