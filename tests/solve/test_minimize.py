@@ -344,11 +344,13 @@ def test_an_objective_that_is_not_finite_at_a_trial_point_refuses_the_step():
         def forward(self, one):
             return one * self.x.sqrt().sum()
 
-    objective = Objective(Root(), torch.nn.MSELoss(), [(torch.ones(1, 1).double(), torch.zeros(1, 1).double())])
-    s = minimize(objective, constraints=lambda x: x[0] - 2 * x[1] - 1)
-    assert s.converged
-    assert bool((s.x >= 0).all())
-    assert abs(float(s.x[0] - 2 * s.x[1] - 1)) <= 1e-8
+    data = [(torch.ones(1, 1).double(), torch.full((1, 1), 3.0).double())]
+    objective = Objective(Root(), torch.nn.MSELoss(), data)
+    start = torch.tensor([0.01, 16.0], dtype=torch.float64)
+    s = minimize(objective, start, constraints=lambda x: x[0] - 2 * x[1] - 1).checked()
+    t = float(s.x[1])
+    assert float(s.x[0]) == pytest.approx(1 + 2 * t, abs=1e-8)
+    assert math.sqrt(1 + 2 * t) + math.sqrt(t) == pytest.approx(3, abs=1e-6)
 
 
 @pytest.mark.parametrize("unit", [1e-300, 1e-100, 1e100, 1e300])
