@@ -300,3 +300,16 @@ def test_the_least_violation_where_f_is_not_defined_is_no_result(method):
     assert not s.converged
     assert math.isfinite(s.value)
     assert bool((s.x > 0).all())
+
+
+@pytest.mark.parametrize("start", [0.1, 0.3])
+def test_a_side_whose_gradient_vanishes_where_it_is_active_makes_no_solution(start):
+    def f(x):
+        return torch.sin(3 * x).sum()
+
+    x0 = torch.full((2,), start, dtype=torch.float64)
+    s = constrained(f, x0, Constraint(lambda x: x @ x, 0.0, 1.0))  # 0 <= |x|^2 always holds, and stops a barrier at 0
+    assert s.status is Status.STAGNATED
+    assert "multipliers grow without bound" in s.reason
+    free = constrained(f, x0, Constraint(lambda x: x @ x, -math.inf, 1.0)).checked()
+    assert free.value == pytest.approx(-2, abs=1e-12)

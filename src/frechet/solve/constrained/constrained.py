@@ -38,6 +38,7 @@ from frechet.space import Space
 Method = Literal["auto", "composite", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 RESTORE = 200  # iterations towards the constraints alone
+RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
 NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
 
 
@@ -69,9 +70,9 @@ def constrained(
 
     Other statuses, each with a sentence in `reason`: `infeasible` (no direction reduces the violation to first order:
     there may be feasible points elsewhere), `unbounded` (f below -1e20 in the units of its gradient at x0, where the
-    constraints hold), `stagnated` (no step gains: kinks, wrong derivatives, or a solution at which the gradients of the
-    active constraints are dependent), `max_iterations`, `stopped`. A trial point where f or c is not finite is refused;
-    at x0 it raises `NonFinite`.
+    constraints hold), `stagnated` (no step gains: kinks, wrong derivatives, or a point at which the gradients of the
+    active constraints vanish or are dependent, so that multipliers grow without bound), `max_iterations`, `stopped`. A
+    trial point where f or c is not finite is refused; at x0 it raises `NonFinite`.
 
     `seed` belongs to "sketched" and is required there. `observe` is called once per iteration; True stops.
 
@@ -95,7 +96,9 @@ def constrained(
     run = _restored(small, run, rules, observe, chosen, drawn)
     point = program.point(run.x)
     assert point is not None  # an accepted point
-    return _solution(program, point, run, conditions(program, point, run.y), rules, chosen, shapes)
+    found = conditions(program, point, run.y)
+    grown = largest(found.y * small.units / small.unit)
+    return _solution(program, point, run, found, grown, rules, chosen, shapes)
 
 
 def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
@@ -224,13 +227,14 @@ def _solution(
     point: Point,
     run: Run,
     found: Conditions,
+    grown: float,
     rules: Rules,
     method: str,
     shapes: list[tuple[int, ...]],
 ) -> MinimizeSolution:
     status = run.status or Status.STAGNATED
     if found.hold(rules.gtol, rules.ctol):
-        status = Status.CONVERGED
+        status = Status.CONVERGED if grown <= RUNAWAY else Status.STAGNATED
     measures = (
         f"residual {found.residual:.3g}, violation {found.infeasibility:.3g}, "
         f"complementarity {found.complementarity:.3g}"
@@ -244,6 +248,12 @@ def _solution(
         Status.MAX_ITERATIONS: f"the limit of {rules.max_iterations} iterations was reached: {measures}",
         Status.STOPPED: f"observe returned True in iteration {run.iterations}: {measures}",
     }
+    if grown > RUNAWAY:
+        reasons[Status.STAGNATED] = (
+            f"the multipliers grow without bound, {largest(found.y):.3g} here: where the constraints are active their "
+            f"gradients vanish or are dependent, so that the conditions, with {measures}, say nothing; leave out a "
+            "side that always holds"
+        )
     at, dtype, device = program.structured(point.x), program.space.dtype, program.space.device
     parts = found.y.to(device, dtype).split([math.prod(s) for s in shapes])
     return MinimizeSolution(
