@@ -32,6 +32,7 @@ from frechet.solve.box import Bound, Box, box
 from frechet.solve.constrained.constrained import constrained
 from frechet.solve.constrained.constraint import Constraints
 from frechet.solve.cubic_newton import cubic_newton
+from frechet.solve.far_start import from_afar
 from frechet.solve.gradient_regularized import gradient_regularized
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.negative_curvature import downward_curvature, escaped
@@ -109,7 +110,8 @@ def minimize(
     The plain call goes on until rounding leaves nothing to gain. It is converged where one of these holds at the
     result, over the entries that no bound holds:
 
-        max |g_i| <= gtol           gtol = eps max |g_i(x0)| if left out
+        max |g_i| <= gtol           gtol = eps max |g_i(x0)| if left out; where a step along -g would still move x by
+                                    more than 1e-9 of it, eps times that g
         g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out;
                                     or <= eps |f(x0)|, where no step is found that reduces f or its gradient
 
@@ -191,11 +193,16 @@ def minimize(
         farthest=FARTHEST * max(1.0, float(space.norm(x))),
     )
     chosen = ("trust-region" if sides is None else "projected-newton") if method == "auto" else method
+    go: Callable[[Point, Rules], Run]
     if sides is not None:
-        run, curvature = projected_newton(function, point, rules, sides, observe=observe), None
+        go = partial(projected_newton, function, box=sides, observe=observe)
     else:
         go = partial(ALGORITHMS[chosen], function, observe=observe)
-        run, curvature = _followed(function, go, point, rules, escape, seed)
+    once = go if gtol is not None else lambda point, rules: from_afar(function, go, point, rules, sides)
+    if sides is not None:
+        run, curvature = once(point, rules), None
+    else:
+        run, curvature = _followed(function, once, point, rules, escape, seed)
     how = "Hessian" if hessian is None else "given curvature"
     small = preconditioner is None and space.dim <= SMALL
     described = f"{chosen}, {how} by " + (
