@@ -259,3 +259,10 @@ def test_criteria_that_do_not_fit_rows_are_refused():
         gradient(gaussian(), randn(4, 3, 2))
     with pytest.raises(ValueError, match=r"targets must lie between 0 and 1 .* got 0 to 2"):
         gradient(cross_entropy(), labels(3, 4, 3))
+
+
+def test_a_chunk_holds_as_many_bytes_in_every_dtype_that_is_computed_in():
+    head = head_of(nn.Sequential(nn.Linear(4, 1 << 15).bfloat16()), "0", None)
+    assert head.chunk(torch.float64) == (1 << 25) // (8 << 15)
+    assert head.chunk(torch.float32) == 2 * head.chunk(torch.float64)
+    assert head_of(nn.Sequential(nn.Linear(4, 8)), "0", 3).chunk(torch.float32) == 3

@@ -42,3 +42,9 @@ def test_a_quadratic_is_solved_once():
     s = minimize(f, torch.full((4,), 1e9, dtype=torch.float64)).checked()
     assert s.iterations <= 5
     assert len(calls) <= 12
+
+
+def test_rounding_in_float32_is_no_far_start():
+    x0 = torch.tensor([-1.2, 1.0, -1.2, 1.0])
+    plain = minimize(lambda x: (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum(), x0).checked()
+    assert plain.evaluations <= 60

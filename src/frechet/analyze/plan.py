@@ -156,11 +156,14 @@ def _measured(A: LinearOperator, V: torch.Tensor) -> tuple[float, int | None]:
 
 
 def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: torch.Tensor) -> tuple[int | None, int]:
-    """The rows of a head at once, halved until a product was seen within the budget, and the bytes that it took."""
-    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian):
+    """The rows of a head at once, halved until a product was seen within the budget, and the bytes that it took.
+
+    Not in a group: its processes measure different peaks, and must all make the same products.
+    """
+    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian) or A.snapshot.group is not None:
         return None, peak
     chunks = [
-        min(part.head.chunk, batch.targets.numel())
+        min(part.head.chunk(A.domain.dtype), batch.targets.numel())
         for part in A.snapshot.parts
         if part.head is not None
         for batch in part.batches(A.domain.device)
@@ -175,8 +178,9 @@ def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: torch.Tensor)
 
 
 def _with_rows(A: ObjectiveHessian | OutputProduct | OutputJacobian, rows: int) -> LinearOperator:
+    dtype = A.domain.dtype
     parts = [
-        p if p.head is None else replace(p, head=replace(p.head, rows=min(rows, p.head.chunk)))
+        p if p.head is None else replace(p, head=replace(p.head, rows=min(rows, p.head.chunk(dtype))))
         for p in A.snapshot.parts
     ]
     return replace(A, snapshot=replace(A.snapshot, parts=tuple(parts)))

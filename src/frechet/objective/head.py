@@ -51,11 +51,9 @@ class Head:
     bias: str | None
     rows: int | None  # per chunk; None: as many as `CHUNK_BYTES` hold
 
-    @property
-    def chunk(self) -> int:
-        """The rows that go through the layer at once."""
-        row = self.module.out_features * self.module.weight.element_size()
-        return self.rows or max(1, CHUNK_BYTES // max(1, row))
+    def chunk(self, dtype: torch.dtype) -> int:
+        """The rows that go through the layer at once, with logits of this dtype."""
+        return self.rows or max(1, CHUNK_BYTES // max(1, self.module.out_features * dtype.itemsize))
 
     @contextmanager
     def bypassed(self) -> Iterator[list[tuple[Tensor, int]]]:
@@ -193,7 +191,7 @@ def rows_of(head: Head, criterion: Criterion, hidden: Tensor, state: Mapping[str
     rows = criterion.rows((*hidden.shape[:-1], W.shape[0]), targets)
     flat = hidden.reshape(-1, hidden.shape[-1])
     h = flat if rows.kept is None else flat[rows.kept]
-    return HeadRows(hidden, h, W, b, rows.criterion, rows.targets, rows.kept, head.chunk)
+    return HeadRows(hidden, h, W, b, rows.criterion, rows.targets, rows.kept, head.chunk(W.dtype))
 
 
 # --- derivatives ------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.negative_curvature import downward_curvature, escaped
 from frechet.solve.projected_newton import projected_newton
 from frechet.solve.smooth_function import Counts, Curvature, Parameters, Point, SmoothFunction
-from frechet.solve.smooth_run import Rules, Run
+from frechet.solve.smooth_run import Rules, Run, free_gradient
 from frechet.solve.stepsized_newton import stepsized_newton
 from frechet.solve.trust_region import trust_region
 from frechet.space import Space
@@ -111,7 +111,7 @@ def minimize(
     result, over the entries that no bound holds:
 
         max |g_i| <= gtol           gtol = eps max |g_i(x0)| if left out; where a step along -g would still move x by
-                                    more than 1e-9 of it, eps times that g
+                                    more than eps^0.6 of it, eps times that g
         g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out;
                                     or <= eps |f(x0)|, where no step is found that reduces f or its gradient
 
@@ -238,9 +238,8 @@ def _followed(
 
 def _largest(point: Point, sides: Box | None) -> float:
     """The largest entry of the gradient that no bound holds."""
-    if sides is None or not point.gradient.numel():
-        return point.largest
-    return float(torch.where(sides.held(point.x, point.gradient) == 0, point.gradient.abs(), 0.0).max())
+    g = free_gradient(point, sides)
+    return float(g.abs().max()) if g.numel() else 0.0
 
 
 def _solution(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite
@@ -148,6 +149,12 @@ def spent(f: SmoothFunction, decrease: float, rules: Rules) -> str:
     return ""
 
 
+def free_gradient(point: Point, box: Box | None) -> Tensor:
+    """The gradient, zero where a bound holds x."""
+    g = point.gradient
+    return g if box is None else torch.where(box.held(point.x, g) == 0, g, 0.0)
+
+
 def gain(
     f: SmoothFunction, point: Point, trial: Trial, s: Tensor, box: Box | None = None
 ) -> tuple[float, Point | None]:
@@ -156,16 +163,13 @@ def gain(
     Then the gradient must not grow, at a bound that holds x not counted.
     """
 
-    def slope(p: Point) -> Tensor:
-        return f.space.norm(p.gradient if box is None else p.gradient * (box.held(p.x, p.gradient) == 0))
-
     difference = point.value - trial.value
     if not math.isfinite(trial.value):
         return -math.inf, None
     if abs(difference) > noise(f, point):
         return difference, None
     after = f.differentiated(trial)
-    if after is None or slope(after) > slope(point):
+    if after is None or f.space.norm(free_gradient(after, box)) > f.space.norm(free_gradient(point, box)):
         return -math.inf, after
     return -0.5 * float(f.space.inner(s, point.gradient + after.gradient)), after
 

@@ -70,7 +70,7 @@ class Point:
         with second_order("minimize", p.space.device), torch.enable_grad():
             u = p.outward(y)
             pulled = grads(self.graph_c, self.leaves, [u], create_graph=True)
-            total = pulled if self.H else [a + b for a, b in zip(self.graph_g, pulled, strict=True)]
+            total = pulled if self.H is not None else [a + b for a, b in zip(self.graph_g, pulled, strict=True)]
 
         def product(V: Tensor) -> Tensor:
             p.ledger.products += V.shape[1]
