@@ -5,6 +5,7 @@ also for ``(n, k)``. Versions that these adapters were written for and run with:
 PyHessian 0.1, hessian-eigenthings 1.0.0a5. All three take means of batch means or weight batches by their examples; on
 equal batches that is the same matrix as ours.
 
+    frechet, recorded    linearize(A, memory=0): the operations are recorded, nothing that they compute is kept
     curvlinops           jvp of jacrev under vmap, recomputed for each block
     PyHessian            double backward, recomputed for a data loader, kept graph for one batch; no Gauss-Newton
     hessian-eigenthings  double backward, recomputed; jvp and vjp for Gauss-Newton (its exact modes)
@@ -59,6 +60,20 @@ def frechet_gauss_newton(problem: Problem, data: Data) -> Product:
     from frechet import gauss_newton
 
     G = gauss_newton(objective(problem, data))
+    return lambda v: G @ v
+
+
+def recorded_hessian(problem: Problem, data: Data) -> Product:
+    from frechet import hessian, linearize
+
+    H = linearize(hessian(objective(problem, data)), memory=0)
+    return lambda v: H @ v
+
+
+def recorded_gauss_newton(problem: Problem, data: Data) -> Product:
+    from frechet import gauss_newton, linearize
+
+    G = linearize(gauss_newton(objective(problem, data)), memory=0)
     return lambda v: G @ v
 
 
@@ -128,9 +143,10 @@ def of_columns(product: Product) -> Product:
     return block
 
 
-OURS = "frechet"
+OURS = ("frechet", "frechet, recorded")
 LIBRARIES = (
-    Library(OURS, "frechet", frechet_hessian, frechet_gauss_newton, blocks=True),
+    Library(OURS[0], "frechet", frechet_hessian, frechet_gauss_newton, blocks=True),
+    Library(OURS[1], "frechet", recorded_hessian, recorded_gauss_newton, blocks=True),
     Library("curvlinops", "curvlinops", curvlinops_hessian, curvlinops_gauss_newton, blocks=True),
     Library("PyHessian", "pyhessian", pyhessian_hessian, None),
     Library("PyHessian, kept graph", "pyhessian", pyhessian_kept, None, keeps=True),

@@ -95,6 +95,7 @@ def relative_difference(a, b) -> float:
 def streaming(problem, libraries, batches: int, vectors: int, seed: int, device: str) -> dict[str, Any]:
     """Each library's seconds per batch over those of as many kept-graph products."""
     import torch
+    from peers import OURS
     from reference import kept_hessian
 
     V = torch.randn(vectors, problem.dim, generator=torch.Generator().manual_seed(seed)).to(problem.batch()[0].device).T
@@ -112,7 +113,7 @@ def streaming(problem, libraries, batches: int, vectors: int, seed: int, device:
             timing.synchronize(device)
             reference.append(timing.now() - start)
 
-        ours = library.name == "frechet"
+        ours = library.name in OURS
         stream = Stream(problem, batches if ours else min(batches, PEER_BATCHES), pause, device)
         product = library.hessian(problem, stream)
         block = V if library.blocks else V[:, 0]
@@ -137,9 +138,11 @@ def streaming(problem, libraries, batches: int, vectors: int, seed: int, device:
 
 def memory(model: str, libraries, batches: int, vectors: int, threads: int, device: str) -> dict[str, Any]:
     """Bytes of the peak above the state before: ours over one and over all batches, the peers' over one."""
+    from peers import OURS
+
     results: dict[str, Any] = {}
     for library in libraries:
-        for count in (1, batches) if library.name == "frechet" else (1,):
+        for count in (1, batches) if library.name in OURS else (1,):
             flags = {"model": model, "library": library.name, "batches": count, "vectors": vectors, "threads": threads}
             command = [sys.executable, str(Path(__file__).parent / "memory.py"), "--device", device]
             command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -149,6 +152,8 @@ def memory(model: str, libraries, batches: int, vectors: int, threads: int, devi
 
 
 def show_single(model: str, result: dict[str, Any]) -> None:
+    from peers import OURS
+
     unit = timing.quartiles(result["seconds"]["gradient"])[0]
     print(f"\n{model}: one-batch product in gradients (one gradient: {1000 * unit:.2f} ms)")
     print(f"  {'':42}{'median':>8}{'quartiles':>16}{'error f64':>12}{'error f32':>12}")
@@ -161,14 +166,16 @@ def show_single(model: str, result: dict[str, Any]) -> None:
             )
     for operator, bar in zip(OPERATORS, BARS[model], strict=True):
         ratios = {n.split(": ")[1]: v for n, v in result["ratios"].items() if n.startswith(operator)}
-        ours = ratios.pop("frechet", None)
-        if ours is None:
-            continue
-        line = f"  {operator}: {timing.quartiles(ours)[0]:.2f}, bar {bar}"
-        for peer, values in ratios.items():
-            median, low, high = timing.quartiles([p / o for p, o in zip(values, ours, strict=True)])
-            line += f"; {peer} {median:.2f} times ours ({low:.2f}-{high:.2f})"
-        print(line)
+        for name in OURS:
+            ours = ratios.pop(name, None)
+            if ours is None:
+                continue
+            line = f"  {operator}, {name}: {timing.quartiles(ours)[0]:.2f}, bar {bar}"
+            for peer, values in ratios.items():
+                if peer not in OURS:
+                    median, low, high = timing.quartiles([p / o for p, o in zip(values, ours, strict=True)])
+                    line += f"; {peer} {median:.2f} times that ({low:.2f}-{high:.2f})"
+            print(line)
 
 
 def show_streaming(model: str, result: dict[str, Any]) -> None:

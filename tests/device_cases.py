@@ -71,6 +71,8 @@ DERIVATIVES: dict[str, Callable[[Objective], LinearOperator]] = {
     "jacobian": jacobian,
     "ntk": ntk,
     "kept hessian": lambda o: linearize(hessian(o)),
+    "recorded hessian": lambda o: linearize(hessian(o), 0),
+    "recorded jacobian": lambda o: linearize(jacobian(o), 0),
     "kept jacobian": lambda o: linearize(jacobian(o)),
 }
 

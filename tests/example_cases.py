@@ -50,7 +50,7 @@ def problem(name):
         batches = [(tensors(b, i), tensors(b, o)) for b, i, o in data]
         loss, criterion, split = lambda y, t: ((y - t) ** 2).sum(), squared_error(), None
     elif name == "conv":
-        model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.GroupNorm(1, 2), nn.GELU(), nn.Flatten(), nn.Linear(8, 3))
+        model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.GroupNorm(1, 2), nn.GELU("tanh"), nn.Flatten(), nn.Linear(8, 3))
         batches = [(tensors(b, 1, 3, 3), torch.randint(0, 3, (b,))) for b in (3, 2)]
         loss, criterion, split = lambda y, t: F.cross_entropy(y, t, reduction="sum"), nn.CrossEntropyLoss(), None
     elif name == "lstm":

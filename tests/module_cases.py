@@ -292,6 +292,14 @@ def pooling_net() -> Case:
     return fitted("pooling net", model, randn(3, 1, 3, 3))
 
 
+def gelu_and_silu() -> Case:
+    def f(m, x):
+        return F.gelu(m[0](x), approximate="tanh") * m[2](F.silu(x + m[1](m[0](x))))
+
+    make = (linear(2, 2), lambda: nn.GELU(approximate="tanh"), nn.SiLU)
+    return fitted("GELU and SiLU", around(f, *make), 3 * randn(3, 2))
+
+
 def gated_by_hard_sigmoid() -> Case:
     X = randn(3, 2)
 
@@ -377,6 +385,7 @@ MODULES = (
     *(batch_norm_without_running_statistics, instance_norm_in_training),
     *(old_weight_norm, spectral_norm, old_spectral_norm, orthogonal, packed_lstm, elman_network, cells),
     *(padded_embedding, summed_bags, mean_bags, largest_of_bags, upsampling_net, pooling_net, gated_by_hard_sigmoid),
+    gelu_and_silu,
     *(checkpointed, functional_losses, seeded_dropout, seeded_dropout_of_attention, seeded_dropout_of_an_lstm),
     *(seeded_slopes,),
 )

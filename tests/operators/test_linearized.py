@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frechet.errors import NonFinite, NotDifferentiable
+from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective, custom, l2, squared_error
 from frechet.operators import (
     fisher,
@@ -27,6 +27,7 @@ from laws import LAWS, block, close
 from objective_cases import (
     MAKERS,
     binary,
+    causal_language_model,
     conv_net_with_batch_norm,
     gauss_newton_of,
     hessian_of,
@@ -48,24 +49,29 @@ def routes(objective):
     return ["reverse"] if lacks_forward(objective.model) else ["reverse", "forward"]
 
 
+kept_or_not = pytest.mark.parametrize("memory", [None, 0], ids=["kept", "nothing kept"])
+
+
+@kept_or_not
 @named
-def test_the_hessian_is_the_dense_one(make):
+def test_the_hessian_is_the_dense_one(make, memory):
     objective, H = prepared(make)[0].objective, hessian_of(make)
     for route in routes(objective):
-        L = linearize(hessian(objective, route=route))
+        L = linearize(hessian(objective, route=route), memory)
         V = block(L.domain, 3, 1)
         assert L.route == route
         close(L @ V, H @ V)
         close(L @ V[:, 0], H @ V[:, 0])
 
 
+@kept_or_not
 @named
-def test_gauss_newton_is_the_dense_one(make):
+def test_gauss_newton_is_the_dense_one(make, memory):
     objective, G = prepared(make)[0].objective, gauss_newton_of(make)
     if make is penalized_sum:
         G = G + 0.3 * torch.eye(len(G), dtype=G.dtype)  # the convex penalty is in
     for route in routes(objective):
-        L = linearize(gauss_newton(objective, route=route))
+        L = linearize(gauss_newton(objective, route=route), memory)
         V = block(L.domain, 2, 1)
         close(L @ V, G @ V)
 
@@ -154,6 +160,80 @@ def test_batches_that_do_not_fit_are_recomputed():
         assert "recomputed" in repr(some)
 
 
+def test_kept_recorded_and_plain_batches_go_together():
+    model = mlp(nn.Tanh())
+    X, Y = randn(9, 2), randn(9, 2, seed=9)
+    whole = Objective(model, squared_error(), ragged(X, Y, sizes=(2, 3, 3, 1)), penalty=l2(0.2))
+    H = hessian(whole)
+    V = block(H.domain, 3, 1)
+    for share, counts in ((0, (0, 4)), (0.5, (1, 3)), (0.9, (2, 2)), (3, (4, 0))):
+        L = linearize(H, int(share * linearize(H).bytes))
+        assert (L.batches, L.recomputed) == counts
+        assert not any(t.constants for t in L.room.tapes[L.batches :])
+        assert len(L.room.tapes) == 4
+        close(L @ V, H @ V)
+        close(L @ V[:, 0], H @ V[:, 0])
+
+
+def test_batches_that_draw_go_by_the_operator_itself_where_they_do_not_fit():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Dropout(0.5), nn.Linear(3, 2)).double().train()
+    H = hessian(Objective(model, squared_error(), ragged(randn(5, 2), randn(5, 2, seed=9)), dropout_seed=0))
+    some = linearize(H, int(0.8 * linearize(H).bytes))
+    assert (some.batches > 0, some.recomputed > 0, len(some.room.tapes)) == (True, True, some.batches)
+    V = block(H.domain, 2, 1)
+    close(some @ V, H @ V)
+    with pytest.raises(NotDifferentiable, match="draws random numbers, which would be others each time"):
+        linearize(H, 0)
+
+
+def test_chunked_heads_go_by_the_operator_itself_where_they_do_not_fit():
+    case = prepared(causal_language_model)[0]
+    part = case.objective.parts[0]
+    chunked = Objective(case.objective.model, part.criterion, part.data, split=part.split, head="head", head_rows=2)
+    with pytest.raises(MemoryError, match="memory must hold the linearization of one batch at least, got 0 bytes"):
+        linearize(hessian(chunked), 0)
+    H = hessian(chunked + 0.5 * case.objective)
+    L, v = linearize(H, 0), block(H.domain, 1, 1)
+    assert len(L.room.tapes) == len(list(case.objective.batches()))
+    close(L @ v, 1.5 * hessian_of(causal_language_model) @ v)
+
+
+def test_recomputed_batches_are_read_again_and_must_look_as_they_did():
+    batches = ragged(randn(5, 2), randn(5, 2, seed=9))
+
+    class Data:
+        def __iter__(self):
+            yield from ((x.clone(), y.clone()) for x, y in batches)
+
+    model = mlp(nn.Tanh())
+    for A in (hessian, jacobian):
+        L = linearize(A(Objective(model, squared_error(), Data())), 0)
+        assert L.bytes < 1000
+        kept = list(batches)
+        v = block(L.domain, 1, 1)
+        batches[-1] = kept[0]
+        with pytest.raises(UnusableObjective, match=r"must give the same batches each time, but batch \d has"):
+            L @ v
+        batches[:] = kept
+        close(L @ v, A(Objective(model, squared_error(), kept)) @ v)
+
+
+def test_a_function_with_nothing_kept_is_the_same_map():
+    x = randn(3)
+
+    def f(x):
+        return torch.stack([x[0] * x[1], x[2].sin(), x.prod(), x[0] ** 3])
+
+    for A in (jacobian(f, x), hessian(lambda x: f(x).prod(), x)):
+        L = linearize(A, 0)
+        assert (L.batches, L.recomputed, L.bytes) == (0, 1, 0)
+        close(L.dense(), A.dense())
+        close(L.T.dense(), A.dense().T)
+        some = linearize(A, 8)  # bytes: not enough
+        assert some.bytes <= 8
+        close(some.dense(), A.dense())
+
+
 def test_large_convolutions_are_recorded_in_forward_mode_where_there_is_one(monkeypatch):
     monkeypatch.setattr("frechet.operators.kept_product.SMALL", 1 << 14)
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(32, 2)).double()
@@ -162,10 +242,12 @@ def test_large_convolutions_are_recorded_in_forward_mode_where_there_is_one(monk
     without_forward_mode = custom(lambda f, y: F.huber_loss(f, y).expand(len(f)))
     for criterion, route in ((quartic, "forward"), (without_forward_mode, "reverse")):
         H = hessian(Objective(model, criterion, [(X, Y)]))
-        L, few = linearize(H), linearize(hessian(Objective(model, criterion, [(X[:2], Y[:2])])))
-        assert (H.route, L.route, few.route) == ("reverse", route, "reverse")
-        V = block(H.domain, 2, 1)
-        close(L @ V, H @ V)
+        for memory in (None, 0):
+            L, few = linearize(H, memory), linearize(hessian(Objective(model, criterion, [(X[:2], Y[:2])])), memory)
+            assert (H.route, L.route, few.route) == ("reverse", route, "reverse")
+            assert len(L.room.tapes) == 1
+            V = block(H.domain, 2, 1)
+            close(L @ V, H @ V)
 
 
 def test_a_kept_product_reads_the_data_no_more():
@@ -183,9 +265,10 @@ def test_a_kept_product_reads_the_data_no_more():
     assert len(reads) == 1
 
 
-def test_later_training_changes_nothing():
+@kept_or_not
+def test_later_training_changes_nothing(memory):
     case = conv_net_with_batch_norm()
-    L = linearize(hessian(case.objective))
+    L = linearize(hessian(case.objective), memory)
     v = block(L.domain, 1, 1)
     before = L @ v
     with torch.no_grad():
@@ -221,14 +304,21 @@ def test_what_it_says_it_holds_is_what_it_holds():
     H = hessian(objective)
     before = alive()
     L = linearize(H)
-    parameters_and_inputs = H.snapshot.x.nbytes + 300 * 50 * 8  # there before, and read by the tape
-    assert abs(alive() - before + parameters_and_inputs - L.bytes) < 0.05 * L.bytes
+    inputs = 300 * 50 * 8  # there before, and read by the tape
+    assert abs(alive() - before + inputs - L.bytes) < 0.05 * L.bytes
     # the activations, their slopes, and the gradient in them
     assert L.bytes < 6 * 300 * 400 * 8
+    del L
+    before = alive()
+    L = linearize(H, memory=0)
+    assert alive() - before < 0.01 * H.snapshot.x.nbytes
+    assert L.bytes < 1000
+    assert linearize(hessian(lambda x: x.pow(3).sum(), randn(9)), memory=0).bytes == 0
 
 
-def test_a_vector_that_is_not_finite_is_named():
-    L = linearize(hessian(prepared(tanh_mlp)[0].objective))
+@kept_or_not
+def test_a_vector_that_is_not_finite_is_named(memory):
+    L = linearize(hessian(prepared(tanh_mlp)[0].objective), memory)
     with pytest.raises(NonFinite, match="batch 0 gives a NaN"):
         L @ torch.full_like(block(L.domain, 1, 0), torch.nan)
 
@@ -276,12 +366,8 @@ def test_bad_arguments_are_told_in_one_sentence():
     H = hessian(prepared(tanh_mlp)[0].objective)
     with pytest.raises(TypeError, match=r"A must be an operator, got Objective; write linearize\(hessian"):
         linearize(prepared(tanh_mlp)[0].objective)
-    with pytest.raises(ValueError, match="memory must be a positive number of bytes, got 0"):
-        linearize(H, memory=0)
-    with pytest.raises(MemoryError, match="memory must hold the linearization of one batch at least, got 100 bytes"):
-        linearize(H, memory=100)
-    with pytest.raises(MemoryError, match="memory must hold all batches of a Jacobian, got 100 bytes"):
-        linearize(jacobian(prepared(tanh_mlp)[0].objective), memory=100)
+    with pytest.raises(ValueError, match="memory must be a number of bytes, 0 or more, got -1"):
+        linearize(H, memory=-1)
     with pytest.raises(TypeError, match="must hold a derivative"):
         linearize(from_callable(lambda V: V, 3, facts="symmetric"))
     with pytest.raises(TypeError, match="must not be linearized already"):
@@ -307,9 +393,11 @@ def test_a_compiled_product_is_the_eager_one():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own deprecations
         plain, compiled = (linearize(hessian(objective), compile=c) for c in (False, True))
+        anew = linearize(hessian(objective), 0, compile=True)
         V = block(plain.domain, 3, 1)
         close(compiled @ V[:, 0], plain @ V[:, 0])
         close(compiled @ V, plain @ V)
+        close(anew @ V[:, 0], plain @ V[:, 0])
     assert compiled.room.tapes[0].code == plain.room.tapes[0].code
     assert compiled.room.tapes[0].run is not plain.room.tapes[0].run
 

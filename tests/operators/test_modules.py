@@ -57,6 +57,25 @@ def test_jacobian(make):
 
 
 @named
+def test_recorded_with_nothing_kept_they_are_the_same_maps(make):
+    objective = prepared(make)[0].objective
+    draws = objective.dropout_seed is not None
+    for route in routes(make, without=(functional_losses,)):
+        for A, dense in ((hessian, hessian_of), (gauss_newton, gauss_newton_of), (jacobian, jacobian_of)):
+            if make is checkpointed and route == "forward" and A is not hessian:
+                continue
+            if draws:
+                with pytest.raises(NotDifferentiable, match="draws random numbers"):
+                    linearize(A(objective, route=route), memory=0)
+                continue
+            L = linearize(A(objective, route=route), memory=0)
+            V = block(L.domain, 2, 1)
+            close(L @ V, dense(make) @ V)
+            assert torch.equal(L @ V, L @ V)
+            assert (L.batches, L.recomputed) == (0, len(list(objective.batches())))
+
+
+@named
 def test_linearized_they_are_the_same_maps(make):
     objective = prepared(make)[0].objective
     for route in routes(make, without=(functional_losses,)):

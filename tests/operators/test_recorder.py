@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from frechet.operators.recorder import Untraceable
+from frechet.operators.script import Untraceable
 from frechet.operators.tape import record
 from recordings import played_back, same, vector
 

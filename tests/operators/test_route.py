@@ -70,3 +70,36 @@ def test_a_functional_embedding_with_a_padding_row_is_refused_in_forward_mode_an
     G = gauss_newton(padded, route="reverse")
     assert check_operator(G, seed=0).checked()
     assert float(G.dense()[:3].abs().max()) == 0.0  # the padding row has no curvature
+
+
+def test_a_function_of_ones_own_may_keep_what_it_likes():
+    class Named(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return 2 * x
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.name = "doubled"  # hides the node's own
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+        @staticmethod
+        def jvp(ctx, t):
+            return 2 * t
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(1, 1).double()
+
+        def forward(self, x):
+            return Named.apply(self.layer(x))
+
+    data = [(torch.ones(2, 1).double(), torch.zeros(2, 1).double())]
+    objective = Objective(Model(), squared_error(), data)
+    expected = gauss_newton(Objective(Model().layer, squared_error(), data)).dense() * 4
+    assert torch.allclose(gauss_newton(objective).dense(), expected)
+    assert objective.check().kinks == ()

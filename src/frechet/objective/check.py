@@ -318,7 +318,7 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
         owners = {id(node.variable) for node in nodes if hasattr(node, "variable")}
         reached |= {name for name, leaf in zip(snapshot.space.names, leaves, strict=True) if id(leaf) in owners}
         for node in nodes:
-            operation = node.name().split("Backward")[0]
+            operation = type(node).__name__.split("Backward")[0]
             halves = {m.dtype for m in node._input_metadata} & {torch.float16, torch.bfloat16}
             if halves:
                 raise UnusableObjective(

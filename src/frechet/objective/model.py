@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from frechet.errors import UnusableObjective
+from frechet.objective.activations import ActivationsByFormula
 from frechet.objective.formulas import LayersByFormula
 from frechet.objective.kernels import (
     WeightNormByFormula,
@@ -149,6 +150,11 @@ def _iterates_spectral_norm(m: nn.Module) -> bool:
     return hooked or isinstance(m, _SpectralNorm)
 
 
+def _may_call_functions(m: nn.Module) -> bool:
+    """Whether a module is somebody's own: then what it calls cannot be seen."""
+    return not type(m).__module__.startswith("torch.nn.")
+
+
 @contextmanager
 def exact_math(modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: torch.device) -> Iterator[None]:
     """Run a model with the recorded training flags, in full precision, by kernels that have second derivatives.
@@ -171,6 +177,8 @@ def exact_math(modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: 
             stack.enter_context(WeightNormByFormula())
         if any(isinstance(m, nn.EmbeddingBag | nn.Hardsigmoid) for m in modules):
             stack.enter_context(LayersByFormula())
+        if any(_may_call_functions(m) or isinstance(m, nn.GELU | nn.SiLU) for m in modules):
+            stack.enter_context(ActivationsByFormula())
         if any(isinstance(m, nn.RNNBase) for m in modules):
             stack.enter_context(recurrence_without_cudnn())
         for m, flag in changed:

@@ -155,8 +155,13 @@ class Snapshot:
         # batches in memory draw nothing; any other data may draw from every generator there is
         drawing = not all(isinstance(part.data, list | tuple) for part in self.parts)
         stack.enter_context(untouched_generators(reseed, everywhere=drawing or reseed is not None))
-        stack.enter_context(exact_math(self.modules, self.flags, self.space.device))
+        if self.modules:
+            stack.enter_context(exact_math(self.modules, self.flags, self.space.device))
         return stack
+
+    def without_model(self) -> Snapshot:
+        """This snapshot for passes over the data in which the model does not run."""
+        return replace(self, modules=(), flags=())
 
     def sweep(self, visit: Callable[[Part, Batch], None], reseed: int | None = None) -> None:
         """Call `visit` once per batch of every part, with the model in its recorded state.
@@ -216,6 +221,10 @@ class Snapshot:
             return torch.zeros(size + behind, dtype=space.dtype, device=space.device)
 
         def add(part: Part, batch: Batch, sums: Tensor | None) -> Tensor:
+            if sums is None and k == 1:  # the first product is the sum so far
+                row: list[list[Tensor]] = [[]]
+                contribute(part, batch, row)
+                return space.join([*row[0], *([self.x.new_zeros(behind)] if behind else [])]) if row[0] else empty()
             flat = empty() if sums is None else sums
             contribute(part, batch, [space.split(row) for row in flat[:size].view(k, space.dim)])
             return flat

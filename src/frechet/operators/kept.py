@@ -1,21 +1,27 @@
-"""What is kept of a linearization: tapes within a bound on memory, recorded, compared with a product, played back."""
+"""The tapes of a linearization, within a bound on memory: recorded, compared with a product, played back."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from frechet.errors import UnusableObjective
+from frechet.objective import Batch
 from frechet.operators.products import Sums, columns
-from frechet.operators.recorder import Map, Untraceable
+from frechet.operators.recorder import Map
+from frechet.operators.script import Untraceable, storage_of
 from frechet.operators.tape import Tape, record
 from frechet.space import Space
 
 SMALL = 1 << 24  # bytes: a tape of at most this size spends its time in calls rather than in arithmetic
+Look = list[tuple[torch.Size, torch.dtype]]  # of a batch's tensors
 TOGETHER = 8  # vectors that go through such a tape at once: more would leave the caches
 
 
@@ -26,7 +32,8 @@ class Room:
     most: float
     compile: bool
     tapes: list[Tape] = field(default_factory=list)
-    storages: dict[int, int] = field(default_factory=dict)  # bytes; the parameters' are shared by all tapes
+    storages: dict[int, int] = field(default_factory=dict)  # bytes
+    apart: set[int] = field(default_factory=set)  # storages that are not counted: the operator holds them anyway
     routes: set[str] = field(default_factory=set)
     batches: int = 0
     recomputed: int = 0
@@ -38,19 +45,49 @@ class Room:
     def bytes(self) -> int:
         return sum(self.storages.values())
 
-    def record(self, product: Map, vector: list[Tensor], most: float) -> Tape:
-        tape = record(product, vector, min(most, self.most - self.bytes))
+    def hold_apart(self, tensors: Iterable[Tensor]) -> None:
+        self.apart |= {storage_of(t) for t in tensors}
+
+    def record(self, product: Map, vector: list[Tensor], most: float, batch: Sequence[Tensor] | None) -> Tape:
+        # with a batch nothing is kept but what was there
+        most = min(most, self.most - self.bytes) if batch is None else math.inf
+        tape = record(product, vector, most, self.apart, batch)
         tape = tape.compiled() if self.compile else tape
         self.tapes.append(tape)
-        self.storages.update(tape.storages)
+        self._count(tape)
         return tape
+
+    def _count(self, tape: Tape) -> None:
+        self.storages.update({key: size for key, size in tape.storages.items() if key not in self.apart})
 
     def keep(self, count: int) -> None:
         """Forget all tapes but the first `count`."""
         for tape in self.tapes[count:]:
             tape.constants.clear()
+            if tape.before is not None:
+                tape.before.constants.clear()
         del self.tapes[count:]
-        self.storages = {key: size for tape in self.tapes for key, size in tape.storages.items()}
+        self.storages = {}
+        for tape in self.tapes:
+            self._count(tape)
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in a fixed order."""
+    return [t for t in tree_leaves((batch.inputs, batch.targets)) if isinstance(t, Tensor)]
+
+
+def look_of(tensors: list[Tensor]) -> Look:
+    return [(t.shape, t.dtype) for t in tensors]
+
+
+def refuse_another(what: str, batch: Batch, tensors: list[Tensor], recorded: Look) -> None:
+    """Raise where a batch does not look like the one whose product was recorded."""
+    if look_of(tensors) != recorded:
+        raise UnusableObjective(
+            f"{what}: the data must give the same batches each time, but batch {batch.index} has tensors of shapes "
+            f"{[tuple(t.shape) for t in tensors]}, and {[tuple(shape) for shape, _ in recorded]} when it was linearized"
+        )
 
 
 def _now(device: torch.device) -> float:
@@ -59,17 +96,27 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def recorded(room: Room, product: Map, space: Space, same: Map | None = None, most: float = math.inf) -> Tape:
-    """The tape of a product on one batch, of at most `most` bytes, compared with `same`, which is not recorded."""
+def recorded(
+    room: Room,
+    product: Map,
+    space: Space,
+    same: Map | None = None,
+    most: float = math.inf,
+    batch: Sequence[Tensor] | None = None,
+) -> Tape:
+    """The tape of a product on one batch, of at most `most` bytes, compared with `same`, which is not recorded.
+
+    With the tensors of the `batch` it is one that computes its constants anew.
+    """
     probe, other = (space.random(range(i, i + 1), 0) for i in range(2))
     # views of one vector, as the parameters are: where layouts differ forward mode copies tangents
-    tape = room.record(product, columns(space, probe)[0], most)
+    tape = room.record(product, columns(space, probe)[0], most, batch)
     if same is not None:
         [v] = columns(space, other)
         t0 = _now(space.device)
         expected = [b.detach() for b in same(v)]
         t1 = _now(space.device)
-        found = tape(v)
+        found = tape.at(batch or ())(v)
         room.plain, room.played = t1 - t0, _now(space.device) - t1
         error = sum(float((a - b).square().sum()) for a, b in zip(expected, found, strict=True))
         size = sum(float(a.square().sum()) for a in expected)

@@ -30,7 +30,7 @@ from frechet.operators.kept_jacobian import kept_function, kept_jacobian
 from frechet.operators.kept_product import kept_product
 from frechet.operators.memory import free_memory
 from frechet.operators.operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
-from frechet.operators.recorder import Untraceable
+from frechet.operators.script import Untraceable
 from frechet.space import Space
 
 
@@ -137,8 +137,8 @@ def linearize(A: LinearOperator, memory: int | None = None, compile: bool = Fals
         raise TypeError(
             f"linearize: A must be an operator, got {type(A).__name__}; write linearize(hessian(objective))"
         )
-    if memory is not None and memory <= 0:
-        raise ValueError(f"linearize: memory must be a positive number of bytes, got {memory}")
+    if memory is not None and memory < 0:
+        raise ValueError(f"linearize: memory must be a number of bytes, 0 or more, got {memory}")
     start = time.perf_counter()
     room = Room(free_memory(A.domain.device) / 2 if memory is None else memory, compile)
     try:

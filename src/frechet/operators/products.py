@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Part
+from frechet.objective.activations import ActivationsByFormula
 from frechet.objective.formulas import LayersByFormula, NormsByFormula
 from frechet.objective.kernels import (
     WeightNormByFormula,
@@ -42,7 +43,7 @@ Leaves = tuple[list[Tensor], dict[str, Tensor]]  # differentiable blocks, and al
 @contextmanager
 def second_order(what: str, device: torch.device) -> Iterator[None]:
     """Second derivatives inside, outside of a pass over data, which unfuses attention itself."""
-    with differentiating(what, device), unfused_attention():
+    with differentiating(what, device), unfused_attention(), ActivationsByFormula():
         yield
 
 

@@ -46,7 +46,7 @@ def chosen(route: Route | None, model: nn.Module, what: str, *, gauss_newton: bo
 def refuse_padded_embedding(y: Tensor, what: str) -> None:
     """Raise where the graph of `y` holds a functional embedding with a padding row: forward mode does not mask it."""
     for node in nodes_of([y]):
-        if node.name() == "EmbeddingBackward0" and 0 <= node._saved_padding_idx < 1 << 62:
+        if type(node).__name__ == "EmbeddingBackward0" and 0 <= node._saved_padding_idx < 1 << 62:
             raise NotDifferentiable(
                 f"{what}: an embedding with padding_idx={node._saved_padding_idx} has a forward mode that is not the "
                 "adjoint of its backward (its padding row is not masked); use route='reverse'"

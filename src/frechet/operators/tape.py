@@ -1,10 +1,14 @@
 """A linear map as the tensor operations that its vector goes through, recorded once and played back.
 
 The operations that a product A v does on v, or on something made from v (`recorder.py`), are written out as straight
-Python code; all others were done once, and what the code reads of their results it keeps: the tape is A with the primal
-computation folded into constants. Operations whose results nobody reads are dropped, so a product pays neither for the
-forward pass nor for unused halves of double backward formulas. Random draws are among the constants: the same map at
-every application. Blocks of vectors go through a tape by `vmap`.
+Python code; what this reads of everything else are its constants. Operations whose results nobody reads are dropped.
+Blocks of vectors go through a tape by `vmap`.
+
+The constants are kept: the tape is A with the primal computation folded, so a product pays neither for the forward pass
+nor for unused halves of double backward formulas, and random draws are the same at every application. Or they are
+computed by a tape `before` this one, from the parameters and the batch, at each product (`at`): then nothing is held
+but the code. That, too, costs less than the product that was recorded: nothing is done for a later backward pass, and
+of the gradient only what the product reads, which leaves out the gradients in the weights.
 
 **Source.** Partial evaluation of the tangent program: Radul, Paszke, Frostig, Johnson and Maclaurin 2023, You only
 linearize once, doi 10.1145/3571236.
@@ -13,72 +17,105 @@ linearize once, doi 10.1145/3571236.
 a product and some microseconds per operation. (2) Code that computes outside of PyTorch is not seen; whoever records
 compares with a product that was not recorded.
 
-Cost: recording 2 to 6 gradients; memory: the constants, 2 to 3 times what a gradient keeps.
+Cost: recording 2 to 6 gradients; memory: the constants, 2 to 3 times what a gradient keeps, always or during a product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from frechet.operators.recorder import Constant, Map, Recorder, Slot, Step, place_of, storage_of
+from frechet.operators.fusion import fused
+from frechet.operators.recorder import Map, Recorder
+from frechet.operators.script import Cell, Constant, Script, Slot, Step, place_of, storage_of
 
 
 @dataclass(frozen=True, eq=False)
 class Tape:
-    """A recorded linear map: its code, the constants it reads, and the objects that its code names."""
+    """A recorded linear map: its code, the constants it reads, and the objects that its code names.
+
+    Where there is a tape `before` it, the constants are what that makes of a batch's tensors; `at` puts them in.
+    """
 
     code: str
     constants: list[Tensor]
     objects: list[Any]
+    calls: list[Any]  # the same, operations without their Python wrappers
     run: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Any]], list[Tensor]]
     steps: int
+    before: Tape | None = None
 
-    @torch.no_grad()
+    def at(self, batch: Sequence[Tensor]) -> Tape:
+        """This tape with its constants."""
+        return self if self.before is None else replace(self, constants=self.before(batch), before=None)
+
     def __call__(self, vector: Sequence[Tensor]) -> list[Tensor]:
-        return self.run(vector, self.constants, self.objects)
+        return self.run(vector, self.constants, self.calls)
 
-    @torch.no_grad()
     def block(self, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The map of k vectors at once, stacked along a leading axis of each block."""
 
         def run(*v: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self.run(v, self.constants, self.objects))
+            return tuple(self.run(v, self.constants, self.calls))
 
         return torch.vmap(run)(*vectors)
 
     def compiled(self) -> Tape:
         """The same map through torch.compile."""
-        return replace(self, run=torch.compile(self.run, fullgraph=True, dynamic=False))
+        before = None if self.before is None else self.before.compiled()
+        return replace(
+            self, calls=self.objects, run=torch.compile(self.run, fullgraph=True, dynamic=False), before=before
+        )
 
     @property
     def storages(self) -> dict[int, int]:
-        """The bytes behind the constants, by storage."""
-        return {storage_of(t): t.untyped_storage().nbytes() for t in self.constants}
+        """The bytes behind the constants that are held, by storage."""
+        held = self.constants if self.before is None else self.before.constants
+        return {storage_of(t): t.untyped_storage().nbytes() for t in held}
 
     @property
     def bytes(self) -> int:
         return sum(self.storages.values())
 
 
-def record(product: Map, vector: list[Tensor], most: float = math.inf) -> Tape:
-    """The tape of `product`, by computing it for `vector` once. MemoryError where constants exceed `most` bytes."""
-    recorder = Recorder(vector, most)
+def record(
+    product: Map,
+    vector: list[Tensor],
+    most: float = math.inf,
+    apart: Iterable[int] = (),
+    batch: Sequence[Tensor] | None = None,
+) -> Tape:
+    """The tape of `product`, by computing it for `vector` once.
+
+    With the tensors of a `batch`, its constants are computed anew from these at each product. MemoryError where what it
+    holds, but for the storages `apart`, exceeds `most` bytes.
+    """
+    recorder = Recorder(vector, most, apart, batch)
     with recorder:
         results = product(vector)
-    results = [recorder.cell(t) for t in results]
-    steps = _needed(recorder.steps, results)
-    code, constants, objects = _written_out(steps, recorder.vector, results)
-    return Tape(code, constants, objects, _compiled(code), len(steps))
+    cells = [recorder.script.cell(t) for t in results]
+    return _tape(recorder.script, cells)
 
 
-def _needed(steps: list[Step], results: list[Slot | Constant]) -> list[Step]:
+def _tape(script: Script, results: Sequence[Cell]) -> Tape:
+    steps, results = fused(script, _needed(script.steps, results), results)
+    steps = _needed(steps, results)
+    code, read, objects = _written_out(steps, script.inputs, results)
+    code, run = _compiled(code)
+    calls = [o._op if isinstance(o, OpOverload) else o for o in objects]
+    constants = [c for c in read if isinstance(c, Tensor)]  # all or none of them
+    before = None if script.before is None else _tape(script.before, [c for c in read if not isinstance(c, Tensor)])
+    return Tape(code, constants, objects, calls, run, len(steps), before)
+
+
+def _needed(steps: list[Step], results: Sequence[Cell]) -> list[Step]:
     """The steps on which the results depend: those that make a slot, or write into a storage, that is read later."""
     read = {r.index for r in results if isinstance(r, Slot)}
     storages = {r.storage for r in results if isinstance(r, Slot)}
@@ -94,10 +131,10 @@ def _needed(steps: list[Step], results: list[Slot | Constant]) -> list[Step]:
 
 
 def _written_out(
-    steps: list[Step], vector: list[Slot], results: list[Slot | Constant]
-) -> tuple[str, list[Tensor], list[Any]]:
+    steps: list[Step], inputs: list[Slot], results: Sequence[Cell]
+) -> tuple[str, list[Tensor | Cell], list[Any]]:
     """Python code for the steps, with each tensor dropped after its last use."""
-    constants: list[Tensor] = []
+    constants: list[Tensor | Cell] = []
     objects: list[Any] = []
     known: dict[Any, str] = {}
 
@@ -111,8 +148,10 @@ def _written_out(
         match o:
             case Slot():
                 return f"s{o.index}"
-            case Constant():
-                return listed(o.tensor, ("constant", *place_of(o.tensor)), "c", constants)
+            case Constant(of=Tensor() as t):
+                return listed(t, ("constant", *place_of(t)), "c", constants)
+            case Constant(of=made):
+                return listed(made, ("made", id(made)), "c", constants)
             case None | bool() | int():
                 return repr(o)
             case float() if math.isfinite(o):
@@ -128,7 +167,7 @@ def _written_out(
     for i in range(len(steps) - 1, -1, -1):
         for a in steps[i].reads:
             last.setdefault(a.index, i)
-    lines = ["def run(v, c, o):", *(f" s{slot.index} = v[{i}]" for i, slot in enumerate(vector))]
+    lines = ["def run(v, c, o):", *(f" s{slot.index} = v[{i}]" for i, slot in enumerate(inputs))]
     for i, step in enumerate(steps):
         call = ", ".join([*map(text, step.args), *(f"{name}={text(a)}" for name, a in step.kwargs.items())])
         names = [f"s{r.index}" if r is not None and r.index in last else "_" for r in step.results]
@@ -143,8 +182,8 @@ def _written_out(
 
 
 @lru_cache(maxsize=64)
-def _compiled(code: str) -> Callable[..., list[Tensor]]:
+def _compiled(code: str) -> tuple[str, Callable[..., list[Tensor]]]:
     # batches of one shape have one code; nothing in it comes from outside but numbers and the names made above
     names: dict[str, Any] = {}
     exec(compile(code, "<tape>", "exec"), names)
-    return names["run"]
+    return code, names["run"]
