@@ -37,7 +37,7 @@ OPERATORS = {
     "reverse gauss_newton": lambda o: gauss_newton(o, route="reverse"),
     "fisher": fisher,
     "linearized hessian": lambda o: linearize(hessian(o)),
-    "recorded hessian": lambda o: linearize(hessian(o), 0),
+    "linearized hessian, nothing kept": lambda o: linearize(hessian(o), 0),
     "linearized gauss_newton": lambda o: linearize(gauss_newton(o)),
     "empirical_fisher per example": lambda o: empirical_fisher(o, per="example"),
     "empirical_fisher per term": lambda o: empirical_fisher(o, per="term"),

@@ -163,8 +163,13 @@ class Snapshot:
         """This snapshot for passes over the data in which the model does not run."""
         return replace(self, modules=(), flags=())
 
-    def sweep(self, visit: Callable[[Part, Batch], None], reseed: int | None = None) -> None:
-        """Call `visit` once per batch of every part, with the model in its recorded state.
+    def sweep(
+        self,
+        visit: Callable[[Part, Batch], None],
+        reseed: int | None = None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Call `visit` once per batch of every part, and `then` after all, with the model in its recorded state.
 
         In a group on this rank's batches; what `visit` raises on one rank, all raise.
         """
@@ -176,6 +181,7 @@ class Snapshot:
                     for batch in part.batches(self.space.device):
                         visit(part, batch)
                         at = batch.index + 1
+                then()
             except Exception as error:
                 if self.group is None:
                     raise

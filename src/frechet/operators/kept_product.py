@@ -5,7 +5,6 @@ The constants of the first batches are kept, as far as memory goes; those of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Part, Snapshot
@@ -22,6 +22,7 @@ from frechet.operators.kept import (
     SMALL,
     Look,
     Room,
+    compare,
     goes_in_blocks,
     look_of,
     play,
@@ -36,7 +37,6 @@ from frechet.operators.route import lacks_forward
 from frechet.operators.script import Untraceable
 from frechet.operators.structured import FromCallable
 from frechet.operators.tape import Tape
-from frechet.space import Space
 
 Key = tuple[int, int]  # part, batch
 
@@ -77,6 +77,25 @@ def _split(part: Part) -> Callable[[Any], tuple[Any, Any]]:
 
 
 @dataclass(eq=False)
+class _Program:
+    """A tape that computes its constants from a batch, for the batches that look like the one it was recorded with."""
+
+    part: int
+    look: Look
+    others: list[Any]  # what is in the batch beside tensors
+    tape: Tape
+    compared: bool = False  # with a product on another batch, or, where there is no other, on the same
+
+    def serves(self, part: int, look: Look, others: list[Any]) -> bool:
+        if self.tape.alone or (self.part, self.look) != (part, look):
+            return False
+        try:
+            return bool(self.others == others)
+        except (RuntimeError, ValueError):  # arrays, which have no one truth
+            return False
+
+
+@dataclass(eq=False)
 class _Tapes:
     """The tapes of a product's batches, as a pass over the data records them, and how the others are computed."""
 
@@ -88,56 +107,119 @@ class _Tapes:
     of: dict[Key, Tape] = field(default_factory=dict)
     targets: dict[Key, Any] = field(default_factory=dict)  # of the batches whose constants are kept
     looks: dict[Key, Look] = field(default_factory=dict)  # of the others
+    programs: list[_Program] = field(default_factory=list)
+    first: tuple[_Program, Part, Batch] | None = None  # what was recorded first, and with which batch
     full: bool = False
     plain: bool = False  # some batches have no tape
+    each: bool = False  # batches have each their own program
+    folding: bool = False  # constants cannot be computed anew
+    others: int = 0  # tapes of other operators in the room
 
     def visit(self, part: Part, batch: Batch) -> None:
-        key = (self.A.snapshot.parts.index(part), batch.index)
-        if not self.full:
+        key, tensors = (self.A.snapshot.parts.index(part), batch.index), tensors_of(batch)
+        program = self._program(key[0], part, batch, tensors)
+        if program is not None and not self.full:
+            tape = program.tape.at(tensors)
+            if self.room.fits(tape):
+                self._keep(key, self.room.held(tape), batch)
+                return
+            self.full = True
+        if program is not None:
+            if program.tape not in self.room.tapes:
+                program.tape = self.room.held(program.tape)
+            self.of[key], self.looks[key] = program.tape, program.look
+        elif not self.full:
             try:
-                self.of[key] = self._recorded(part, batch, None, compare=not self.of)
+                self._keep(key, self._folded(part, batch), batch)
+                return
             except MemoryError:
-                self.full = True
-                if isinstance(self.A, OutputProduct) and self.A.drawn:
-                    raise ValueError(
-                        f"linearize: memory must hold all batches of a Monte Carlo {self.A.name}, whose labels are "
-                        f"drawn in one stream, got {int(self.room.most)} bytes; give more memory or use the operator "
-                        "itself"
-                    ) from None
-            else:
-                self.targets[key] = batch.targets
-                self.room.batches += 1
-                return
+                self.full = self.plain = True
+        else:
+            self.plain = True
+        if isinstance(self.A, OutputProduct) and self.A.drawn:
+            raise ValueError(
+                f"linearize: memory must hold all batches of a Monte Carlo {self.A.name}, whose labels are drawn in "
+                f"one stream, got {int(self.room.most)} bytes; give more memory or use the operator itself"
+            )
         self.room.recomputed += 1
-        before, tensors = len(self.room.tapes), tensors_of(batch)
-        # the constants of a head in chunks would be all at once what the chunks avoid
-        if part.head is None:
-            try:
-                self.of[key] = self._recorded(part, batch, tensors, compare=not self.looks)
-                self.looks[key] = look_of(tensors)
-                return
-            except Untraceable:
-                if not self.of:
-                    raise
-                self.room.keep(before)
-        self.plain = True
 
-    def _recorded(self, part: Part, batch: Batch, tensors: list[Tensor] | None, compare: bool) -> Tape:
-        """The tape of the product on a batch; from `tensors`, the batch's, where it computes its constants."""
-        room, space, before = self.room, self.A.domain, len(self.room.tapes)
+    def _keep(self, key: Key, tape: Tape, batch: Batch) -> None:
+        self.of[key], self.targets[key] = tape, batch.targets
+        self.room.batches += 1
+
+    def finish(self) -> None:
+        """Compare the first program with a product, if no second batch of its kind did."""
+        if self.first is None or self.first[0].compared:
+            return
+        program, part, batch = self.first
+        try:
+            self._compare(program, part, batch)
+        except Untraceable:
+            if len(self.of) > 1 or self.full:
+                raise
+            self.room.keep(self.others)
+            self.room.batches -= 1
+            self.of.clear()  # what is computed outside of PyTorch may be among the constants
+            self._keep((program.part, batch.index), self._folded(part, batch), batch)
+
+    def _program(self, j: int, part: Part, batch: Batch, tensors: list[Tensor]) -> _Program | None:
+        """A program for a batch, recorded with it or with one before that looks the same; None where there is none."""
+        # the constants of a head in chunks would be all at once what the chunks avoid; labels are drawn in one stream
+        if part.head is not None or self.folding or (isinstance(self.A, OutputProduct) and self.A.drawn):
+            return None
+        look = look_of(tensors)
+        others = [x for x in tree_leaves((batch.inputs, batch.targets)) if not isinstance(x, Tensor)]
+        for program in () if self.each else self.programs:
+            if program.serves(j, look, others) and self._is_seen_to_serve(program, part, batch):
+                return program
+        try:
+            program = _Program(j, look, others, self._recorded(part, batch, tensors))
+            if program.tape.alone and not self.programs:
+                self._compare(program, part, batch)
+        except Untraceable as error:
+            self.folding, self.room.why = True, f", because its constants cannot be computed anew: {error}"
+            return None
+        if not self.programs:
+            self.first = (program, part, batch)
+        self.programs.append(program)
+        return program
+
+    def _is_seen_to_serve(self, program: _Program, part: Part, batch: Batch) -> bool:
+        """Whether a program gives the product on another batch than that of its recording; it is tried once."""
+        try:
+            if not program.compared:
+                self._compare(program, part, batch)
+        except (Untraceable, RuntimeError):  # it is what it is by the values in the batch
+            self.each = True
+        return not self.each
+
+    def _compare(self, program: _Program, part: Part, batch: Batch) -> None:
+        same = self._product(part, batch, self.add)
+        compare(self.room, program.tape.at(tensors_of(batch)), same, self.A.domain)
+        program.compared = True
+
+    def _recorded(self, part: Part, batch: Batch, tensors: list[Tensor]) -> Tape:
+        """The tape of the product on a batch that computes its constants from `tensors`, the batch's."""
+        product, space = self._product(part, batch, self.add), self.A.domain
+        if self.of or not _convolves(self.A):
+            return self.room.record(product, space, batch=tensors)
+        reverse = self.room.record(product, space, batch=tensors)
+        if reverse.at(tensors).bytes <= SMALL:
+            return reverse
+        other = replace(self.A, route="forward")
+        try:
+            forward = self.room.record(self._product(part, batch, other.adding()), space, batch=tensors)
+        except (Untraceable, NotDifferentiable, NotImplementedError, RuntimeError):
+            return reverse  # an operation without forward mode
+        self.operator, self.add = other, other.adding()
+        return forward
+
+    def _folded(self, part: Part, batch: Batch) -> Tape:
+        """The tape of the product on a batch with its constants in it, where they cannot be computed anew."""
+        room, space = self.room, self.A.domain
         # labels that are drawn must be the same ones in the product to compare with
-        same = self._product(part, batch, self.A.adding()) if compare else None
-        if not self.of and _convolves(self.A):
-            tape = _attempt(room, self._product(part, batch, self.add), space, same, SMALL, tensors)
-            if tape is not None and tape.at(tensors or ()).bytes <= SMALL:
-                return tape
-            room.keep(before)
-            other = replace(self.A, route="forward")
-            tape = _attempt(room, self._product(part, batch, other.adding()), space, same, math.inf, tensors)
-            if tape is not None:
-                self.operator, self.add = other, other.adding()
-                return tape
-        return recorded(room, self._product(part, batch, self.add), space, same, math.inf, tensors)
+        same = None if self.of else self._product(part, batch, self.A.adding())
+        return recorded(room, self._product(part, batch, self.add), space, same)
 
     def _product(self, part: Part, batch: Batch, add: Adding) -> Map:
         def product(v: list[Tensor]) -> list[Tensor]:
@@ -157,9 +239,9 @@ def kept_product(A: ObjectiveHessian | OutputProduct, room: Room) -> LinearOpera
             "for each product; use the operator itself"
         )
     room.hold_apart([s.x, *s.constants.values()])
-    tapes = _Tapes(A, room, s.leaves(space), A, A.adding())
+    tapes = _Tapes(A, room, s.leaves(space), A, A.adding(), others=len(room.tapes))
     with differentiating(A.name, space.device), s.installed(tapes.leaves[1]):
-        s.sweep(tapes.visit)
+        s.sweep(tapes.visit, then=tapes.finish)
     room.routes.add(tapes.operator.route)
     rest = _without(s if tapes.plain else s.without_model(), tapes.targets, not tapes.full)
     blocks: dict[str, bool] = {}  # by a tape's code: whether it takes several vectors at once; found when asked
@@ -201,15 +283,3 @@ def _convolves(A: ObjectiveHessian | OutputProduct) -> bool:
     model = A.snapshot.model
     convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
     return convolves and isinstance(A, ObjectiveHessian) and A.route == "reverse" and lacks_forward(model) is None
-
-
-def _attempt(
-    room: Room, product: Map, space: Space, same: Map | None, most: float, tensors: list[Tensor] | None
-) -> Tape | None:
-    """The tape of a product if it can be recorded in at most `most` bytes."""
-    before = len(room.tapes)
-    try:
-        return recorded(room, product, space, same, most, tensors)
-    except (Untraceable, NotDifferentiable, NotImplementedError, RuntimeError, MemoryError):
-        room.keep(before)  # an operation without this mode, or more memory
-        return None

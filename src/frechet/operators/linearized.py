@@ -155,7 +155,7 @@ def linearize(A: LinearOperator, memory: int | None = None, compile: bool = Fals
     if room.recomputed and not room.tapes:  # a shard may be empty
         raise MemoryError(
             f"linearize: memory must hold the linearization of one batch at least, got {int(room.most)} bytes for "
-            f"{A!r}; use smaller batches or the operator itself"
+            f"{A!r}{room.why}; use smaller batches or the operator itself"
         )
     return Linearized(A, kept, room, time.perf_counter() - start)
 

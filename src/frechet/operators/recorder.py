@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from frechet.operators.script import Script, Untraceable, aten, mapped, tensors_in, written_by, zeros
@@ -35,13 +36,79 @@ _SHAPE_ONLY: dict[Any, Callable[[tuple[Any, ...]], float | None]] = {
     )
     for name in names
 }
+# what reads tensors of whole numbers and makes nothing of their values but values; others take lengths from them
+_PLAIN_INDICES = {
+    *(
+        "embedding",
+        "embedding_dense_backward",
+        "index_select",
+        "index",
+        "index_put",
+        "index_put_",
+        "index_add",
+        "gather",
+    ),
+    *(
+        "scatter",
+        "scatter_",
+        "scatter_add",
+        "scatter_add_",
+        "masked_fill",
+        "masked_fill_",
+        "clone",
+        "copy_",
+        "_to_copy",
+    ),
+    *(
+        "nll_loss_forward",
+        "nll_loss_backward",
+        "nll_loss2d_forward",
+        "nll_loss2d_backward",
+        "sum",
+        "any",
+        "all",
+        "cumsum",
+    ),
+    *("max", "min", "amax", "argmax", "cat", "stack", "fill_", "zero_", "triu", "tril", "repeat", "constant_pad_nd"),
+    *("max_pool2d_with_indices_backward", "lift_fresh"),
+}
 _READS_VALUES = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default, aten.nonzero.default}
+
+
+class Reads(TorchFunctionMode):
+    """Notices when Python reads the numbers of a tensor."""
+
+    seen = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen = self.seen or getattr(func, "__name__", "") in READERS
+        return func(*args, **(kwargs or {}))
+
+
+READERS = frozenset(
+    {
+        *("tolist", "numpy", "__array__", "item", "data_ptr", "storage", "untyped_storage", "__dlpack__", "__format__"),
+        *(
+            "__float__",
+            "__int__",
+            "__bool__",
+            "__index__",
+            "__complex__",
+            "__reduce_ex__",
+            "__deepcopy__",
+            "tensor_split",
+        ),
+    }
+)
 
 
 class Recorder(TorchDispatchMode):
     """Writes down the operations on whatever shares storage with the vector or was made from it.
 
-    With `batch`, the tensors of a batch, all others too: its script is ``script.before``.
+    With `batch`, the tensors of a batch, all others too: its script is ``script.before``, and `alone` says whether
+    which operations these are could hang on the numbers in the batch.
     """
 
     def __init__(
@@ -50,6 +117,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.before = None if batch is None else Script(batch, "the batch", most, apart, anew=True)
         self.script = Script(vector, "the vector", most, apart, before=self.before)
+        self.alone = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -81,6 +149,7 @@ class Recorder(TorchDispatchMode):
                 return func(*args, **kwargs)
             if seeded:
                 raise Untraceable(f"{func} draws random numbers, which would be others each time")
+            self.alone = self.alone or _may_hang_on_values(func, tensors)
             if func in _SHAPE_ONLY:
                 return self.before.filled(func(*args, **kwargs), _SHAPE_ONLY[func](args))
             return self.before.write(func, shown, args, kwargs, written)
@@ -89,3 +158,15 @@ class Recorder(TorchDispatchMode):
         if seeded:
             raise Untraceable(f"{func} draws random numbers for a tensor that depends on the vector")
         return self.script.write(func, shown, args, kwargs, written)
+
+
+def _may_hang_on_values(func: Any, tensors: list[Tensor]) -> bool:
+    """Whether the shape of what an operation returns, or what comes after it, could depend on numbers in `tensors`."""
+    if func.is_view:
+        return False
+    whole = [t for t in tensors if not t.is_floating_point()]
+    if torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags:
+        by_position = func is aten.index.Tensor and all(t.dtype not in (torch.bool, torch.uint8) for t in tensors[1:])
+        return not by_position
+    known = torch.Tag.pointwise in func.tags or func._opname in _PLAIN_INDICES
+    return func.namespace != "aten" or (bool(whole) and not known)

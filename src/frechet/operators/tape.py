@@ -33,7 +33,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from frechet.operators.fusion import fused
-from frechet.operators.recorder import Map, Recorder
+from frechet.operators.recorder import Map, Reads, Recorder
 from frechet.operators.script import Cell, Constant, Script, Slot, Step, place_of, storage_of
 
 
@@ -51,7 +51,9 @@ class Tape:
     run: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Any]], list[Tensor]]
     steps: int
     before: Tape | None = None
+    alone: bool = False  # other batches of these shapes might need other steps
 
+    @torch.no_grad()
     def at(self, batch: Sequence[Tensor]) -> Tape:
         """This tape with its constants."""
         return self if self.before is None else replace(self, constants=self.before(batch), before=None)
@@ -98,10 +100,10 @@ def record(
     holds, but for the storages `apart`, exceeds `most` bytes.
     """
     recorder = Recorder(vector, most, apart, batch)
-    with recorder:
+    with Reads() as reads, recorder:
         results = product(vector)
     cells = [recorder.script.cell(t) for t in results]
-    return _tape(recorder.script, cells)
+    return replace(_tape(recorder.script, cells), alone=recorder.alone or reads.seen)
 
 
 def _tape(script: Script, results: Sequence[Cell]) -> Tape:
