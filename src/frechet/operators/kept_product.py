@@ -1,6 +1,10 @@
 """A sum over a data set, batch by batch from tapes: Hessian, Gauss-Newton, Fisher.
 
 The constants of the first batches are kept, as far as memory goes; those of the others are computed at each product.
+
+One recording serves all batches whose tensors look alike. That is right unless which operations are done hangs on the
+numbers in a batch; the recorder notices what could make it so (`Recorder.alone`), and the second batch that a recording
+serves is compared with a product. Where either says so, each batch has a recording of its own.
 """
 
 from __future__ import annotations

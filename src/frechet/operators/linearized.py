@@ -1,15 +1,17 @@
-"""Linearizations that are kept: an operator whose products no longer compute what does not depend on the vector.
+"""Linearizations: an operator whose products are recorded, and no longer compute what does not depend on the vector.
 
-For each batch the product is recorded once (`tape.py`), with everything that the vector does not touch folded into
-constants. A Hessian product then costs 1.4 to 2.1 gradients instead of 2.6 to 3.5, Gauss-Newton 1.1 to 1.4 instead of
-1.8. Batches are kept as long as the memory allows; the others are computed as before, in the same pass.
+The product on a batch is recorded once (`tape.py`), as two tapes: one makes, from the batch and the parameters, all that
+the vector does not touch, the other applies it. What the first makes is kept for as many batches as memory allows, so
+that a Hessian product costs 1.2 to 2.1 gradients instead of 2.6 to 3.3, Gauss-Newton 0.9 to 1.4 instead of 1.8 to 2.2.
+For the other batches it is made anew at each product: 1.9 to 3.1 gradients, and 1.5 to 1.8. Batches that look the same
+are served by one recording, unless the model decides by the numbers in them.
 
 Products are recorded in reverse mode, unless a Hessian has convolutions whose kept batch exceeds `SMALL`: their second
 backward computes what nobody needs, and forward over reverse does not. Small batches are played back for `TOGETHER`
 vectors at once where the operations allow it: there the calls cost more than the arithmetic.
 
-**Cost:** linearizing takes 5 to 12 gradients for the first batch and about half of that for others; memory per batch 2
-to 3 times what a gradient keeps.
+**Cost:** linearizing takes RECORDING gradients for the first batch, two to compare the second with a product, and FURTHER
+for each further one that looks the same; memory per kept batch 2 to 3 times what a gradient keeps.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ from frechet.space import Space
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Linearized(LinearOperator):
-    """`operator` with its linearization kept: the same map, faster, holding `bytes` until it is released.
+    """`operator` with its products recorded: the same map, faster, holding `bytes` until it is released.
 
-    `route` says how it was recorded; `batches` were kept and `recomputed` did not fit; linearizing took `seconds` and
+    `route` says how it was recorded; `batches` are kept and `recomputed` did not fit; linearizing took `seconds` and
     is paid back after about `pays_after` products (inf where a product is no faster). Use it as a context manager, or
     call `release()`.
     """
@@ -115,15 +117,16 @@ class Linearized(LinearOperator):
 
 
 def linearize(A: LinearOperator, memory: int | None = None, compile: bool = False) -> Linearized:
-    """`A` with its linearization kept: for many products with a Hessian, Gauss-Newton, Fisher, Jacobian or NTK.
+    """`A` with its products recorded: for many products with a Hessian, Gauss-Newton, Fisher, Jacobian or NTK.
 
     Sums, products, multiples and transposes of these are linearized factor by factor; other operators in them stay as
     they are. `memory` is the most bytes to hold (default: half of what is free): batches are kept in data order until
-    the next would exceed it, the rest are recomputed; MemoryError where not one fits. ``compile=True`` passes the
-    recorded code through torch.compile: seconds of compilation, and on the CPU nothing gained where we measured it.
-    Random draws (dropout masks, labels of a Monte Carlo Fisher) are frozen.
+    the next would exceed it, the rest are computed anew at each product from the data, which must stay the same; with
+    0, all. ``compile=True`` passes the recorded code through torch.compile: seconds of compilation, and on the CPU
+    nothing gained where we measured it. Random draws (dropout masks, labels of a Monte Carlo Fisher) are frozen.
 
-    Raises NotDifferentiable where products are not one fixed sequence of PyTorch operations; then use `A` itself.
+    Raises NotDifferentiable where products are not one fixed sequence of PyTorch operations, and MemoryError where no
+    batch fits and none can be computed anew (one that draws random numbers, or has a chunked head); then use `A` itself.
 
     Example:
         >>> import torch
