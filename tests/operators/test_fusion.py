@@ -114,3 +114,28 @@ def test_blocks_go_through():
     together = tape.block(V)
     for i in range(5):
         same([t[i] for t in together], tape([b[i] for b in V]))
+
+
+def test_layers_of_sequences_are_added_where_they_are_made():
+    C, D = vector(2, 4, 2, seed=7), vector(8, 3, seed=8)
+
+    def two_tangents(v):
+        return [(D @ v[0]).view(2, 4, 2) + (D @ v[1]).view(2, 4, 2) + (D @ v[2]).view(2, 4, 2)]
+
+    tape, found, expected = played_back(two_tangents, (3, 2), (3, 2), (3, 2))
+    same(found, expected)
+    assert names(tape) == ["addmm.default", "mm.default", "view.default"]
+    assert tape.steps == 4
+
+    def kept(v):
+        p = (D @ v[0]).view(2, 4, 2)
+        return [C.transpose(0, 1).contiguous().transpose(0, 1) + p, v[0].sum() + (D @ v[0]).view(2, 4, 2), p]
+
+    tape, found, expected = played_back(kept, (3, 2))
+    same(found, expected)
+    other = [lambda v: [C + (D @ v[0]).view(2, 4, 2)], lambda v: [(D @ v[0]).view(2, 4, 2) + v[1].expand(2, 4, 2)]]
+    for product in other:
+        tape, found, expected = played_back(product, (3, 2), (2,))
+        same(found, expected)
+        assert "add.Tensor" not in names(tape)
+    tape.block([vector(5, 3, 2, seed=2), vector(5, 2, seed=3)])

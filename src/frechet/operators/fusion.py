@@ -3,7 +3,8 @@
     x + 0          ->  x                  tangents of what does not move
     x' + y'        ->  (x + y)'           the two halves of a weight's tangent
     (x')'          ->  x
-    x + A B        ->  addmm(x, A, B)     tangents of layers: a pass over the outputs less for each
+    x + A B        ->  addmm(x, A, B)     tangents of layers: a pass over the outputs less for each, also where
+                                          they have more than two axes
 
 **Cost:** once for each tape, a microsecond or two for each of its steps.
 """
@@ -80,7 +81,28 @@ class _Rewriting:
             if product is not None and product.operation is aten.mm.default and same and self._once(b):
                 self._emit(Step(aten.addmm.default, (self._row(a), *product.args), {}, [total]))
                 return
+        for a, b in ((x, y), (y, x)):
+            product = self._viewed(b)
+            of_two = isinstance(product, Slot) and self.maker[product.index].operation is aten.mm.default
+            if product is None or not of_two or not look_of(a) == look_of(b) == look_of(total) or not self._once(b):
+                continue
+            rows, total_of_rows = self._viewed(a), self.script.anonymous(*look_of(product))
+            if rows is None or look_of(rows) != look_of(product):
+                rows = self.script.anonymous(*look_of(product))
+                self._emit(Step(aten.reshape.default, (a, list(rows.shape)), {}, [rows]))
+            self._add(rows, product, total_of_rows)
+            self._emit(Step(aten.view.default, (self.now(total_of_rows), list(total.shape)), {}, [total]))
+            return
         self._emit(Step(aten.add.Tensor, (x, y), {}, [total]))
+
+    def _viewed(self, cell: Cell) -> Cell | None:
+        """The sum or product of matrices of which `cell` is a view with more axes."""
+        for operation in (aten.view.default, aten._unsafe_view.default):
+            of = self._argument(operation, cell)
+            made = self.maker.get(of.index) if isinstance(of, Slot) else None
+            if made is not None and made.operation in (aten.mm.default, aten.addmm.default):
+                return of if len(look_of(cell)[0]) > 2 else None
+        return None
 
     def _once(self, cell: Cell) -> bool:
         return isinstance(cell, Slot) and self.uses[cell.index] == 1

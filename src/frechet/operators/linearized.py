@@ -1,8 +1,8 @@
 """Linearizations: an operator whose products are recorded, and no longer compute what does not depend on the vector.
 
-The product on a batch is recorded once (`tape.py`), as two tapes: one makes, from the batch and the parameters, all that
-the vector does not touch, the other applies it. What the first makes is kept for as many batches as memory allows, so
-that a Hessian product costs 1.2 to 2.1 gradients instead of 2.6 to 3.3, Gauss-Newton 0.9 to 1.4 instead of 1.8 to 2.2.
+The product on a batch is recorded once (`tape.py`), as two tapes: one makes, from the batch and the parameters, all
+that the vector does not touch, the other applies it. What the first makes is kept for as many batches as memory allows:
+then a Hessian product costs 1.2 to 2.1 gradients instead of 2.6 to 3.3, Gauss-Newton 0.9 to 1.4 instead of 1.8 to 2.2.
 For the other batches it is made anew at each product: 1.9 to 3.1 gradients, and 1.5 to 1.8. Batches that look the same
 are served by one recording, unless the model decides by the numbers in them.
 
@@ -10,8 +10,8 @@ Products are recorded in reverse mode, unless a Hessian has convolutions whose k
 backward computes what nobody needs, and forward over reverse does not. Small batches are played back for `TOGETHER`
 vectors at once where the operations allow it: there the calls cost more than the arithmetic.
 
-**Cost:** linearizing takes RECORDING gradients for the first batch, two to compare the second with a product, and FURTHER
-for each further one that looks the same; memory per kept batch 2 to 3 times what a gradient keeps.
+**Cost:** linearizing takes 6 to 14 gradients, a comparison with a product included, and about one for each further batch
+that looks the same and is kept; memory per kept batch 2 to 3 times what a gradient keeps.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def linearize(A: LinearOperator, memory: int | None = None, compile: bool = Fals
     nothing gained where we measured it. Random draws (dropout masks, labels of a Monte Carlo Fisher) are frozen.
 
     Raises NotDifferentiable where products are not one fixed sequence of PyTorch operations, and MemoryError where no
-    batch fits and none can be computed anew (one that draws random numbers, or has a chunked head); then use `A` itself.
+    batch fits and none can be computed anew (one that draws random numbers, or has a chunked head); then use `A`.
 
     Example:
         >>> import torch

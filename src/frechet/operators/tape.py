@@ -17,7 +17,7 @@ linearize once, doi 10.1145/3571236.
 a product and some microseconds per operation. (2) Code that computes outside of PyTorch is not seen; whoever records
 compares with a product that was not recorded.
 
-Cost: recording 2 to 6 gradients; memory: the constants, 2 to 3 times what a gradient keeps, always or during a product.
+Cost: recording 3 to 9 gradients; memory: the constants, 2 to 3 times what a gradient keeps, always or during a product.
 """
 
 from __future__ import annotations
