@@ -10,8 +10,8 @@ Products are recorded in reverse mode, unless a Hessian has convolutions whose k
 backward computes what nobody needs, and forward over reverse does not. Small batches are played back for `TOGETHER`
 vectors at once where the operations allow it: there the calls cost more than the arithmetic.
 
-**Cost:** linearizing takes 6 to 14 gradients, a comparison with a product included, and about one for each further batch
-that looks the same and is kept; memory per kept batch 2 to 3 times what a gradient keeps.
+**Cost:** linearizing takes 6 to 14 gradients, a comparison with a product included, and about one for each further
+batch that looks the same and is kept; memory per kept batch 2 to 3 times what a gradient keeps.
 """
 
 from __future__ import annotations
