@@ -135,7 +135,7 @@ class Script:
         if any(self._views_a_constant(r, args) for r in results):
             return returned
         if func in _ZEROS and (func is aten.zeros.default or any(map(self.is_zero, cells[0][:2]))):
-            self.blank.add(storage_of(returned))
+            self.blank |= {storage_of(r) for r in results}
         if not (single and place_of(returned) in self.slots):  # an alias has its slot
             named = [None if r is None or r._is_zerotensor() else self._slot(r) for r in results]
             self.steps.append(Step(func, *cells, named, single=single))
