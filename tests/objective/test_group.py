@@ -17,7 +17,7 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-6)])
 def test_products_of_unequal_and_padded_shards_are_those_of_all_data(ranks, dtype, bound):
     errors = ranks[0][dtype]["errors"]
-    assert len(errors) == 13
+    assert len(errors) == 14
     assert max(errors.values()) < bound, errors
 
 
