@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
+from frechet.objective._torch_internals import nodes_of
 from frechet.objective.data import Batch, untouched_generators
-from frechet.objective.kernels import nodes_of
-from frechet.objective.model import exact_math
 
 if TYPE_CHECKING:
     from frechet.objective.objective import Objective
@@ -104,7 +103,7 @@ def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
 
     def visit(part: Part, batch: Batch) -> None:
         losses = snapshot.terms(part, blocks, batch)
-        rows.append(_Row(losses.double().cpu(), float(part.criterion.count(batch.targets))))
+        rows.append(_Row(losses.double().cpu(), float(snapshot.count(part, batch))))
 
     with torch.no_grad():
         blocks = snapshot.space.unflatten(snapshot.x)
@@ -221,8 +220,7 @@ def _calls(snapshot: Snapshot, batch: Batch, seed: int) -> list[_Call]:
         hooks.append(m.register_forward_hook(after, with_kwargs=True))
     blocks = snapshot.space.unflatten(snapshot.x)
     try:
-        flags, device = snapshot.flags, snapshot.space.device
-        with torch.no_grad(), untouched_generators(reseed=seed), exact_math(snapshot.modules, flags, device):
+        with torch.no_grad(), untouched_generators(reseed=seed), snapshot.exact():
             snapshot.returned(blocks, batch.inputs, batch.index)
     finally:
         for hook in hooks:
@@ -237,8 +235,8 @@ def _compare_head(snapshot: Snapshot) -> None:
     for part in snapshot.parts:
         if part.head is None:
             continue
-        flags, device = snapshot.flags, snapshot.space.device
-        with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
+        device = snapshot.space.device
+        with torch.no_grad(), untouched_generators(), snapshot.exact():
             _, batch = _first(part, device)
             if batch is None:
                 continue
@@ -276,8 +274,8 @@ def _own_loss(snapshot: Snapshot) -> float | None:
     found: float | None = None
     blocks = snapshot.space.unflatten(snapshot.x)
     for part in snapshot.parts:
-        flags, device = snapshot.flags, snapshot.space.device
-        with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
+        device = snapshot.space.device
+        with torch.no_grad(), untouched_generators(), snapshot.exact():
             raw, batch = _first(part, device)
             if batch is None:  # an empty shard
                 continue
@@ -307,7 +305,7 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
     reached: set[str] = set()
     kinks: set[str] = set()
     for part in snapshot.parts:
-        with untouched_generators(), exact_math(snapshot.modules, snapshot.flags, snapshot.space.device):
+        with untouched_generators(), snapshot.exact():
             leaves, blocks = snapshot.leaves(snapshot.space)
             batch = next(part.batches(snapshot.space.device), None)
             if batch is None:  # an empty shard

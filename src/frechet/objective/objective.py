@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from frechet.errors import UnusableObjective
 from frechet.objective.agreement import agreed_part, agreed_snapshot
+from frechet.objective.attributes import attributes_of
 from frechet.objective.check import Check, check
+from frechet.objective.coupling import prove_pieces
 from frechet.objective.criterion import Criterion
+from frechet.objective.custom import Custom
 from frechet.objective.data import (
     Batch,
     Split,
@@ -30,11 +33,13 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
+from frechet.objective.functions import Functions
 from frechet.objective.group import Deal, dealt
 from frechet.objective.head import head_of
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
     moving_buffers,
+    needs_functions,
     parameter_space,
     places_of,
     refuse_coupled,
@@ -200,7 +205,9 @@ class Objective:
     def in_pieces(self, examples: int) -> Objective:
         """The same objective, its batches cut into pieces of at most `examples` examples: less memory at a time.
 
-        Raises for models known to couple the examples of a batch. Tensors without an axis of examples stay whole.
+        Tensors without an axis of examples stay whole. Raises where two pieces of a first batch do not add up to their
+        whole, as where the model or the criterion couples the examples of a batch; this takes two forward passes over
+        at most `examples` examples and one over twice as many.
         """
         if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
             raise ValueError(f"Objective.in_pieces: examples must be a positive int, got {examples!r}")
@@ -214,6 +221,9 @@ class Objective:
             refuse_coupled(self.model, training_flags(self.model), "Objective.in_pieces")
             for part in self.parts:
                 refuse_unrepeatable(part.data)
+                if not part.criterion.additive:
+                    raise ValueError("Objective.in_pieces: the criterion says additive=False; leave the batches whole")
+            prove_pieces(replace(self._taken(self.point, copy=False), group=None).gathered(), examples)
 
         checked() if self.group is None else self.group.together(checked)
         cut = [replace(p, data=Pieces(p.data, p.split, examples), split=as_it_is) for p in self.parts]
@@ -296,9 +306,12 @@ class Objective:
                 constants = {n: t.to(dtype) if t.is_floating_point() else t for n, t in constants.items()}
         flags = training_flags(self.model)
         modules, places = tuple(self.model.modules()), places_of(self.model)
+        functions = None
+        if self.penalties or needs_functions(modules) or any(isinstance(p.criterion, Custom) for p in self.parts):
+            functions = Functions({name: (kept[0][0][kept[0][1]], kept[0]) for name, kept in places.items()})
         return Snapshot(
             *(self.model, self.parts, self.penalties, self.space, x, constants, flags, modules, places),
-            *(moving_buffers(self.model, places), self.dropout_seed, self.group),
+            *(moving_buffers(self.model, places), self.dropout_seed, self.group, attributes_of(modules), functions),
         )
 
     def _flat(self, x: Tensor | Mapping[str, Tensor] | None) -> Tensor:
@@ -364,7 +377,8 @@ class Objective:
                     y = value()
                     if not y.requires_grad:
                         return space.zeros()
-                    return space.join(torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True))
+                    found = torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True)
+                    return space.join([g.to_dense() if g.layout is not torch.strided else g for g in found])
 
             with snapshot.installed(blocks):
                 mean = snapshot.average(

@@ -366,6 +366,16 @@ class Space:
         return self.own(z).to(self.dtype).to(self.device)
 
 
+def aligned(t: Tensor) -> Tensor:
+    """`t`, copied where it is a piece of a longer vector that begins at an odd place or is not contiguous.
+
+    `view_as_complex`, views in other dtypes and vectorized kernels need memory that begins at a multiple of 16 bytes.
+    """
+    if t.is_contiguous() and t.storage_offset() * t.element_size() % 16 == 0:
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
+
+
 def euclidean(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Space:
     """R^n with one unnamed block."""
     return Space(("",), ((n,),), dtype, torch.device(device))
