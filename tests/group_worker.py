@@ -16,10 +16,10 @@ from frechet.operators import (
     hessian,
     hessian_product,
     jacobian,
-    linearize,
     ntk,
 )
 from frechet.operators.structured import identity
+from frechet.recording import linearize
 from frechet.solve import cg
 from frechet.space import Group, digest
 from objective_models import Attention, labels, seeded

@@ -98,7 +98,6 @@ from frechet.objective import (
 )
 from frechet.operators import (
     Fact,
-    Linearized,
     LinearOperator,
     OperatorCheck,
     block_diagonal,
@@ -118,12 +117,12 @@ from frechet.operators import (
     jacobian,
     jacobian_product,
     kronecker,
-    linearize,
     ntk,
     restriction,
     square_root,
     to_scipy,
 )
+from frechet.recording import Linearized, linearize
 from frechet.solve import (
     CGState,
     Conditions,

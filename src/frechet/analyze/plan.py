@@ -21,8 +21,8 @@ from frechet.linalg.basis import Storage, kept_as, roundoff
 from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.jacobian import OutputJacobian
-from frechet.operators.memory import free_memory, peak_above, start_peak
 from frechet.operators.operator import LinearOperator
+from frechet.recording import free_memory, peak_above, start_peak
 
 MOST_AT_ONCE = 256  # vectors: more bring no speed
 

@@ -27,9 +27,9 @@ from frechet.linalg.result import Estimate, Spectrum
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
-from frechet.operators.memory import ran_out
 from frechet.operators.operator import LinearOperator
 from frechet.operators.route import chosen
+from frechet.recording import ran_out
 from frechet.report.metered import metered
 from frechet.report.run import PLENTY, Observe, Run
 

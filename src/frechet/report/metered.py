@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.operators.memory import ran_out
 from frechet.operators.operator import LinearOperator
 from frechet.operators.structured import FromCallable
+from frechet.recording import ran_out
 
 
 @dataclass
