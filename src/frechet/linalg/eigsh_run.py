@@ -60,9 +60,14 @@ class Run:
         top = {"largest": count, "smallest": 0, "both": (count + 1) // 2}[self.which]
         return np.r_[j - 1 : j - 1 - top : -1, count - top - 1 : -1 : -1].astype(int)
 
-    def converged(self, values: np.ndarray, residuals: np.ndarray, scale: float) -> np.ndarray:
+    def tolerance(self, values: np.ndarray, scale: float) -> np.ndarray:
         floor = max(self.atol, ROUNDING * self.A.domain.eps * scale)
-        return residuals <= np.maximum(self.rtol * np.abs(values), floor)
+        return np.maximum(self.rtol * np.abs(values), floor)
+
+    def converged(self, values: np.ndarray, residuals: np.ndarray, scale: float, margin: float = 1.0) -> np.ndarray:
+        """Which residuals are within `margin` times the tolerance, or as small as rounding lets them be."""
+        floor = ROUNDING * self.A.domain.eps * scale
+        return residuals <= np.maximum(margin * self.tolerance(values, scale), floor)
 
 
 def spectrum(

@@ -35,7 +35,7 @@ from frechet.operators.operator import Adjoint, LinearOperator, Product, Scaled,
 from frechet.operators.structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
 from frechet.space import Space
 
-PROBES = 12  # with fewer, intervals that cover are longer than twice the ideal ones (`dominated`)
+PROBES = 14  # with fewer, intervals that cover are longer than twice the ideal ones (`dominated`)
 
 
 def frobenius_norm(
@@ -54,7 +54,7 @@ def frobenius_norm(
     `rtol` 1000): from min(m, n) on, unit vectors give the exact norm, below a `seed` is required. With `rtol` the run
     stops when q standard_error <= rtol value, q being the factor of ``interval(0.95)``; `converged` is False where the
     budget ended first. ``method="auto"`` is `hutch++` from 20 products on, which needs products with A.T; `sketch` is
-    its number of vectors, by default a third of the budget that leaves 12 probes, at most 30 with `rtol`.
+    its number of vectors, by default a third of the budget that leaves 14 probes, at most 30 with `rtol`.
 
     Example:
         >>> from frechet import frobenius_norm, from_callable

@@ -34,6 +34,8 @@ from torch import Tensor
 from frechet.linalg.sequential import LEVEL, Reading, degrees_of_freedom
 from frechet.space import Space
 
+ROUNDING = 2.0  # a sum over n entries, behind a sketch of the whole range: errors up to 8 times eps sqrt(n) ||A||_F
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -100,7 +102,7 @@ def reading(space: Space, samples: Samples, symmetric: bool, shift: float = 0.0)
     if not symmetric:
         own = float(deviation(x)) / math.sqrt(k), dominated(k)
         error, dof = min((error, dof), own, key=lambda pair: pair[0] * float(stats.t.ppf((1 + LEVEL) / 2, pair[1])))
-    floor = space.eps * math.sqrt(space.dim / samples.counted) * samples.size
+    floor = ROUNDING * space.eps * math.sqrt(space.dim / samples.counted) * samples.size
     return Reading(shift + x.mean(), x.new_tensor(max(error, floor)), dof)
 
 
