@@ -36,7 +36,10 @@ class EigshState:
     matrix: Tensor  # T (j + p, j)
     drawn: int  # random vectors used
     scale: float  # largest norm of a product
-    search: tuple[int, tuple[float, ...]] | None  # first column of the search for copies, values when it began
+    search: tuple[int, tuple[float, ...]] | None  # products when the search for copies began, values at that time
+    locked: float = 0.0  # residual of what has been locked
+    first: int = 0  # the column at which the last random vector entered
+    incomplete: bool = False  # a Krylov space ended, and copies of its eigenvalues may be among the wanted ones
 
 
 @dataclass(frozen=True, eq=False)

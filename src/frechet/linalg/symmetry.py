@@ -28,19 +28,20 @@ def refuse_asymmetric(A: LinearOperator, Z: Tensor, Y: Tensor, caller: str) -> N
         return
     M = A.domain.gram(Z, Y)
     # z_i'y_j is about |y_j|, for probes with E z z' = I
-    refuse_asymmetric_matrix(A, M, math.hypot(*A.domain.norm(Y).tolist()) * math.sqrt(k), caller)
+    refuse_asymmetric_matrix(A, M, caller, math.hypot(*A.domain.norm(Y).tolist()) * math.sqrt(k))
 
 
-def refuse_asymmetric_matrix(A: LinearOperator, M: Tensor, size: float, caller: str) -> None:
-    """Raise unless M is symmetric up to the noise of products; `size` is its norm, or what its norm would be."""
+def refuse_asymmetric_matrix(A: LinearOperator, M: Tensor, caller: str, size: float | None = None) -> None:
+    """Raise unless M is symmetric up to the noise of products; `size` is about its norm, which is the default."""
     # in units of the largest entry, whose squares are numbers
-    unit = float(M.abs().max())
-    if not (unit > 0.0 and math.isfinite(size)):
+    unit = float(M.abs().max()) if M.numel() else 0.0
+    if not (unit > 0.0 and math.isfinite(unit)):
         return
-    apart = unit * float(((M - M.T) / unit).norm()) / math.sqrt(2)
+    whole = float((M / unit).norm()) if size is None else size / unit
+    apart = float(((M - M.T) / unit).norm()) / math.sqrt(2)
     allowed = COARSE if A.domain.eps > 1e-10 else FINE
-    if apart > allowed * size:
+    if apart > allowed * whole:
         raise ValueError(
-            f"{caller}: A must be symmetric, as its facts say, got u'A v and v'A u that differ by {apart / size:.2g} "
+            f"{caller}: A must be symmetric, as its facts say, got u'A v and v'A u that differ by {apart / whole:.2g} "
             f"of their size in {A!r}; leave the fact out if A is not symmetric, or mend its products"
         )

@@ -3,8 +3,9 @@
 An orthonormal basis W = [V, P] is kept, where A has been applied to V (n, j) and not yet to the pending vectors P
 (n, p), with A V = [V, P] T. One product turns the first pending vector into a column of V and adds what is new of it to
 P. Eigenpairs of V'A V are the Ritz pairs (theta, V s), with residual ||T[j:] s|| exactly. A full basis is replaced by
-its best Ritz vectors and P. Lanczos has p = 1; where P is empty (an invariant space) and in the search for copies a
-random vector is added to it.
+its best Ritz vectors and P. Lanczos has p = 1; where P is empty (an invariant space) a random vector is added to it.
+
+The search for copies locks the pairs found: it keeps them, and a random vector instead of P.
 
 In a basis that is kept in fewer bits (`basis.py`) the relation holds up to their rounding only. The Ritz vectors are
 then made orthonormal again in the vectors' own precision, A is projected on them once more, and the residuals are those
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frechet.linalg.basis import ROUNDING, Basis, Storage, combine, new_basis
+from frechet.linalg.basis import ROUNDING, Storage, combine, new_basis
 from frechet.linalg.eigsh_run import STREAM, EigshState, Run, applied, spectrum
 from frechet.linalg.result import Spectrum, Status
 from frechet.linalg.symmetry import refuse_asymmetric_matrix
@@ -38,20 +39,23 @@ from frechet.operators.operator import LinearOperator
 # this share of the tolerance: on uniform random spectra (n = 50 to 200, k = 3 and 8, rtol = 1e-3) 0.5 % of the runs
 # skipped an eigenvalue instead of 5 %, for a seventh more products (benchmarks/spectrum.py)
 MARGIN = 0.05
+ENDED = 100.0  # what leads out of a Krylov space that has ended, in roundings of the largest product, at most
 MISSED = 0.01  # probability with which the search for further copies may overlook one
 
 
 def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies: bool, storage: Storage) -> Spectrum:
     A, space, n = run.A, run.A.domain, run.A.domain.dim
     W, T = new_basis(space, size, storage, "eigsh"), np.zeros((size, size))
-    limit = run.limit - wanted if W.rounded else run.limit  # the last products measure the residuals
+    # the last products measure the residuals
+    limit = max(run.limit - wanted, 1) if W.rounded or copies else run.limit
     j = p = products = restarts = drawn = first = 0  # first: the column at which the last random vector entered
-    scale, search = 0.0, None
-    margin = MARGIN if run.k > 1 else 1.0
+    scale, search, incomplete = 0.0, None, False
+    margin, locked = MARGIN if run.k > 1 else 1.0, 0.0
     if run.resume is not None:
         state = run.resume
         products, restarts, drawn = state.products, state.iterations, state.drawn
-        scale, search = state.scale, state.search
+        scale, search, locked = state.scale, state.search, state.locked
+        first, incomplete = state.first, state.incomplete
         j, p = state.matrix.shape[1], state.basis.shape[1] - state.matrix.shape[1]
         W.block[:, : j + p], T[: j + p, :j] = state.basis, state.matrix.numpy()
     elif start is not None and start.shape[1]:
@@ -64,17 +68,23 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
             theta, S, ahead, residuals = _ritz(T, j, p, W.rounded)
             best = run.indices(j, wanted)
             done = run.converged(theta[best], residuals[best], scale)
-            _refuse_asymmetric(A, T[:j, :j], W.rounded)
+            if not W.rounded:
+                refuse_asymmetric_matrix(A, torch.from_numpy(T[:j, :j]), "eigsh")
             enough = len(best) == wanted and bool(run.converged(theta[best], ahead[best], scale, margin).all())
-            if p == 0 and enough and j < n:
-                enough = _complete(run, T[first:j, first:j], theta[best], scale)
+            rest = math.hypot(*_lengths(T[j : j + p, :j]))  # 0 where the Krylov space has ended
+            if enough and j < n and rest <= ENDED * space.eps * scale:
+                incomplete = not _complete(run, T[first:j, first:j], theta[best], scale)
+                if incomplete or copies:
+                    locked, p = math.hypot(locked, rest), 0
+            enough = enough and not incomplete
             finished = j == n or enough
-            if finished and copies and j + p < n:
+            if finished and copies and p > 0:  # an exhausted space is complete, copies included
                 search, finished = _search(run, theta, best, products, search, scale)
             if run.observe is not None:
                 state = EigshState(
                     run.fingerprint, torch.from_numpy(theta[best]), torch.from_numpy(residuals[best]), products,
                     restarts, W.block[:, : j + p], None, torch.from_numpy(T[: j + p, :j].copy()), drawn, scale, search,
+                    locked, first, incomplete,
                 )  # fmt: skip
                 if run.observe(state):
                     status = Status.STOPPED
@@ -85,7 +95,14 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
                 unmet = Status.STAGNATED if finished else Status.MAX_ITERATIONS
                 status = Status.CONVERGED if within and (finished or not copies) else unmet
                 break
-        fresh = p == 0 or (search is not None and search[0] == products and j + p < n and wanted + p + 3 < size)
+        if search is not None and search[0] == products and p > 0:
+            # lock the pairs found: their coupling to the pending vectors is within the tolerance
+            locked = math.hypot(locked, *ahead[best])
+            W.rotate(j, 0, S[:, best])
+            inside = S[:, best].T @ T[:j, :j] @ S[:, best]
+            j, p, T[:] = len(best), 0, 0.0
+            T[:j, :j] = inside
+        fresh = p == 0
         if size < n and j + p + fresh >= size:
             S = _ritz(T, j, p, W.rounded)[1]
             kept = run.indices(j, wanted + (size - wanted - p - fresh) // 3)
@@ -101,20 +118,21 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
                 continue
             first = j if p == 0 else first
             p += 1
-            _swap(W, T, j, j + p - 1)
         products += 1
         h, beta, scale = W.append(j + p, A @ W.column(j), scale, f"eigsh: product {products} (A @ v)")
         T[: j + p, j], j, p = h.numpy(), j + 1, p - 1
         if beta > 0.0:
             T[j + p, j - 1], p = beta, p + 1
-            if search is not None:  # follow the random vector's own Krylov space before the rest
-                _swap(W, T, j, j + p - 1)
-    vectors, values, errors, rounded = W.combine(j, S[:, best]), theta[best], residuals[best], W.rounded
-    if rounded:
+    vectors, values, errors = W.combine(j, S[:, best]), theta[best], residuals[best]
+    told = bool(run.converged(values, np.hypot(errors, locked), scale).all()) or status is Status.STOPPED
+    if W.rounded or (not told and products + len(values) <= run.limit):
         del W  # its memory is free for the products
         vectors, values, errors, scale = _measured(A, vectors, scale, products)
-        products, done = products + len(values), run.converged(values, errors, scale)
+        # locked pairs, each within rounding, add up
+        products, done = products + len(values), run.converged(values, errors, (3.0 if locked else 1.0) * scale)
         status = Status.STAGNATED if status is Status.CONVERGED and not bool(done.all()) else status
+    else:
+        errors = np.hypot(errors, locked)
     return spectrum(run, values, errors, done, vectors, scale, restarts, products, status)
 
 
@@ -152,12 +170,6 @@ def _lengths(R: np.ndarray) -> np.ndarray:
     """The norms of columns whose squares may not be numbers."""
     unit = np.abs(R).max(initial=0.0) or 1.0
     return unit * np.sqrt(np.square(R / unit).sum(0))
-
-
-def _refuse_asymmetric(A: LinearOperator, T: np.ndarray, rounded: bool) -> None:
-    if not rounded and len(T) > 1:
-        unit = np.abs(T).max() or 1.0
-        refuse_asymmetric_matrix(A, torch.from_numpy(T / unit), float(np.linalg.norm(T / unit)), "eigsh")
 
 
 def _complete(run: Run, T: np.ndarray, values: np.ndarray, scale: float) -> bool:
@@ -203,10 +215,3 @@ def _search(
             if 1.648 * math.sqrt(n) * math.exp(-math.sqrt(gap) * (2 * steps - 1)) > MISSED:
                 return search, False
     return search, True
-
-
-def _swap(W: Basis, T: np.ndarray, a: int, b: int) -> None:
-    """Exchange two pending vectors."""
-    if a != b:
-        W.swap(a, b)
-        T[[a, b]] = T[[b, a]]
