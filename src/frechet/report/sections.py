@@ -10,7 +10,7 @@ from frechet.analyze.examples import ExampleGradients, example_gradients
 from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
 from frechet.analyze.slices import loss_slices
 from frechet.analyze.stability import interpolation, stability
-from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
+from frechet.errors import LostRank
 from frechet.objective import Objective
 from frechet.report import lockstep
 from frechet.report.operators import Operators
@@ -87,7 +87,7 @@ def _single_gradients(objective: Objective, settings: Settings) -> ExampleGradie
     """By the route that was asked for, or by the default one, and one after the other where that fails."""
     try:
         return example_gradients(objective, route=settings.examples)
-    except (LostRank, UnusableObjective, NotDifferentiable, MemoryError):
+    except LostRank:
         raise
     except Exception as error:
         if settings.examples is not None or objective.group is not None:
@@ -150,14 +150,14 @@ def _radius(objective: Objective, line: Tensor, curvature: Tensor) -> tuple[floa
     """Where along a line the quadratic model begins to fail: what a slice should show; and the passes that it took.
 
     The default radius is where the model changes the loss by as much as it is. From there it shrinks by factors of
-    four until the model's error at both ends is less than what the model says the loss changes by.
+    four until the model's error at both ends is at most half of what the model says the loss changes by.
     """
     found = loss_slices(objective, line, points=3, change=VISIBLE, curvatures=curvature)
     radius, passes = float(found.radii[0]), found.passes
     for _ in range(SHRINK):
         error = (found.losses - found.quadratic).abs()[0, [0, 2]]
         change = (found.quadratic - found.loss).abs()[0, [0, 2]]
-        if bool((error <= change).all()):
+        if bool((error <= change / 2).all()):
             break
         radius /= 4
         found = loss_slices(objective, line, points=3, radius=radius, curvatures=curvature)

@@ -68,7 +68,8 @@ def traces(operators: Operators, name: str, settings: Settings, run: Run) -> Non
     def count(now: Sizes | None) -> int:
         if now is None:
             return min(PILOT, limit)
-        aimed = min(MOST_PROBES, math.ceil(1.05 * probes_wanted(name, now)))
+        most = MOST_PROBES if limit >= PLENTY else math.inf  # who sets a budget has said what may be spent
+        aimed = int(min(most, math.ceil(1.05 * probes_wanted(name, now))))
         return min(limit - (now.probes - first), aimed - now.probes)
 
     found = _more(operators, name, settings, run, limit, count)
