@@ -8,9 +8,10 @@ from frechet.objective import Objective, cross_entropy, l2, squared_error, subsa
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.report.assemble import assemble
-from frechet.report.measure import WEIGHTS, Settings, measure
+from frechet.report.measure import WEIGHTS, measure
 from frechet.report.page import render
 from frechet.report.run import Run
+from frechet.report.settings import Settings
 
 ORIGIN = ("title", "source", "2026-01-01T00:00:00+00:00", "frechet report", "none")
 SETTINGS = Settings(top=3, probes=10, steps=30, batch_sizes=(1, 4, 10_000))
@@ -66,14 +67,16 @@ def test_sizes_hold_the_dense_values_in_their_intervals(case):
 
 
 def test_layers_add_up_and_their_tops_are_those_of_the_blocks(case):
-    _, report, _, H, _ = case
+    _, report, _, H, G = case
     layers = report.layers.layers
     assert [x.name for x in layers] == ["0", "2"]
     assert sum(x.share.value for x in layers) == pytest.approx(1.0)
+    assert all(x.share.lower >= 0 for x in layers)
     blocks = {"0": slice(0, 30), "2": slice(30, 51)}
     for x in layers:
         block = H[blocks[x.name], blocks[x.name]]
-        assert within(x.trace, float(block.trace()), 1.5)
+        assert within(x.trace, float(G[blocks[x.name], blocks[x.name]].trace()), 1.5)
+        assert within(x.hessian_trace, float(block.trace()), 1.5)
         assert abs(x.top.value - float(torch.linalg.eigvalsh(block)[-1])) <= x.top.residual + 1e-9
 
 
@@ -95,15 +98,18 @@ def test_learning_rate_noise_and_slices_fit_the_dense_hessian(case):
 def test_every_product_is_counted_once(case):
     _, report, run, _, _ = case
     assert report.total.products == sum(c.cost.products for c in report.costs) == run.meter.products
-    assert [c.section for c in report.costs] == list(WEIGHTS)
+    assert [c.section for c in report.costs if not c.section.endswith("recording")] == list(WEIGHTS)
     assert all(c.cost.seconds > 0 and c.cost.data_passes > 0 for c in report.costs)
 
 
-@pytest.mark.parametrize("products", [5, 40, 150, 400])
-def test_a_budget_of_products_is_never_passed(products):
+@pytest.mark.parametrize("products", [5, 12, 25, 40, 60, 90, 150, 400])
+def test_a_budget_of_products_is_never_passed_and_is_spent_where_a_section_is_missing(products):
     report, run = measured(objective(), products=products)
     assert run.meter.products <= products
-    assert report.left_out or products == 400
+    if report.left_out:
+        assert run.meter.products >= 0.9 * products
+    assert report.left_out or products >= 90
+    assert any(c is not None and c.trace is not None for c in (report.gauss_newton, report.hessian))
     render(report)  # whatever is missing, the page stands
 
 
