@@ -45,7 +45,7 @@ class Factor:
         return self._unscaled(weights)
 
     def within(self, radius: float, guess: float = 0.0) -> tuple[Tensor, float]:
-        """The step with norm(D p) near `radius` where the undamped one is longer, and its damping; zero for radius 0."""
+        """The step with norm(D p) near `radius` where the undamped one is longer, and its damping; 0 for radius 0."""
         rank = self.rank
         sb = self.s * self.b
         low, high = 0.0, length(sb) / radius if radius > 0 else math.inf
