@@ -40,6 +40,7 @@ from frechet.space import Space
 
 ROOTS = 200  # iterations of a scalar root finder, which needs about six
 TINY = 1e-100  # stands for no curvature
+SHORTEST = 1e-150  # radius: squares of shorter steps lose digits and vanish
 SWEEPS = 8  # of equilibration
 FIRST = 16  # columns of a basis that are allocated at first
 
@@ -93,7 +94,9 @@ class Diagonal:
         return 0.5 * float((self.slopes / size) @ self.slopes)
 
     def within(self, radius: float) -> Step:
-        """The minimizer with norm(z) <= radius."""
+        """The minimizer with norm(z) <= radius; no step where the radius has vanished."""
+        if radius < SHORTEST:
+            return self.made(np.zeros_like(self.slopes), 0.0, True)
         if self.values[0] > self.floor:
             inside = self.made(-self.slopes / self.values, 0.0)
             if inside.length <= radius:
