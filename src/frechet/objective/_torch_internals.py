@@ -5,7 +5,7 @@ Each function here says which private name it uses and what it replaces that nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, KeysView, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -93,6 +93,15 @@ def nodes_of(ys: Sequence[Tensor]) -> KeysView[Any]:
                 nodes[node] = None
                 waiting.append(node)
     return nodes.keys()
+
+
+def padding_rows(nodes: Iterable[Any]) -> Iterator[tuple[Tensor, int]]:
+    """The leaves that are weights of embeddings with a padding row, which gets no gradient, and its number."""
+    for node in nodes:
+        if type(node).__name__ == "EmbeddingBackward0" and 0 <= node._saved_padding_idx < 1 << 62:
+            behind = node.next_functions[0][0]
+            if hasattr(behind, "variable"):
+                yield behind.variable, int(node._saved_padding_idx)
 
 
 def function_of(node: Any) -> type[torch.autograd.Function] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
-from frechet.objective._torch_internals import nodes_of
+from frechet.objective._torch_internals import nodes_of, padding_rows
 from frechet.objective.data import Batch, untouched_generators
 
 if TYPE_CHECKING:
@@ -28,8 +28,17 @@ _KINKS = (
 
 
 @dataclass(frozen=True, eq=False)
+class Proved:
+    """One claim about an objective's derivatives, and whether a difference proves it or says nothing."""
+
+    claim: str
+    proved: bool
+    difference: float  # relative
+
+
+@dataclass(frozen=True, eq=False)
 class Check:
-    """What two passes over the data, of all ranks, have shown."""
+    """What passes over the data, of all ranks, have shown."""
 
     value: float
     batches: int
@@ -42,6 +51,8 @@ class Check:
     seconds: float  # of one pass, the slowest rank's
     ranks: int = 1  # processes that hold the data together
     wrapper: str | None = None  # what the model was taken out of, such as DistributedDataParallel
+    proved: tuple[Proved, ...] = ()  # what differences say of the derivatives
+    padding: tuple[tuple[str, int], ...] = ()  # rows of embeddings that get no gradient by design, by parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +73,7 @@ class _Call:
     returned: list[tuple[object, ...]]
 
 
-def check(objective: Objective) -> Check:
+def passes(objective: Objective) -> Check:
     """Raise `UnusableObjective` if `objective` is random, unrepeatable or contradicts the model's own loss."""
     snapshot = objective.snapshot(pieces=True).gathered()
     group, wrapper = snapshot.group, objective.wrapper
@@ -93,9 +104,14 @@ def _alone(snapshot: Snapshot, value: float) -> Check:
     _compare(snapshot, first, _pass(snapshot, seed=2))
     _compare_head(snapshot)
     own = _own_loss(snapshot)
-    unreached, kinks = _graph(snapshot)
+    unreached, kinks, padding = _graph(snapshot)
+    if len(unreached) == len(snapshot.space.names) and snapshot.group is None:
+        raise UnusableObjective(
+            f"check: the loss must depend on a trainable parameter, got no gradient for any of {len(unreached)} blocks "
+            f"({', '.join(unreached[:3])}, ...): the model runs under torch.no_grad, or detaches its outputs"
+        )
     examples, terms = sum(len(r.losses) for r in first), sum(r.terms for r in first)
-    return Check(value, len(first), examples, terms, own, unreached, kinks, snapshot.coupled, seconds)
+    return Check(value, len(first), examples, terms, own, unreached, kinks, snapshot.coupled, seconds, padding=padding)
 
 
 def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
@@ -158,7 +174,8 @@ def _guilty(snapshot: Snapshot, index: int) -> str:
             where = f"module '{a.name}' ({a.kind})" if a.name else f"{a.kind}.forward"
             return (
                 f"{where} gives different outputs for the same inputs; make it deterministic (dropout only when "
-                "self.training, model.eval(), torch.use_deterministic_algorithms)"
+                "self.training, model.eval(), torch.use_deterministic_algorithms), or fix what it draws with "
+                "Objective(..., dropout_seed=0): noise of a diffusion model or a VAE, layer drop"
             )
     return "the model's outputs repeat, so the criterion is random or keeps a state between calls"
 
@@ -300,9 +317,10 @@ def _own_loss(snapshot: Snapshot) -> float | None:
     return found
 
 
-def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """From the graph of the first batch of each part: unreached parameters, operations with kinks, none in half."""
+def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """From the graph of the first batch of each part: unreached parameters, operations with kinks, padding rows."""
     reached: set[str] = set()
+    padding: set[tuple[str, int]] = set()
     kinks: set[str] = set()
     for part in snapshot.parts:
         with untouched_generators(), snapshot.exact():
@@ -314,6 +332,8 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 total = snapshot.total(part, blocks, batch)
             nodes = nodes_of([total])
         owners = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+        names = {id(leaf): name for name, leaf in zip(snapshot.space.names, leaves, strict=True)}
+        padding |= {(names[id(leaf)], row) for leaf, row in padding_rows(nodes) if id(leaf) in names}
         reached |= {name for name, leaf in zip(snapshot.space.names, leaves, strict=True) if id(leaf) in owners}
         for node in nodes:
             operation = type(node).__name__.split("Backward")[0]
@@ -326,4 +346,5 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 )
             if any(k in operation.lower() for k in _KINKS):
                 kinks.add(operation)
-    return tuple(n for n in snapshot.space.names if n not in reached), tuple(sorted(kinks))
+    unreached = tuple(n for n in snapshot.space.names if n not in reached)
+    return unreached, tuple(sorted(kinks)), tuple(sorted(padding))

@@ -12,7 +12,7 @@ from frechet.errors import UnusableObjective
 from frechet.objective.criterion import Criterion
 from frechet.objective.custom import Custom
 from frechet.objective.data import Batch
-from frechet.objective.structure import examples_of, rows_of
+from frechet.objective.structure import Layout, examples_of, rows_of
 
 if TYPE_CHECKING:
     from frechet.objective.parts import Part
@@ -50,6 +50,48 @@ def check_additive(what: str, criterion: Criterion, outputs: Tensor, targets: An
                     f"{what}: the criterion's terms must see one example each, but in batch {index} the term of "
                     f"example {i} depends on the rest of its batch {_COUPLED}"
                 )
+
+
+def couplings_seen(snapshot: Snapshot) -> tuple[str, ...]:
+    """What makes an example's loss depend on the rest of its batch, seen on one example of each part."""
+    found: list[str] = []
+    blocks = snapshot.space.unflatten(snapshot.x)
+    with torch.no_grad(), snapshot.running(), snapshot.installed(blocks):
+        for part in snapshot.parts:
+            batch = next(part.batches(snapshot.space.device), None)
+            size = 0 if batch is None else examples_of(batch.inputs, batch.targets)
+            if batch is None or size < 2:
+                continue
+            outputs = snapshot.forward(blocks, batch, part.head)
+            if part.head is None:
+                try:
+                    criterion = snapshot.criterion(part, batch)
+                    check_additive("check", criterion, outputs, batch.targets, snapshot.space.eps, 0)
+                except UnusableObjective:
+                    found.append("the criterion")
+            if _alone_differs(snapshot, part, blocks, batch, outputs, size):
+                found.append("the model")
+    return tuple(dict.fromkeys(found))
+
+
+def _alone_differs(
+    snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch, outputs: Tensor, size: int
+) -> bool:
+    """Whether the output of one example alone is not that in its batch."""
+    try:
+        inputs = rows_of(batch.inputs, slice(0, 1), size)
+    except TypeError:  # of a structure that cannot be cut
+        return False
+    rows = outputs[:1].detach()
+    if batch.layout.like is not None and not batch.layout.rowwise:
+        return False
+    try:
+        alone = snapshot.forward(blocks, replace(batch, inputs=inputs, layout=Layout()), part.head)
+    except (RuntimeError, ValueError, TypeError, IndexError):  # a batch of one is no input of this model
+        return True
+    same = alone.shape == rows.shape
+    scale = float(rows.abs().max()) if rows.numel() else 0.0
+    return not same or not bool(((alone - rows).abs() <= 1e4 * snapshot.space.eps * max(scale, 1e-30)).all())
 
 
 def prove_pieces(snapshot: Snapshot, examples: int) -> None:

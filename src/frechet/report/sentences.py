@@ -210,7 +210,9 @@ def _rates(report: Report) -> list[str]:
     if not math.isfinite(limit.value):
         return ["No curvature found limits the learning rate."]
     text = f"Gradient descent is stable here up to a learning rate of {headline(limit)}"
-    tight = [(b.batch_size, min((m.value for m in (b.identity, b.top) if m is not None), default=0)) for b in section.sgd]
+    tight = [
+        (b.batch_size, min((m.value for m in (b.identity, b.top) if m is not None), default=0)) for b in section.sgd
+    ]
     if tight and tight[0][1] > 0:
         size, rate = tight[0]
         text += (
