@@ -174,7 +174,10 @@ def _curvature_view(c: Curvature) -> dict[str, object]:
             ("Trace", c.trace),
             ("Frobenius norm", c.frobenius_norm),
             ("Stable rank", c.stable_rank),
-            *((f"Effective dimension at damping {numbers.number(e.damping, 2)}", e.number) for e in c.effective_dimensions),
+            *(
+                (f"Effective dimension at damping {numbers.number(e.damping, 2)}", e.number)
+                for e in c.effective_dimensions
+            ),
         )
         if m is not None
     ]

@@ -11,8 +11,8 @@ class Settings:
     """What to measure. `top` eigenvalues from each end; `probes` and `steps` of the density; SGD `batch_sizes`.
 
     `route` is that of Gauss-Newton products, `examples` that of single examples' gradients; None: the default of each.
-    `threads` is what the user asked for. The density's defaults cost 160 products an operator: less than what traces and
-    norms may take, because its picture says little more with more.
+    `threads` is what the user asked for. The density's defaults cost 160 products an operator: less than what traces
+    and norms may take, because its picture says little more with more.
     """
 
     top: int = 5
