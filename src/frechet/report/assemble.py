@@ -18,6 +18,7 @@ from frechet.objective import Objective, Subsample
 from frechet.report import numbers
 from frechet.report import schema as s
 from frechet.report.run import Run
+from frechet.report.sections import sliced
 from frechet.report.settings import Settings
 from frechet.report.sizes import Sizes, relative_error
 from frechet.report.spectra import RTOL, probes_wanted
@@ -368,7 +369,7 @@ def _slices(run: Run) -> s.Slices | None:
     found, spectrum = run.results.get("loss slices"), run.results.get("Hessian eigenvalues")
     if found is None or spectrum is None:
         return None
-    chosen = list(dict.fromkeys([int(spectrum.values.argmax()), int(spectrum.values.argmin())]))
+    chosen = sliced(spectrum)[: len(found)]
     names: Sequence[str] = ["largest eigenvalue"]
     if len(chosen) > 1:
         last = float(spectrum.values[chosen[1]])

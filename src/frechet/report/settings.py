@@ -20,7 +20,7 @@ class Settings:
     steps: int = 20
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128)
     seed: int = 0
-    points: int = 21
+    points: int = 15
     route: Literal["reverse", "forward"] | None = None
     examples: Literal["vmap", "loop"] | None = None
     threads: int | None = None
