@@ -115,9 +115,7 @@ class Recurrent(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         lengths = (ids != 0).sum(1).cpu()
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.embedding(ids), lengths, batch_first=True, enforce_sorted=False
-        )
+        packed = nn.utils.rnn.pack_padded_sequence(self.embedding(ids), lengths, batch_first=True, enforce_sorted=False)
         return self.head(self.rnn(packed)[1][0][-1])
 
 
@@ -240,8 +238,7 @@ def infonce() -> Objective:
     X = torch.randn(16, 6, generator=_generator())
     noise = torch.randn(16, 6, generator=_generator(1))
     data = [
-        ({"a": a, "b": b}, torch.zeros(len(a)))
-        for a, b in zip(X.split(8), (X + 0.1 * noise).split(8), strict=True)
+        ({"a": a, "b": b}, torch.zeros(len(a))) for a, b in zip(X.split(8), (X + 0.1 * noise).split(8), strict=True)
     ]
     return Objective(TwoViews(), custom(contrast, count=len), data)
 
@@ -272,9 +269,7 @@ def graph() -> Objective:
     X = torch.randn(12, 5, 4, generator=_generator())
     pairs = torch.randint(0, 5, (12, 9, 2), generator=_generator(1))
     y = torch.arange(12) % 3
-    data = [
-        ({"x": x, "pairs": p}, t) for x, p, t in zip(X.split(6), pairs.split(6), y.split(6), strict=True)
-    ]
+    data = [({"x": x, "pairs": p}, t) for x, p, t in zip(X.split(6), pairs.split(6), y.split(6), strict=True)]
     return Objective(Messages(), cross_entropy(), data)
 
 

@@ -152,9 +152,9 @@ def _compare(
         if float((a - b).norm()) <= max(wide, near) and float((b - exact).norm()) > 3 * max(wide, near):
             raise NotDifferentiable(
                 f"check: it must hold that {claim}, but differences are {float(b.norm()):.6g} in size where the "
-                f"derivative is {float(exact.norm()):.6g}, and {float((b - exact).norm()):.3g} apart: a derivative of the model or "
-                "of the criterion is wrong or incomplete (a backward that leaves no graph, a backward hook, a tensor kept "
-                "from an earlier pass, a parameter that is used by another way than its module)"
+                f"derivative is {float(exact.norm()):.6g}, and {float((b - exact).norm()):.3g} apart: a derivative of the "
+                "model or of the criterion is wrong or incomplete (a backward that leaves no graph, a backward hook, a "
+                "tensor kept from an earlier pass, a parameter that is used by another way than its module)"
             )
     return Proved(claim, False, best)
 

@@ -18,6 +18,7 @@ from frechet.objective import Objective, Subsample
 from frechet.report import numbers
 from frechet.report import schema as s
 from frechet.report.run import Run
+from frechet.report.sections import sliced
 from frechet.report.settings import Settings
 from frechet.report.sizes import Sizes, relative_error
 from frechet.report.spectra import RTOL, probes_wanted
@@ -156,7 +157,9 @@ def _curvature(
         return curvature
     cost = _cost(run, f"{name} density", f"the Krylov spaces of the {name}")
     drawn, radius = _density(density, cost), _radius(spectrum, density)
-    return replace(curvature, density=drawn, effective_dimensions=_dimensions(density, kind, radius, cost))
+    if kind == "hessian":  # an indefinite matrix has no effective dimension that many would agree on
+        return replace(curvature, density=drawn)
+    return replace(curvature, density=drawn, effective_dimensions=_dimensions(density, radius, cost))
 
 
 def _wanted(name: str, sizes: Sizes) -> int | None:
@@ -170,14 +173,23 @@ def _density(density: Density, cost: s.Cost) -> s.Density:
     width = density.width()
     grid = density.grid(width)
     value, lower, upper = density.on(grid, width)
-    columns = (tuple(c.tolist()) for c in (grid, value, lower, upper))
+    columns = [tuple(c.tolist()) for c in (grid, value, lower, upper)]
     return s.Density(
-        *columns, 0.95, width, len(density.lengths), max(density.lengths, default=0), int(density.deflated.numel()),
-        replace(cost, shared=""), "stochastic Lanczos quadrature",
-    )  # fmt: skip
+        columns[0],
+        columns[1],
+        columns[2],
+        columns[3],
+        0.95,
+        width,
+        len(density.lengths),
+        max(density.lengths, default=0),
+        int(density.deflated.numel()),
+        replace(cost, shared=""),
+        "stochastic Lanczos quadrature",
+    )
 
 
-def _dimensions(density: Density, kind: str, radius: float, cost: s.Cost) -> tuple[s.EffectiveDimension, ...]:
+def _dimensions(density: Density, radius: float, cost: s.Cost) -> tuple[s.EffectiveDimension, ...]:
     found = []
     for share in DAMPINGS if radius > 0 else ():
         a = share * radius
@@ -185,16 +197,17 @@ def _dimensions(density: Density, kind: str, radius: float, cost: s.Cost) -> tup
         def kept(t: torch.Tensor, a: float = a) -> torch.Tensor:
             return t.abs() / (t.abs() + a)
 
-        definition = "sum of |λ| / (|λ| + damping)" if kind == "hessian" else "sum of λ / (λ + damping)"
         number = s.from_estimate(density.trace_of(kept), cost=cost)
         if number.upper - number.lower < 2 * number.value:  # else nothing is known of it: see `unresolved`
-            found.append(s.EffectiveDimension(a, _nonnegative(number), definition))
+            found.append(s.EffectiveDimension(a, _nonnegative(number), "sum of λ / (λ + damping)"))
     return tuple(found)
 
 
 def unresolved(c: s.Curvature | None, bounded: bool = False) -> list[s.LeftOut]:
-    """What to say of effective dimensions whose error is as large as they are: a bulk of both signs makes such."""
-    if c is None or c.density is None or c.frobenius_norm is None or c.frobenius_norm.value == 0:
+    """What to say of effective dimensions whose error is as large as they are."""
+    if c is None or c.operator == "hessian" or c.density is None:
+        return []
+    if c.frobenius_norm is None or c.frobenius_norm.value == 0:
         return []
     found = len(c.effective_dimensions)
     if found == len(DAMPINGS):
@@ -272,7 +285,8 @@ def _layers(run: Run) -> s.Layers | None:
         second = s.from_estimate(other.of(beside[module]), cost=cost) if other is not None and beside else None
         layers.append(s.Layer(module, parameters[module], trace, share, second, (tops or {}).get(module)))
     costs = [run.costs[n] for n in ("Gauss-Newton traces", "Hessian traces", "layer eigenvalues") if n in run.costs]
-    whole = s.Cost(*(sum(getattr(c, f) for c in costs) for f in ("products", "data_passes", "seconds")))
+    products, passes = sum(c.products for c in costs), sum(c.data_passes for c in costs)
+    whole = s.Cost(products, passes, sum(c.seconds for c in costs))
     method = "One set of random signs for all modules; Lanczos on each module's own block of the Hessian"
     return s.Layers(kind, tuple(layers), whole, method)
 
@@ -290,13 +304,14 @@ def _learning_rate(run: Run) -> s.LearningRate | None:
         return None
     cost = _cost(run, "learning rate")
     eigen = _cost(run, "Hessian eigenvalues", "the largest Hessian eigenvalue")
+    sgd, level = ((), 0.95) if found is None else (found.sgd, found.level)
     bounds = tuple(
         s.SgdBound(
             b.batch_size,
-            _measured(b.identity, found.level, cost, "mean-square condition for the identity"),
+            _measured(b.identity, level, cost, "mean-square condition for the identity"),
             _measured(b.top, 1.0, cost, "mean-square condition for the top eigenvector"),
         )
-        for b in ([] if found is None else found.sgd)
+        for b in sgd
     )
     best = int(spectrum.values.argmax())
     limit = stable_learning_rate(float(spectrum.values[best]), float(spectrum.residuals[best]))
@@ -326,18 +341,19 @@ def _noise(run: Run) -> s.Noise | None:
         noise.value, min(noise.lower, noise.value), max(noise.upper, noise.value), noise.level, False, cost,
         "per-example gradients, jackknife", "examples",
     )  # fmt: skip
-    critical = None
-    if curvature is not None:
+    critical, remark = None, ""
+    if curvature is not None and curvature.value < 0:
+        remark = "The loss curves downward along the gradient's noise, so there is no critical batch size here. "
+    elif curvature is not None:
         critical = s.Measured(
             # the gradient that it takes for G is no more a draw than that of the noise scale
             curvature.value, 0.0 if noise.below_chance and curvature.value == math.inf else
             min(curvature.lower, curvature.value), max(curvature.upper, curvature.value),
             curvature.level, False, cost, "random signs of examples, one Hessian product each", "examples",
         )  # fmt: skip
-    remark = ""
     if not noise.bounded and not noise.below_chance and math.isfinite(noise.resolvable):
         most = numbers.typeset(numbers.number(noise.resolvable, 2))
-        remark = f"With {noise.examples} examples, noise scales above about {most} cannot be told from infinity."
+        remark += f"With {noise.examples} examples, noise scales above about {most} cannot be told from infinity."
     return s.Noise(
         scale,
         critical,
@@ -353,7 +369,7 @@ def _slices(run: Run) -> s.Slices | None:
     found, spectrum = run.results.get("loss slices"), run.results.get("Hessian eigenvalues")
     if found is None or spectrum is None:
         return None
-    chosen = list(dict.fromkeys([int(spectrum.values.argmax()), int(spectrum.values.argmin())]))
+    chosen = sliced(spectrum)[: len(found)]
     names: Sequence[str] = ["largest eigenvalue"]
     if len(chosen) > 1:
         last = float(spectrum.values[chosen[1]])

@@ -39,6 +39,7 @@ from frechet.report.measure import WEIGHTS, measure
 from frechet.report.page import render
 from frechet.report.progress import progress
 from frechet.report.run import Run
+from frechet.report.schema import Report
 from frechet.report.serialize import dumps
 from frechet.report.settings import Settings
 from frechet.report.source import load, restricted
@@ -110,7 +111,7 @@ def report(
         folder = _folder(out) if group is None else _ensured(out, group)
         with nullcontext() if console.quiet else locked(folder):
             bounds = [b for b in (budget, None if products is None else f"{products} products") if b]
-            run, made = _measured(source, settings, folder, (limit, products), resume, group, console, bounds)
+            made = _measured(source, settings, folder, (limit, products), resume, group, console, bounds)
             if console.quiet:
                 return
             write_atomic(folder / "report.json", dumps(made))
@@ -123,8 +124,8 @@ def report(
 def _measured(
     source: str, settings: Settings, folder: Path, budget: tuple[float | None, int | None], resume: bool,
     group: Group | None, console: Console, bounds: list[str],
-) -> tuple[Run, Any]:  # fmt: skip
-    """The run, done, and the report of it (None on a process that does not write)."""
+) -> Report:  # fmt: skip
+    """The report of a finished run."""
     objective, title = load(source, group)
     objective = restricted(objective, settings.restrict)
     with progress(console, list(WEIGHTS)) as bar:
@@ -141,14 +142,11 @@ def _measured(
                 measure(objective, settings, run)
         except KeyboardInterrupt:
             raise Interrupted(run.said_kept()) from None
-    if console.quiet:
-        return run, None
     command = shlex.join([*command_line(), *[a for a in sys.argv[1:] if a != "--resume"]])
     date = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")[:16]
     named = f"{source} (built in)" if source in problems.PROBLEMS else source
-    return run, assemble(
-        objective, settings, run, (title, named, date, command, " and ".join(bounds) or "none"), VERSION
-    )
+    origin = (title, named, date, command, " and ".join(bounds) or "none")
+    return assemble(objective, settings, run, origin, VERSION)
 
 
 class Interrupted(Exception):

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from frechet.errors import LostRank, NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.route import chosen
+from frechet.operators.route import Route, chosen
 from frechet.recording import ran_out
 from frechet.report import threads
 from frechet.report.metered import metered
@@ -70,7 +70,10 @@ class Work:
 
 
 def measure(objective: Objective, settings: Settings, run: Run) -> None:
-    """Fill `run.results`, stage by stage; where memory runs out, go on without recordings, then with smaller batches."""
+    """Fill `run.results`, stage by stage.
+
+    Where memory runs out, products are no longer recorded; where it still does, batches are cut.
+    """
     plain = False
     while True:
         size = _largest_batch(objective) if objective.group is None else 1
@@ -84,7 +87,8 @@ def measure(objective: Objective, settings: Settings, run: Run) -> None:
             plain = True
             continue
         objective = objective.in_pieces(size // 2)
-        why = f"memory ran out with {size} examples at once; they were taken {size // 2} at a time, which changes no number"
+        why = f"memory ran out with {size} examples at once; they were taken {size // 2} at a time, "
+        why += "which changes no number"
         run.left_out.append(LeftOut("whole batches", why))
     if run.meter.at_once is not None:
         run.leave_out(
@@ -175,31 +179,38 @@ def _usable(objective: Objective, settings: Settings, run: Run) -> Mapping[str, 
 def _checked(objective: Objective, settings: Settings, run: Run) -> Mapping[str, Any]:
     found = objective.check()
     gradient = objective.gradient()
-    route = chosen(settings.route, objective.model, "report", gauss_newton=True)
+    route: Route = chosen(settings.route, objective.model, "report", gauss_newton=True)
     vector = objective.space.random(0, 0)
 
-    def product() -> None:
+    def product(route: Route) -> None:
         A = gauss_newton(objective, route=route)
         _ = metered(A, run.meter, alone=run.group is None, name="Gauss-Newton") @ vector
 
     try:
-        product()  # it loads, compiles and allocates what later ones reuse
+        product(route)  # it loads, compiles and allocates what later ones reuse
     except NotDifferentiable:
         if route == "reverse" or settings.route is not None:
             raise
         route = "reverse"  # an operation without forward mode; the header says which route was taken
-        product()
+        product(route)
     choosing = run.group is None and not threads.fixed(settings.threads) and (run.products or 1000) > 50
-    told = threads.faster(product) if choosing else ""
+    told = threads.faster(lambda: product(route)) if choosing else ""
     if choosing:
         run.meter.times["Gauss-Newton"] = []
     if run.seconds is not None:
-        product()
+        product(route)
     run.meter.passes += 6  # a value, two compared passes, their split, the model's own loss at most, a gradient
     rate = run.meter.rate("Gauss-Newton") or 0.0
     norm = float(objective.space.norm(gradient))
     sizes = list(objective.space.sizes)
-    return {"check": found, "gradient_norm": norm, "route": route, "seconds": rate, "threads": told, "sizes": sizes}
+    return {
+        "check": found,
+        "gradient_norm": norm,
+        "route": str(route),
+        "seconds": rate,
+        "threads": told,
+        "sizes": sizes,
+    }
 
 
 def _largest_batch(objective: Objective) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -23,8 +24,9 @@ BASES = 0.25  # of the memory that is free: Krylov vectors, beside a recording t
 class Operators:
     """Gauss-Newton and Hessian of an objective by name. Use it as a context manager: leaving frees the recording."""
 
-    def __init__(self, objective: Objective, run: Run, route: Route, plain: bool) -> None:
-        self.objective, self.run, self.route, self.plain = objective, run, route, plain
+    def __init__(self, objective: Objective, run: Run, route: str, plain: bool) -> None:
+        self.objective, self.run, self.plain = objective, run, plain
+        self.route: Route = "forward" if route == "forward" else "reverse"
         self.held: tuple[str, Linearized] | None = None
         self.refused: set[str] = set()
 
@@ -63,7 +65,7 @@ class Operators:
         L = self._recorded(A)
         seconds = time.monotonic() - start
         self._account(name, seconds)
-        if L is None or (L.pays_after > planned and self._slower(L)):
+        if L is None or L.pays_after == math.inf:  # it cannot be recorded, or a product is no faster
             self.refused.add(name)
             if L is not None:
                 L.release()
@@ -71,10 +73,6 @@ class Operators:
         self.held = (name, L)
         self.run.meter.forget(name)
         return L
-
-    @staticmethod
-    def _slower(L: Linearized) -> bool:
-        return not L.pays_after < float("inf")
 
     @staticmethod
     def _recorded(A: LinearOperator) -> Linearized | None:

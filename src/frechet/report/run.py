@@ -1,8 +1,8 @@
 """One run of a report: what is done, what it cost, what may still be spent, and the file from which it can go on.
 
 Work is cut into stages. A finished stage is kept in the file; of the running one the last state that its algorithm
-showed to `observe` is kept, every few seconds. So a run that is killed loses seconds. A stage may be worked on again, to
-make its numbers finer, as long as it is `open`.
+showed to `observe` is kept, every few seconds. So a run that is killed loses seconds. A stage may be worked on again,
+to make its numbers finer, as long as it is `open`.
 
 A budget is shared out among the open stages, by their weights, each time that one of them begins: from what is left,
 at the speed of the products that were just measured. What a stage does not use goes to the others.

@@ -10,6 +10,7 @@ from frechet.analyze.examples import ExampleGradients, example_gradients
 from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
 from frechet.analyze.slices import loss_slices
 from frechet.analyze.stability import interpolation, stability
+from frechet.linalg.result import Spectrum
 from frechet.errors import LostRank
 from frechet.objective import Objective
 from frechet.report import lockstep
@@ -25,7 +26,6 @@ LEAST_TOP_STEPS = 4
 # directions of the mean squared Hessian that are taken out, and probes of the rest: 3 (1 + both)^2 gradients each
 BILINEAR = ((3, 4), (2, 3), (1, 2), (0, 2))
 SHRINK = 6  # factors of four: 4096 in all; beyond, rounding of the loss hides what the model says
-VISIBLE = 1.0  # change of the loss by the quadratic model at a slice's end, relative to the loss
 
 
 def layer_tops(operators: Operators, settings: Settings, run: Run) -> None:
@@ -129,39 +129,55 @@ def slices(objective: Objective, settings: Settings, run: Run) -> None:
     if spectrum is None:
         run.leave_out(stage, "it needs the Hessian's eigenvectors, which were left out")
         return
-    best, worst = int(spectrum.values.argmax()), int(spectrum.values.argmin())
-    pairs = list(dict.fromkeys([best, worst]))
+    pairs = sliced(spectrum)
     directions: Tensor = spectrum.vectors[:, pairs]
 
     def compute(limit: int) -> Any:
         points = settings.points if limit >= PLENTY else max(9, min(settings.points, limit // 2 * 2 + 1))
-        found = []
+        gradient, found = objective.gradient(), []
         for j in range(len(pairs)):
             line, curvature = directions[:, j : j + 1], spectrum.values[pairs[j : j + 1]]
-            radius, passes = _radius(objective, line, curvature)
+            slope = float(objective.space.inner(gradient, line[:, 0]))
+            radius, tried = _radius(objective, line[:, 0], slope, float(curvature[0]), _loss(run))
             found.append(loss_slices(objective, line, points=points, curvatures=curvature, radius=radius))
-            run.meter.passes += passes + found[-1].passes
+            run.meter.passes += tried + found[-1].passes
         return found
 
     _once(run, stage, 4, compute)
 
 
-def _radius(objective: Objective, line: Tensor, curvature: Tensor) -> tuple[float, int]:
+def sliced(spectrum: Spectrum) -> list[int]:
+    """The pairs whose lines are looked at: the largest, and the smallest where its sign is known."""
+    best, worst = int(spectrum.values.argmax()), int(spectrum.values.argmin())
+    known = abs(float(spectrum.values[worst])) > float(spectrum.residuals[worst])
+    return list(dict.fromkeys([best, worst] if known else [best]))
+
+
+def _loss(run: Run) -> float:
+    return float(run.results["check"]["check"].value)
+
+
+def _radius(objective: Objective, line: Tensor, slope: float, curvature: float, loss: float) -> tuple[float, int]:
     """Where along a line the quadratic model begins to fail: what a slice should show; and the passes that it took.
 
-    The default radius is where the model changes the loss by as much as it is. From there it shrinks by factors of
-    four until the model's error at both ends is at most half of what the model says the loss changes by.
+    It begins where the model changes the loss by as much as it is: |a slope| + a^2 |curvature| / 2 = |loss|. From there
+    it shrinks by factors of four until the model's error at both ends is at most half of what the model says the loss
+    changes by.
     """
-    found = loss_slices(objective, line, points=3, change=VISIBLE, curvatures=curvature)
-    radius, passes = float(found.radii[0]), found.passes
+    c, g, size = abs(curvature) / 2, abs(slope), abs(loss) or 1.0
+    radius = 2 * size / (g + (g * g + 4 * c * size) ** 0.5) if g + c > 0 else 1.0
+    x, passes = objective.point, 0
     for _ in range(SHRINK):
-        error = (found.losses - found.quadratic).abs()[0, [0, 2]]
-        change = (found.quadratic - found.loss).abs()[0, [0, 2]]
-        if bool((error <= change / 2).all()):
+        right = True
+        for a in (radius, -radius):
+            change = slope * a + curvature / 2 * a * a
+            error = abs(float(objective.value(x + a * line)) - loss - change)
+            right, passes = right and error <= abs(change) / 2, passes + 1
+            if not right:
+                break
+        if right:
             break
         radius /= 4
-        found = loss_slices(objective, line, points=3, radius=radius, curvatures=curvature)
-        passes += found.passes
     return radius, passes
 
 

@@ -34,9 +34,8 @@ def eigenvalues(curvature: Curvature) -> str:
         return ""
     parts = []
     if found.largest:
-        parts.append(
-            f"The largest eigenvalue found of the {NAMES[curvature.operator]} is {headline_eigenvalue(found.largest[0])}"
-        )
+        name, top = NAMES[curvature.operator], headline_eigenvalue(found.largest[0])
+        parts.append(f"The largest eigenvalue found of the {name} is {top}")
         if len(found.largest) > 1:
             parts[-1] += f", the next {headline_eigenvalue(found.largest[1])}"
         parts[-1] += "."
@@ -44,8 +43,8 @@ def eigenvalues(curvature: Curvature) -> str:
         end = found.smallest[0]
         if end.value + end.residual < 0:
             parts.append(
-                f"The most negative is {headline_eigenvalue(end)}: there are directions in which the loss curves downward, "
-                "so this point is not a minimum."
+                f"The most negative is {headline_eigenvalue(end)}: there are directions in which the loss curves "
+                "downward, so this point is not a minimum."
             )
         elif end.value - end.residual > 0:
             parts.append(f"The smallest found is {headline_eigenvalue(end)}, above zero.")
@@ -68,8 +67,9 @@ def density(curvature: Curvature) -> str:
     near = max(0.01 * reach, 2 * d.width)
     inside, below = _mass(d, -near, near), _mass(d, -math.inf, -4 * d.width)  # smoothing spills less than 4e-5 there
     share = percent(min(1.0, inside))
+    share = share.replace("> ", "More than ") if share.startswith(">") else f"About {share}"
     parts = [
-        f"{share.replace('> ', 'More than ') if share.startswith('>') else f'About {share}'} of the {count(curvature.dimension)} eigenvalues of the "
+        f"{share} of the {count(curvature.dimension)} eigenvalues of the "
         f"{NAMES[curvature.operator]} lie within ±{number(near, 2)} of zero"
     ]
     if reach > 0:
@@ -197,8 +197,8 @@ def _where(report: Report) -> str:
     names = [x.name for x in chosen]
     told = names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
     size = percent(sum(x.size for x in chosen) / total)
-    return f"{told} hold{'s' if len(names) == 1 else ''} about {percent(held)} of the curvature ({NAMES[section.operator]} "\
-        f"trace) with {size} of the parameters."  # fmt: skip
+    verb, operator = "holds" if len(names) == 1 else "hold", NAMES[section.operator]
+    return f"{told} {verb} about {percent(held)} of the curvature ({operator} trace) with {size} of the parameters."
 
 
 def _rates(report: Report) -> list[str]:
@@ -231,7 +231,8 @@ def _batch(report: Report) -> str:
     if math.isfinite(scale.value) and math.isfinite(scale.upper):
         return f"Larger batches pay up to about {headline(scale)}."
     if scale.value == math.inf and scale.lower > 0:
-        return f"Larger batches pay up to {number(scale.lower, 2)} examples at least; these data cannot tell where it ends."
+        least = number(scale.lower, 2)
+        return f"Larger batches pay up to {least} examples at least; these data cannot tell where that ends."
     return "These examples cannot tell up to which batch size averaging pays."
 
 

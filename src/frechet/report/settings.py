@@ -11,8 +11,8 @@ class Settings:
     """What to measure. `top` eigenvalues from each end; `probes` and `steps` of the density; SGD `batch_sizes`.
 
     `route` is that of Gauss-Newton products, `examples` that of single examples' gradients; None: the default of each.
-    `threads` is what the user asked for. The density's defaults cost 160 products an operator: less than what traces and
-    norms may take, because its picture says little more with more.
+    `threads` is what the user asked for. The density's defaults cost 160 products an operator: less than what traces
+    and norms may take, because its picture says little more with more.
     """
 
     top: int = 5
@@ -20,7 +20,7 @@ class Settings:
     steps: int = 20
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128)
     seed: int = 0
-    points: int = 21
+    points: int = 15
     route: Literal["reverse", "forward"] | None = None
     examples: Literal["vmap", "loop"] | None = None
     threads: int | None = None

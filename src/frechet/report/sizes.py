@@ -8,7 +8,8 @@ With orthonormal V and the diagonal matrix D of its Rayleigh quotients, C = V D 
 whatever V is; the better its columns are as eigenvectors, the smaller the spread of what is drawn. One product serves
 all blocks and the norm. In a space of few dimensions unit vectors take the place of the signs, and nothing is random.
 
-**Source.** Hutchinson, Communications in Statistics 18 (1989), doi 10.1080/03610918908812806. Fieller, JRSS B 16 (1954).
+**Source.** Hutchinson, Communications in Statistics 18 (1989), doi 10.1080/03610918908812806. Fieller, JRSS B 16
+(1954).
 **Differs from the source.** Computed eigenpairs serve as a control variate.
 **Cost.** One product per probe, in blocks.
 """
@@ -27,7 +28,7 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg.result import Estimate, Spectrum, exact_estimate
 from frechet.linalg.sequential import degrees_of_freedom
-from frechet.operators.operator import LinearOperator
+from frechet.operators.operator import Fact, LinearOperator
 
 STREAM = 1 << 39  # far from the probes of the density
 
@@ -45,6 +46,7 @@ class Sizes:
     rounding: float  # of a draw of the whole trace
     exact: bool
     seed: int
+    semidefinite: bool  # whether no part of the trace can be negative
 
     @property
     def probes(self) -> int:
@@ -78,13 +80,23 @@ class Sizes:
             method="random signs, computed eigenpairs taken out",
         )  # fmt: skip
 
+    @property
+    def mixed(self) -> bool:
+        """Whether some module's part of the trace is below zero."""
+        return any(float(x.mean()) < 0 for x in self.modules().values())
+
     def modules(self) -> dict[str, Tensor]:
         """The draws of each module's trace."""
         return grouped(self.names, self.draws)
 
     def share(self, draws: Tensor, level: float = 0.95) -> tuple[float, float, float]:
-        """The part of the whole trace that `draws` make, with its interval (Fieller); all reals where it may be 0."""
+        """The part of the whole trace that `draws` make, with its interval (Fieller).
+
+        All reals where the trace may be 0, and where parts of it may be negative: there are no shares then.
+        """
         whole = self.draws.sum(1)
+        if not self.semidefinite and self.mixed:
+            return float(draws.mean() / whole.mean()) if float(whole.mean()) else math.nan, -math.inf, math.inf
         if self.exact:
             share = float(draws.sum() / whole.sum()) if float(whole.sum()) else math.nan
             return (share, share, share) if math.isfinite(share) else (share, -math.inf, math.inf)
@@ -132,7 +144,7 @@ def sizes(
 
     ``exact=True`` multiplies all unit vectors instead, if `before` is None. `observe` stops the run by returning True.
     """
-    space, now = A.domain, before
+    space, now, semidefinite = A.domain, before, Fact.POSITIVE_SEMIDEFINITE in A.facts
     C = None if known is None or not known.values.numel() else known
     taken_out = space.zeros(0) if C is None else C.vectors
     values = torch.zeros(0, dtype=torch.float64) if C is None else C.values.cpu()
@@ -155,7 +167,7 @@ def sizes(
         if now is not None:
             draws, squares = torch.cat([now.draws, draws]), torch.cat([now.squares, squares])
             rounding = max(rounding, now.rounding)
-        now = Sizes(space.names, draws, squares, rounding, False, seed)
+        now = Sizes(space.names, draws, squares, rounding, False, seed, semidefinite)
         if observe(now):
             break
         wanted = count(now)
@@ -172,7 +184,8 @@ def _by_unit_vectors(A: LinearOperator, seed: int, block: int) -> Sizes:
             raise NonFinite(f"trace: product {a + 1} or one after it holds a NaN or an infinity")
         draws.append(_block_sums(A, Z, Y))
         squares.append(space.norm(Y).square().cpu())
-    return Sizes(space.names, torch.cat(draws), torch.cat(squares), 0.0, True, seed)
+    semidefinite = Fact.POSITIVE_SEMIDEFINITE in A.facts
+    return Sizes(space.names, torch.cat(draws), torch.cat(squares), 0.0, True, seed, semidefinite)
 
 
 def _block_sums(A: LinearOperator, U: Tensor, V: Tensor) -> Tensor:
@@ -198,7 +211,7 @@ def widths(now: Sizes) -> dict[str, float]:
     A share's width counts relative to the share, or to a tenth where it is smaller.
     """
     found = {"trace": relative_error(now.trace), "Frobenius norm": relative_error(now.frobenius)}
-    for module, draws in now.modules().items():
+    for module, draws in now.modules().items() if now.semidefinite else ():
         share, low, high = now.share(draws)
         found[module] = (high - low) / 2 / max(abs(share), 0.1) if math.isfinite(high - low) else math.inf
     return found

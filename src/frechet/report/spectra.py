@@ -28,7 +28,7 @@ EXACT = 256  # dimensions up to which unit vectors cost no more than the probes 
 
 
 def eigenvalues(operators: Operators, name: str, which: Any, settings: Settings, run: Run) -> None:
-    """The `top` eigenpairs of an end, or of both; worked on again from the vectors found where some did not converge."""
+    """The `top` eigenpairs of an end, or of both; worked on again, from the vectors found, where some fell short."""
     stage, dim = f"{name} eigenvalues", operators.objective.space.dim
     k = min(settings.top, dim)
     before: Spectrum | None = run.results.get(stage)
