@@ -78,6 +78,15 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def differentiable(t: Tensor) -> Tensor:
+    """`t`, or its like that requires a gradient; a dual number keeps its tangent."""
+    if t.requires_grad or in_transform():
+        return t
+    if in_forward_mode() and forward_ad.unpack_dual(t).tangent is not None:
+        return t.requires_grad_()
+    return t.detach().requires_grad_()
+
+
 def in_dispatch_mode() -> bool:
     """Whether somebody watches every operation, as a recording does: then no value must be read."""
     return torch._C._len_torch_dispatch_stack() > 0
@@ -107,6 +116,12 @@ def padding_rows(nodes: Iterable[Any]) -> Iterator[tuple[Tensor, int]]:
 def function_of(node: Any) -> type[torch.autograd.Function] | None:
     """The class of a node that a `torch.autograd.Function` made; None for torch's own operations."""
     return node._forward_cls if isinstance(node, BackwardCFunction) else None  # type: ignore[attr-defined]
+
+
+def is_users_function(node: Any) -> bool:
+    """Whether a node was made by a `torch.autograd.Function` that is neither torch's nor ours."""
+    made = function_of(node)
+    return made is not None and not made.__module__.startswith(("torch.", "frechet."))
 
 
 def dtypes_of(node: Any) -> set[torch.dtype]:

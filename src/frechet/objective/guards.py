@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective._torch_internals import dtypes_of, in_forward_mode, nodes_of
+from frechet.objective._torch_internals import dtypes_of, in_forward_mode, is_users_function, nodes_of
 from frechet.objective.data import Batch
 from frechet.objective.functions import Functions
 
@@ -37,6 +37,7 @@ def refuse_graph(outputs: Tensor, blocks: Mapping[str, Tensor], functions: Funct
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in here:
             _refuse_leaf(leaf, functions)
+        functions.custom = functions.custom or is_users_function(node)
         halves = dtypes_of(node) & _HALVES
         if halves:
             raise half_precision(type(node).__name__.split("Backward")[0], halves.pop(), dtype)

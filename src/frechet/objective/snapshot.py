@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from frechet.errors import NonFinite, NotDifferentiable
-from frechet.objective._torch_internals import in_transform
+from frechet.objective._torch_internals import differentiable, in_transform
 from frechet.objective.attributes import Attributes
 from frechet.objective.criterion import Criterion
 from frechet.objective.custom import Custom, criterion_for
@@ -112,6 +112,8 @@ class Snapshot:
                     if isinstance(holder[key], nn.Parameter):  # nothing is installed for the backward pass
                         stack.enter_context(refused_hooks(_CHECKPOINTED))
                 state, written = self._state(blocks), writes_inputs(self.modules)
+                if self.functions is not None and self.functions.nested:  # it may differentiate in its parameters
+                    state |= {name: differentiable(state[name]) for name in self.space.names}
                 return call(self.model, self.places, state, inputs, self.attributes, self.modules, written)
 
         return self.evaluated(run)

@@ -23,7 +23,13 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NotDifferentiable
-from frechet.objective._torch_internals import cotangents_like, function_of, in_transform, nodes_of
+from frechet.objective._torch_internals import (
+    cotangents_like,
+    function_of,
+    in_transform,
+    is_users_function,
+    nodes_of,
+)
 from frechet.space import generator
 
 _HALF_OF_THE_WAY = 0.05  # relative difference from which a term counts as missing
@@ -33,34 +39,25 @@ def users_nodes(nodes: Iterable[Any]) -> list[Any]:
     """Those of the nodes that the user's own functions made; none inside of a torch.func transform."""
     if in_transform():
         return []
-    return [node for node in nodes if (made := function_of(node)) is not None and _is_users(made)]
-
-
-def _is_users(made: type) -> bool:
-    return not made.__module__.startswith(("torch.", "frechet."))
+    return [node for node in nodes if is_users_function(node)]
 
 
 @contextmanager
 def refused_cuts(nodes: Iterable[Any]) -> Iterator[None]:
     """Raise where a backward pass inside, with create_graph, goes through one of the nodes that leaves no graph."""
-    cut: list[Any] = []
-    unknown: list[tuple[Any, tuple[Tensor | None, ...]]] = []
+    suspects: list[tuple[Any, tuple[Tensor | None, ...]]] = []
     handles = []
     for node in users_nodes(nodes):
 
         def look(found: tuple[Any, ...], given: tuple[Any, ...], node: Any = node) -> None:
-            if any(g is not None and g.requires_grad for g in given):
-                if _is_cut(node, found):
-                    cut.append(node)
-            else:
-                unknown.append((node, given))
+            if any(isinstance(f, Tensor) and not f.requires_grad for f in _wanted(node, found)):
+                suspects.append((node, given))
 
         handles.append(node.register_hook(look))
     try:
         yield
-        for node, given in unknown:
-            if any(g is not None for g in given) and _is_cut(node, _applied(node, given)):
-                cut.append(node)
+        # a cotangent without a graph, or of zeros, says nothing: these backwards run once more, with one that has both
+        cut = [node for node, given in suspects if _is_cut(node, _applied(node, _drawn(given)))]
     finally:
         for handle in handles:
             handle.remove()
@@ -86,9 +83,22 @@ def _applied(node: Any, given: Sequence[Tensor | None]) -> tuple[Any, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
+def _drawn(given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def like(j: int, g: Tensor | None) -> Tensor | None:
+        if g is None or not g.is_floating_point():
+            return g
+        return torch.randn(g.shape, generator=generator(1, j), dtype=torch.float64).to(g.device, g.dtype)
+
+    return [like(j, g) for j, g in enumerate(given)]
+
+
+def _wanted(node: Any, found: Sequence[Any]) -> list[Any]:
+    """What a backward returned for inputs that have a gradient."""
+    return [f for f, (behind, _) in zip(found, node.next_functions, strict=False) if behind is not None]
+
+
 def _is_cut(node: Any, found: Sequence[Any]) -> bool:
-    wanted = [f for f, (behind, _) in zip(found, node.next_functions, strict=False) if behind is not None]
-    return any(isinstance(f, Tensor) and not f.requires_grad and bool((f != 0).any()) for f in wanted)
+    return any(isinstance(f, Tensor) and not f.requires_grad and bool((f != 0).any()) for f in _wanted(node, found))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +144,7 @@ def _direction(x: Tensor, j: int) -> Tensor:
     return drawn * (size or 1.0)
 
 
+@torch.enable_grad()
 def _missing(center: _Seen, plus: _Seen, minus: _Seen, i: int, eps: float) -> tuple[bool, float] | None:
     """Whether a term is missing in node i, and the size of what its graph does not know; None: cannot be told."""
     nodes = (center.nodes, plus.nodes, minus.nodes)

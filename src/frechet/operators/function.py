@@ -95,9 +95,9 @@ class FunctionHessian(LinearOperator):
                 rows = [space.join(_gradient_tangent(self._value, leaves, v)) for v in vectors]
             else:
                 value = self._value(leaves)
+                gradient = grads(value, xs, None, create_graph=True)
                 if users_nodes(nodes_of([value])):
                     refuse_forgotten(lambda point: self._value(dict(zip(leaves, point, strict=True))), xs)
-                gradient = grads(value, xs, None, create_graph=True)
                 last = len(vectors) - 1
                 rows = [space.join(grads(gradient, xs, v, retain_graph=i < last)) for i, v in enumerate(vectors)]
         return finite("hessian", torch.stack(rows).detach(), V).T

@@ -26,10 +26,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from frechet.errors import NotDifferentiable, UnusableObjective
+from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._torch_internals import autocast_left_out
-from frechet.objective.attributes import put_back
+from frechet.objective.attributes import Attributes, attributes_of, put_back
 from frechet.objective.check import Check, Proved, passes
 from frechet.objective.coupling import couplings_seen
 from frechet.objective.custom import criterion_for
@@ -49,14 +49,15 @@ APART = {torch.float64: 1e-3, torch.float32: 2e-2}  # above three times this it 
 
 def check(objective: Objective) -> Check:
     """Raise where an objective is not one fixed, finite function with right derivatives; return what was seen."""
+    attributes = attributes_of(tuple(objective.model.modules()))  # before any pass could leave something behind
     found = passes(objective)
     coupled = found.coupled
     if not coupled and objective.group is None and objective.space.shard is None:
         coupled = couplings_seen(objective.snapshot())
-    return replace(found, proved=prove(objective, found), coupled=coupled)
+    return replace(found, proved=prove(objective, found, attributes), coupled=coupled)
 
 
-def prove(objective: Objective, found: Check) -> tuple[Proved, ...]:
+def prove(objective: Objective, found: Check, attributes: Attributes) -> tuple[Proved, ...]:
     """Compare an objective's derivatives with differences; raises `NotDifferentiable` where they contradict.
 
     Where passes have `found` operations that are not differentiable everywhere only small steps are taken, and rows
@@ -65,11 +66,13 @@ def prove(objective: Objective, found: Check) -> tuple[Proved, ...]:
     twin = _double(objective)
     if twin is not None:
         try:
-            return _proved(twin, STEPS[1:] if found.kinks else STEPS, found)
-        except (TypeError, UnusableObjective, RuntimeError) as error:
-            if isinstance(error, NotDifferentiable) or objective.space.dtype == torch.float64:
+            return _proved(twin, STEPS[1:] if found.kinks else STEPS, found, attributes)
+        except (NotDifferentiable, LostRank):
+            raise
+        except Exception:  # whatever a model raises in float64 says that it cannot be run in it
+            if objective.space.dtype == torch.float64:
                 raise
-    return _proved(objective, STEPS if objective.space.dtype == torch.float64 else SINGLE, found)
+    return _proved(objective, STEPS if objective.space.dtype == torch.float64 else SINGLE, found, attributes)
 
 
 def _double(objective: Objective) -> Objective | None:
@@ -81,7 +84,7 @@ def _double(objective: Objective) -> Objective | None:
     return objective._with(tuple(replace(p, dtype=torch.float64) for p in objective.parts), objective.penalties)
 
 
-def _proved(objective: Objective, steps: tuple[float, ...], seen: Check) -> tuple[Proved, ...]:
+def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attributes: Attributes) -> tuple[Proved, ...]:
     x = objective.point
     d, u = (_direction(objective, x, j, seen.padding) for j in (0, 1))
     found = []
@@ -90,7 +93,7 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check) -> tupl
     H = hessian(objective, x)
     image = H @ torch.stack([d, u], 1)
     if objective.group is None and objective.space.shard is None:
-        found += _of_live_model(objective, x, d, slope, steps)
+        found += _of_live_model(objective, x, d, slope, steps, attributes)
     scale = _scale(objective, x)
 
     def curved(h: float) -> Tensor:
@@ -152,9 +155,9 @@ def _compare(
         if float((a - b).norm()) <= max(wide, near) and float((b - exact).norm()) > 3 * max(wide, near):
             raise NotDifferentiable(
                 f"check: it must hold that {claim}, but differences are {float(b.norm()):.6g} in size where the "
-                f"derivative is {float(exact.norm()):.6g}, and {float((b - exact).norm()):.3g} apart: a derivative of the "
-                "model or of the criterion is wrong or incomplete (a backward that leaves no graph, a backward hook, a "
-                "tensor kept from an earlier pass, a parameter that is used by another way than its module)"
+                f"derivative is {float(exact.norm()):.6g}, and {float((b - exact).norm()):.3g} apart: a derivative of "
+                "the model or of the criterion is wrong or incomplete (a backward that leaves no graph, a backward "
+                "hook, a tensor kept from an earlier pass, a parameter that is used by another way than its module)"
             )
     return Proved(claim, False, best)
 
@@ -170,9 +173,11 @@ class _Sums:
     count: float = 0.0
 
 
-def _of_live_model(objective: Objective, x: Tensor, d: Tensor, slope: float, steps: tuple[float, ...]) -> list[Proved]:
+def _of_live_model(
+    objective: Objective, x: Tensor, d: Tensor, slope: float, steps: tuple[float, ...], attributes: Attributes
+) -> list[Proved]:
     """The claims about the value, the slope, Gauss-Newton and the second moment."""
-    snapshot = objective.snapshot(x)
+    snapshot = replace(objective.snapshot(x), attributes=attributes)
     measured: dict[float, tuple[float, float, float | None, float | None, float]] = {}
 
     def at(h: float) -> tuple[float, float, float | None, float | None, float]:
@@ -184,9 +189,9 @@ def _of_live_model(objective: Objective, x: Tensor, d: Tensor, slope: float, ste
     here, ours = at(steps[0])[0], float(objective.value(x))
     if abs(here - ours) > 1e4 * eps * max(abs(here), abs(ours), at(steps[0])[4]):
         raise UnusableObjective(
-            f"check: the model called as it is gives the loss {here:.8g}, and {ours:.8g} in a pass of frechet: it reads "
-            "something that is not its parameters, buffers, attributes or inputs, or it computes another way without "
-            "gradients"
+            f"check: the model called as it is gives the loss {here:.8g}, and {ours:.8g} in a pass of frechet: it "
+            "reads something that is not its parameters, buffers, attributes or inputs, or it computes another way "
+            "without gradients"
         )
     found = [Proved("the loss is that of the model as you call it", True, abs(here - ours) / max(abs(here), 1e-300))]
     noise = eps * at(steps[0])[4]
@@ -219,7 +224,7 @@ def _of_live_model(objective: Objective, x: Tensor, d: Tensor, slope: float, ste
 def _measured(
     snapshot: Snapshot, x: Tensor, d: Tensor, h: float
 ) -> tuple[float, float, float | None, float | None, float]:
-    """Loss, its slope, y'C y, the mean square of the examples' slopes (None: no such question), the size of the sums."""
+    """Loss, slope, y'C y, mean square of the examples' slopes (None: no such question), size of the sums."""
     losses, quadratic, squares, size = [0.0, 0.0, 0.0], 0.0, 0.0, 0.0
     asked = [True, True]
     for part in snapshot.parts:

@@ -10,8 +10,8 @@ from frechet.analyze.examples import ExampleGradients, example_gradients
 from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
 from frechet.analyze.slices import loss_slices
 from frechet.analyze.stability import interpolation, stability
-from frechet.linalg.result import Spectrum
 from frechet.errors import LostRank
+from frechet.linalg.result import Spectrum
 from frechet.objective import Objective
 from frechet.report import lockstep
 from frechet.report.operators import Operators
