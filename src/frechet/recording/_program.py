@@ -132,6 +132,11 @@ class Program:
             raise Untraceable(f"{func} writes into {self.name}")
         fresh = [t for t in written if storage_of(t) not in self.made]
         whole = len(written) == 1 and bool(fresh) and written[0] is args[0] and _fills_its_storage(written[0])
+        if whole and func is aten.copy_.default and look_of(args[1]) == look_of(args[0]):
+            self.spare(args[0])
+            self._fill(args[1])
+            cells = (self.cell(shown[1]),), {"memory_format": torch.contiguous_format}
+            return Call(self, func, args, kwargs, written, cells, aten.clone.default)  # vmap has no rule for copy
         instead = _functional(func) if whole else None
         overwritten = storage_of(written[0]) if instead is not None else None
         unread = {id(t) for t in overwrites(func, args, kwargs)}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -70,11 +69,13 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor], eps: float) 
 def goes_in_blocks(replay: Replay, space: Space) -> bool:
     """Whether vmap plays a recording back without falling back to a loop, with the numbers of single playbacks."""
     vectors = [probe(space, i) for i in BLOCK]
+    loops = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            together = replay.block([torch.stack(list(column)) for column in zip(*vectors, strict=True)])
-    except (RuntimeError, NotImplementedError, UserWarning):  # vmap has no rule for an operation
+        together = replay.block([torch.stack(list(column)) for column in zip(*vectors, strict=True)])
+    except (RuntimeError, NotImplementedError):  # vmap has no rule for an operation
         return False
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(loops)
     alone = [replay(v) for v in vectors]
     return not any(difference(a, [t[i] for t in together], space.eps) for i, a in enumerate(alone))

@@ -28,7 +28,7 @@ from torch import Tensor
 from frechet.operators.products import Sums
 from frechet.recording._batch import Look, begun_anew, look_of, tensors_of
 from frechet.recording._budget import Budget
-from frechet.recording._program import Untraceable
+from frechet.recording._program import Untraceable, is_ordinary
 from frechet.recording._proof import PROBE, RECORDED, difference, finite, goes_in_blocks, probe, timed
 from frechet.recording._replay import Replay, record
 from frechet.recording._uninitialized import FilledWithNaN
@@ -111,6 +111,8 @@ class Recordings:
         return ["shared", "own", *kept] if product.anew else kept or ["as it was"]
 
     def _tried(self, product: Product, ways: Sequence[str], expected: list[Tensor], seconds: float) -> Served:
+        if not all(map(is_ordinary, expected)):
+            return Plain("its product is no strided tensor")
         if not finite(expected):
             return Plain("its product holds a NaN or an infinity")
         try:
