@@ -39,6 +39,7 @@ from torch import Tensor
 from frechet.analyze.examples import ExampleGradients, _one_part, _terms, example_gradients
 from frechet.analyze.single_examples import ExampleRoute
 from frechet.linalg.result import Estimate
+from frechet.linalg.shown import Result
 from frechet.objective import Batch, Objective, Part
 from frechet.operators.hessian import hessian
 from frechet.operators.products import differentiating, grads
@@ -49,7 +50,7 @@ GRID = 256  # places at which the test is tried before bisection
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseScale:
+class NoiseScale(Result):
     """B = tr(Sigma) / |G|^2 in examples, with the interval [lower, upper] at confidence `level`.
 
     `upper` is infinite where |G| cannot be told from zero, and `value` where the unbiased |G|^2 is not even positive.
@@ -73,6 +74,9 @@ class NoiseScale:
     resolvable: float = math.inf
     below_chance: bool = False
     message: str = ""  # why there is no interval
+
+    def _line(self) -> str:
+        return f"{self.value:.4g} in [{self.lower:.4g}, {self.upper:.4g}], {self.examples} examples"
 
     @property
     def bounded(self) -> bool:
@@ -224,7 +228,7 @@ class _Difference:
 
 
 @dataclass(frozen=True, eq=False)
-class CurvatureNoiseScale:
+class CurvatureNoiseScale(Result):
     """B = tr(H Sigma) / G'HG in examples, and the learning rate |G|^2 / G'HG that minimizes the quadratic model.
 
     [lower, upper] accounts for the random probes of tr(H Sigma), not for the sampling of the data.
