@@ -26,7 +26,7 @@ from __future__ import annotations
 import glob
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from scipy import stats
@@ -36,6 +36,7 @@ from frechet.linalg.diagonal import power_of_two
 from frechet.linalg.eigsh import eigsh
 from frechet.linalg.result import Estimate, Spectrum
 from frechet.linalg.sequential import degrees_of_freedom
+from frechet.linalg.shown import Result, Rows
 from frechet.linalg.symmetry import refuse_asymmetric
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
@@ -49,7 +50,7 @@ Groups = Literal["module", "block"]
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTrace:
+class LayerTrace(Result):
     """The trace of one diagonal block and its share of the whole trace, in [lower, upper] with the level asked for.
 
     A share may be negative or above 1 where the operator is indefinite; its interval is everything where the whole
@@ -66,7 +67,7 @@ class LayerTrace:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTraces:
+class LayerTraces(Result):
     """`modules` join the blocks with one prefix before the last dot (weight and bias); both lists add up to `total`."""
 
     blocks: tuple[LayerTrace, ...]
@@ -76,9 +77,28 @@ class LayerTraces:
     seed: int
     products: int
 
+    def _line(self) -> str:
+        return f"{len(self.modules)} modules, total {float(self.total):.5g}, {self.products} products"
+
+    def _table(self) -> Rows:
+        rows = []
+        for m in self.modules:
+            low, high = map(float, m.trace.interval(self.level))
+            share = f"{m.share:.1%} [{m.lower:.1%}, {m.upper:.1%}]"
+            rows.append((m.name, str(m.size), f"{float(m.trace):.4g} [{low:.4g}, {high:.4g}]", share))
+        return ("module", "size", "trace", "share"), rows
+
+    def plot(self, axes: Any) -> Any:
+        """Draw the modules' traces with their intervals into matplotlib's `axes`; returns them."""
+        halves = [float(m.trace.interval(self.level)[1] - m.trace.value) for m in self.modules]
+        axes.barh([m.name for m in self.modules], [float(m.trace) for m in self.modules], xerr=halves)
+        axes.invert_yaxis()
+        axes.set_xlabel("trace")
+        return axes
+
 
 @dataclass(frozen=True, eq=False)
-class LayerTop:
+class LayerTop(Result):
     """The largest eigenvalue of one diagonal block; some eigenvalue of it lies within `residual` of `value`."""
 
     name: str
@@ -92,13 +112,24 @@ class LayerTop:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTops:
+class LayerTops(Result):
     """One entry per layer in the model's order. A `products` of a block costs less than one of the whole operator."""
 
     layers: tuple[LayerTop, ...]
     operator: str
     seed: int
     products: int
+
+    def _table(self) -> Rows:
+        rows = [(t.name, str(t.size), f"{t.value:.5g}", f"{t.residual:.2g}") for t in self.layers]
+        return ("layer", "size", "largest eigenvalue", "residual"), rows
+
+    def plot(self, axes: Any) -> Any:
+        """Draw the layers' largest eigenvalues into matplotlib's `axes`; returns them."""
+        axes.barh([t.name for t in self.layers], [t.value for t in self.layers], xerr=[t.residual for t in self.layers])
+        axes.invert_yaxis()
+        axes.set_xlabel("largest eigenvalue")
+        return axes
 
 
 def layer_traces(

@@ -40,6 +40,7 @@ from frechet.operators.operator import LinearOperator
 # skipped an eigenvalue instead of 5 %, for a seventh more products (benchmarks/spectrum.py)
 MARGIN = 0.05
 ENDED = 100.0  # what leads out of a Krylov space that has ended, in roundings of the largest product, at most
+LOCKED = 0.03
 MISSED = 0.01  # probability with which the search for further copies may overlook one
 
 
@@ -71,11 +72,15 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
             if not W.rounded:
                 refuse_asymmetric_matrix(A, torch.from_numpy(T[:j, :j]), "eigsh")
             enough = len(best) == wanted and bool(run.converged(theta[best], ahead[best], scale, margin).all())
-            rest = math.hypot(*_lengths(T[j : j + p, :j]))  # 0 where the Krylov space has ended
-            if enough and j < n and rest <= ENDED * space.eps * scale:
+            out = math.hypot(*_lengths(T[j : j + p, :j]))  # 0 where the Krylov space has ended
+            if copies and enough:
+                # what locking drops, r, moves a residual by about r^2 over a gap: that must be within every tolerance
+                strictest = math.sqrt(run.tolerance(theta[best], scale).min() * scale)
+                enough = math.hypot(*ahead[best]) <= LOCKED * strictest
+            if enough and j < n and out <= ENDED * space.eps * scale:
                 incomplete = not _complete(run, T[first:j, first:j], theta[best], scale)
                 if incomplete or copies:
-                    locked, p = math.hypot(locked, rest), 0
+                    locked, p = math.hypot(locked, out), 0
             enough = enough and not incomplete
             finished = j == n or enough
             if finished and copies and p > 0:  # an exhausted space is complete, copies included
@@ -95,11 +100,11 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
                 unmet = Status.STAGNATED if finished else Status.MAX_ITERATIONS
                 status = Status.CONVERGED if within and (finished or not copies) else unmet
                 break
-        if search is not None and search[0] == products and p > 0:
-            # lock the pairs found: their coupling to the pending vectors is within the tolerance
-            locked = math.hypot(locked, *ahead[best])
+        begun = search is not None and search[0] == products and 0 < p < n - j
+        if begun:  # lock the pairs found
             W.rotate(j, 0, S[:, best])
             inside = S[:, best].T @ T[:j, :j] @ S[:, best]
+            locked = math.hypot(locked, *ahead[best])
             j, p, T[:] = len(best), 0, 0.0
             T[:j, :j] = inside
         fresh = p == 0
@@ -120,7 +125,9 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
             p += 1
         products += 1
         h, beta, scale = W.append(j + p, A @ W.column(j), scale, f"eigsh: product {products} (A @ v)")
-        T[: j + p, j], j, p = h.numpy(), j + 1, p - 1
+        T[: j + p, j] = h.numpy()
+        T[j, :first] = T[:first, j]  # what locking has dropped of these columns
+        j, p = j + 1, p - 1
         if beta > 0.0:
             T[j + p, j - 1], p = beta, p + 1
     vectors, values, errors = W.combine(j, S[:, best]), theta[best], residuals[best]
