@@ -12,7 +12,6 @@ from frechet.report.run import Run
 from frechet.report.settings import Settings
 from report_models import KINDS
 
-
 # what these need lies outside of the report: outputs of any structure, models that differentiate themselves under
 # no_grad, and gradients of single examples of a batch that draws
 WAITING = ("VAE", "PINN", "denoiser")
