@@ -109,8 +109,8 @@ def minimize(
     operator like the inverse of the Hessian. Krylov spaces have at most `max_basis` dimensions, each a vector of
     memory; for n <= 64 without a preconditioner the Hessian is formed from n products, and scales the variables.
 
-    The plain call goes on until rounding leaves nothing to gain. `converged` is a property of the result and of f, never
-    of the start: one of these holds at x, over the entries that no bound holds, with the Newton step p = -H^-1 g:
+    The plain call goes on until rounding leaves nothing to gain. `converged` is a property of the result and of f,
+    never of the start: one of these holds at x, over the entries that no bound holds, with the Newton step p = -H^-1 g:
 
         max |g_i| <= gtol           gtol = 0 if left out
         g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out
