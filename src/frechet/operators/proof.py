@@ -178,35 +178,42 @@ def _of_live_model(
 ) -> list[Proved]:
     """The claims about the value, the slope, Gauss-Newton and the second moment."""
     snapshot = replace(objective.snapshot(x), attributes=attributes)
-    measured: dict[float, tuple[float, float, float | None, float | None, float]] = {}
+    measured: dict[float, _Measured] = {}
 
-    def at(h: float) -> tuple[float, float, float | None, float | None, float]:
+    def at(h: float) -> _Measured:
         if h not in measured:
             measured[h] = _measured(snapshot, x, d, h)
         return measured[h]
 
-    eps = objective.space.eps
-    here, ours = at(steps[0])[0], float(objective.value(x))
-    if abs(here - ours) > 1e4 * eps * max(abs(here), abs(ours), at(steps[0])[4]):
-        raise UnusableObjective(
-            f"check: the model called as it is gives the loss {here:.8g}, and {ours:.8g} in a pass of frechet: it "
-            "reads something that is not its parameters, buffers, attributes or inputs, or it computes another way "
-            "without gradients"
-        )
-    found = [Proved("the loss is that of the model as you call it", True, abs(here - ours) / max(abs(here), 1e-300))]
-    noise = eps * at(steps[0])[4]
+    eps, h = objective.space.eps, steps[0]
+    off = 0.0
+    for place, theirs in ((x, at(h).loss), (x + h * d, at(h).ahead)):
+        ours, size = float(objective.value(place)), max(abs(theirs), at(h).size, 1e-300)
+        off = max(off, abs(theirs - ours) / size)
+        if off > 1e4 * eps * max(1.0, abs(ours) / size):
+            raise UnusableObjective(
+                f"check: the model called as it is gives the loss {theirs:.8g}, and {ours:.8g} in a pass of frechet: "
+                "it reads something that is not its parameters, buffers, attributes or inputs, or it computes another "
+                "way without gradients"
+            )
+    found = [Proved("the loss is that of the model as you call it", True, off)]
+    noise = eps * at(h).size
     exact = torch.tensor([slope], dtype=torch.float64)
     claim = "the gradient is the slope of the loss"
-    found.append(_compare(claim, lambda h: torch.tensor([at(h)[1]], dtype=torch.float64), exact, steps, noise))
-    for claim, place, make in (
-        ("Gauss-Newton products are those of the outputs' Jacobian", 2, lambda: gauss_newton(objective, x=x)),
+    found.append(_compare(claim, lambda h: torch.tensor([at(h).slope], dtype=torch.float64), exact, steps, noise))
+    for claim, pick, make in (
+        (
+            "Gauss-Newton products are those of the outputs' Jacobian",
+            lambda m: m.quadratic,
+            lambda: gauss_newton(objective, x=x),
+        ),
         (
             "the second moment is that of the examples' slopes",
-            3,
+            lambda m: m.squares,
             lambda: empirical_fisher(objective, per="example", x=x),
         ),
     ):
-        if at(steps[0])[place] is None:
+        if pick(at(h)) is None:
             continue
         try:
             A = make()
@@ -214,17 +221,26 @@ def _of_live_model(
         except (ValueError, UnusableObjective):  # of a question that has no answer for this model and criterion
             continue
 
-        def difference(h: float, place: int = place) -> Tensor:
-            return torch.tensor([at(h)[place]], dtype=torch.float64)
+        def difference(h: float, pick: Callable[[_Measured], float | None] = pick) -> Tensor:
+            return torch.tensor([pick(at(h))], dtype=torch.float64)
 
         found.append(_compare(claim, difference, torch.tensor([value], dtype=torch.float64), steps, noise))
     return found
 
 
-def _measured(
-    snapshot: Snapshot, x: Tensor, d: Tensor, h: float
-) -> tuple[float, float, float | None, float | None, float]:
-    """Loss, slope, y'C y, mean square of the examples' slopes (None: no such question), size of the sums."""
+@dataclass(frozen=True)
+class _Measured:
+    """What the user's model tells at x and a step beside it; None: there is no such question."""
+
+    loss: float
+    ahead: float  # at x + h d
+    slope: float
+    quadratic: float | None  # y'C y
+    squares: float | None  # mean square of the examples' slopes
+    size: float  # of the sums, whose rounding is subtracted
+
+
+def _measured(snapshot: Snapshot, x: Tensor, d: Tensor, h: float) -> _Measured:
     losses, quadratic, squares, size = [0.0, 0.0, 0.0], 0.0, 0.0, 0.0
     asked = [True, True]
     for part in snapshot.parts:
@@ -247,7 +263,9 @@ def _measured(
         losses = [loss + value for loss, value in zip(losses, values, strict=True)]
         asked[0] = asked[0] and not any(p.convex for _, p in snapshot.penalties)
     slope = (losses[1] - losses[2]) / (2 * h)
-    return losses[0], slope, quadratic if asked[0] else None, squares if asked[1] else None, size
+    return _Measured(
+        *(losses[0], losses[1], slope, quadratic if asked[0] else None, squares if asked[1] else None, size)
+    )
 
 
 def _add(
