@@ -28,6 +28,7 @@ from frechet import (
     gradient_gram,
     hessian,
     jacobian,
+    l2,
     squared_error,
 )
 from frechet.objective import Penalty
@@ -734,6 +735,27 @@ def test_several_losses_on_several_heads_are_one_objective(kind):
     close(sound(gauss_newton(o)).dense(), gauss_newton(flat).dense())
     close(empirical_fisher(o, per="example").dense(), empirical_fisher(flat, per="example").dense())
     close(example_gradients(o).squared_norms, example_gradients(flat).squared_norms)
+
+
+def test_objectives_on_wrappers_of_one_model_add_up():
+    body = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    one, two = nn.Sequential(body, nn.Linear(3, 2)), nn.Sequential(body, nn.Linear(3, 1))
+    x, y, z, t = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]), torch.randn(4, 3), torch.randn(4, 1)
+    a = Objective(one, cross_entropy(), [(x, y)], penalty=l2(0.3))
+    b = Objective(two, squared_error(), [(z[:3], t[:3]), (z[3:], t[3:])])
+    o = a + 0.5 * b
+
+    def loss():
+        decay = 0.15 * sum((p * p).sum() for p in one.parameters())
+        return F.cross_entropy(one(x), y) + decay + 0.5 * F.mse_loss(two(z), t)
+
+    assert o.space.dim == 3 * 3 + 3 + 8 + 4
+    agrees(o, loss)
+    G = sound(gauss_newton(o))
+    assert G.shape == (24, 24)
+    close((o + b).gradient(), slopes(o.model, lambda: loss() + F.mse_loss(two(z), t)))
+    with pytest.raises(ValueError, match="one and the same model object, or of modules that share parameters"):
+        a + Objective(nn.Linear(3, 1), squared_error(), [(z, t)])
 
 
 class Autoencoder(nn.Module):

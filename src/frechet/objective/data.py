@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -37,6 +37,7 @@ class Batch:
     inputs: Any
     targets: Any
     index: int
+    model: nn.Module | None = None  # that takes the inputs; None: the objective's
     layout: Layout = field(default_factory=Layout)  # how what the model returned last lies in one tensor
 
 

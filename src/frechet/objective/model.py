@@ -80,6 +80,22 @@ def parameter_space(model: nn.Module, dtype: torch.dtype | None = None) -> Space
     return Space.of(wanted)
 
 
+def flat_point(space: Space, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """A copy of the point `x` as a flat vector of `space`; raises where it is none."""
+    flat = space.flatten(x) if isinstance(x, Mapping) else x
+    if not isinstance(flat, Tensor):
+        raise TypeError(f"Objective: x must be a tensor or a dict of tensors, got {type(flat).__name__}")
+    if flat.shape != (space.length,) or flat.dtype != space.dtype:
+        raise ValueError(
+            f"Objective: x must be {space.dtype} of shape ({space.length},), got {flat.dtype} of shape "
+            f"{tuple(flat.shape)}"
+        )
+    if flat.device != space.device:
+        raise ValueError(f"Objective: x must be on {space.device}, got {flat.device}; move it with x.to(...)")
+    with ordinary_mode(space.device):
+        return flat.detach().clone()
+
+
 # name -> every dict and key under which a module keeps that parameter or buffer
 Places = dict[str, list[Place]]
 
@@ -222,7 +238,8 @@ def outputs_of(returned: Any) -> Any:
     if not isinstance(logits, Tensor):
         return returned
     of_transformers = any(c.__name__ == "ModelOutput" for c in type(returned).__mro__)
-    alone = all(t is logits for t in tensors_of(returned))
+    fields = returned if isinstance(returned, Mapping) else getattr(returned, "__dict__", {})
+    alone = all(t is logits for name, value in fields.items() if name != "loss" for t in tensors_of(value))
     return (
         logits if of_transformers or alone or not (isinstance(returned, Mapping) or is_record(returned)) else returned
     )

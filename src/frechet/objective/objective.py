@@ -37,8 +37,10 @@ from frechet.objective.data import (
 from frechet.objective.functions import Functions
 from frechet.objective.group import Deal, dealt
 from frechet.objective.head import head_of
+from frechet.objective.joined import joined, share_parameters
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
+    flat_point,
     moving_buffers,
     needs_functions,
     parameter_space,
@@ -70,7 +72,8 @@ class Objective:
     inputs and targets are cast, and vectors have it. A bfloat16 model needs it. `dropout_seed` lets a model drop units
     in training mode: whatever its forward draws on batch i comes from (seed, i), the same in every product.
 
-    Objectives on one model add up: ``objective + 0.5 * other``.
+    Objectives on one model add up: ``objective + 0.5 * other``. So do those on modules that share parameters, such as
+    two heads on one body; the parameters are then called "0.name" and "1.name" by the module they were first seen in.
 
     With `group`, a torch.distributed process group or "world", the data of each process are its shard, of any size: the
     value, the gradient and every product are those of all data, the same on all ranks. Every rank then does the same
@@ -165,17 +168,26 @@ class Objective:
         where = "" if self.group is None else f", rank {self.group.rank} of {self.group.size}"
         return f"Objective({name}, {self.space!r}, {len(self.parts)} part(s){where})"
 
-    def _with(self, parts: tuple[Part, ...], penalties: tuple[tuple[float, Penalty], ...]) -> Objective:
+    def _with(
+        self,
+        parts: tuple[Part, ...],
+        penalties: tuple[tuple[float, Penalty], ...],
+        model: nn.Module | None = None,
+        group: Group | None = None,
+    ) -> Objective:
         other = object.__new__(Objective)
         object.__setattr__(other, "dropout_seed", self.dropout_seed)
-        other._set(self.model, parts, penalties, self.group, self.wrapper)
+        other._set(model or self.model, parts, penalties, group or self.group, self.wrapper)
         return other
 
     def __add__(self, other: object) -> Objective:
         if not isinstance(other, Objective):
             raise TypeError(f"Objective + other: other must be an Objective, got {type(other).__name__}")
-        if other.model is not self.model:
-            raise ValueError("Objective + other: both must be objectives of one and the same model object")
+        if other.model is not self.model and not share_parameters(self.model, other.model):
+            raise ValueError(
+                "Objective + other: both must be objectives of one and the same model object, or of modules that share "
+                "parameters"
+            )
         for what, mine, theirs in (
             ("dtype", self.parts[0].dtype, other.parts[0].dtype),
             ("dropout_seed", self.dropout_seed, other.dropout_seed),
@@ -184,7 +196,11 @@ class Objective:
                 raise ValueError(f"Objective + other: both must have one {what}, got {mine} and {theirs}")
         if other.group != self.group:
             raise ValueError("Objective + other: both must be objectives of the same group of processes, or of none")
-        return self._with(self.parts + other.parts, self.penalties + other.penalties)
+        if other.model is self.model:
+            return self._with(self.parts + other.parts, self.penalties + other.penalties)
+        both = [(o.model, o.parts, o.penalties) for o in (self, other)]
+        model, parts, penalties = joined(*both)
+        return self._with(parts, penalties, model)
 
     def __mul__(self, c: float) -> Objective:
         if not isinstance(c, numbers.Real):
@@ -247,10 +263,7 @@ class Objective:
                 refuse_unrepeatable(part.data)
             return tuple(replace(part, data=dealt(part.data, ranks, by), shard=True) for part in self.parts)
 
-        other = object.__new__(Objective)
-        object.__setattr__(other, "dropout_seed", self.dropout_seed)
-        other._set(self.model, ranks.together(shared_out), self.penalties, ranks, self.wrapper)
-        return other
+        return self._with(ranks.together(shared_out), self.penalties, group=ranks)
 
     @property
     def point(self) -> Tensor:
@@ -318,18 +331,7 @@ class Objective:
     def _flat(self, x: Tensor | Mapping[str, Tensor] | None) -> Tensor:
         if x is None:
             return self.point
-        flat = self.space.flatten(x) if isinstance(x, Mapping) else x
-        if not isinstance(flat, Tensor):
-            raise TypeError(f"Objective: x must be a tensor or a dict of tensors, got {type(flat).__name__}")
-        if flat.shape != (self.space.length,) or flat.dtype != self.space.dtype:
-            raise ValueError(
-                f"Objective: x must be {self.space.dtype} of shape ({self.space.length},), got {flat.dtype} of shape "
-                f"{tuple(flat.shape)}"
-            )
-        if flat.device != self.space.device:
-            raise ValueError(f"Objective: x must be on {self.space.device}, got {flat.device}; move it with x.to(...)")
-        with ordinary_mode(self.space.device):
-            return flat.detach().clone()
+        return flat_point(self.space, x)
 
     def batches(self) -> Iterator[Batch]:
         """The batches of all parts (this rank's) on the parameters' device, split into inputs and targets."""

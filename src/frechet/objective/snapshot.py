@@ -98,7 +98,7 @@ class Snapshot:
         moved = {name: self.constants[name].clone() for name in self.moving}
         return {**self.constants, **moved, **blocks}
 
-    def returned(self, blocks: Mapping[str, Tensor], inputs: Any, index: int) -> Any:
+    def returned(self, blocks: Mapping[str, Tensor], inputs: Any, index: int, model: nn.Module | None = None) -> Any:
         """What the model returns for the inputs of batch number `index`, as a function of its parameters."""
 
         def run() -> Any:
@@ -114,7 +114,7 @@ class Snapshot:
                 state, written = self._state(blocks), writes_inputs(self.modules)
                 if self.functions is not None and self.functions.nested:  # it may differentiate in its parameters
                     state |= {name: differentiable(state[name]) for name in self.space.names}
-                return call(self.model, self.places, state, inputs, self.attributes, self.modules, written)
+                return call(model or self.model, self.places, state, inputs, self.attributes, self.modules, written)
 
         return self.evaluated(run)
 
@@ -130,7 +130,7 @@ class Snapshot:
         """
 
         def run() -> Any:
-            return outputs_of(self.returned(blocks, batch.inputs, batch.index))
+            return outputs_of(self.returned(blocks, batch.inputs, batch.index, batch.model))
 
         try:
             found = run() if head is None else head.before(run)

@@ -296,12 +296,12 @@ def _called(snapshot: Snapshot, part: Part, batch: Batch, x: Tensor) -> tuple[Te
     """The outputs and terms of the user's model, called as it is with its parameters at x."""
     layout = Layout()
     with _placed(snapshot, x), put_back(snapshot.attributes, snapshot.modules):
-        args, keywords = arguments_of(snapshot.model, fresh(batch.inputs))
+        args, keywords = arguments_of(batch.model or snapshot.model, fresh(batch.inputs))
         with ExitStack() as stack:
             if snapshot.dropout_seed is not None:
                 drawn = generator(snapshot.dropout_seed, batch.index).initial_seed() % 2**32
                 stack.enter_context(untouched_generators(drawn))
-            returned = outputs_of(snapshot.model(*args, **keywords))
+            returned = outputs_of((batch.model or snapshot.model)(*args, **keywords))
         y = layout.pack(returned).detach()
         terms = criterion_for(part.criterion, layout).terms(y, batch.targets)
     return y.detach(), terms.detach().double(), layout
