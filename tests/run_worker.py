@@ -3,7 +3,6 @@
 import torch
 
 from frechet.report.run import Run
-from frechet.report.schema import Cost
 from frechet.space import Group
 
 
@@ -18,10 +17,10 @@ def message(work):
 def main(rank, folder):
     """A report's run whose clock is far ahead on rank 1, one that is interrupted there, and what goes on from it."""
     group, weights, cpu = Group.of("world"), {"a": 1.0, "b": 1.0}, torch.device("cpu")
-    file = folder / "unfinished.pt"
+    file = folder / "unfinished"
     run = Run(cpu, weights, file, "mine", seconds=100.0, group=group)
     run.began -= 1000.0 * rank
-    run.costs["before"] = Cost(10, 10, 10.0)
+    run.meter.times["before"] = [(10, 10.0)]
     found = {"allowance": run.allowance("a")}
     found["early"] = run.stage("a", lambda observe, _resume: observe(torch.zeros(1)))
     run.began -= 1000.0 * (1 - rank)
@@ -42,6 +41,7 @@ def main(rank, folder):
     later = Run(cpu, weights, file, "mine", group=group)
     found["resumed"] = (later.load(), later.results, float(later.partial["b"]["state"]))
     found["other"] = message(Run(cpu, weights, file, "other", group=group).load)
-    nowhere = Run(cpu, weights, folder / "missing" / "unfinished.pt", "mine", group=group)
+    nowhere = Run(cpu, weights, folder / "missing" / "unfinished", "mine", group=group)
     found["unwritable"] = message(lambda: nowhere.stage("a", lambda _observe, _resume: 7))
+    found["told"] = [x.what for x in nowhere.left_out]
     return found

@@ -92,6 +92,7 @@ from frechet.objective import (
     huber,
     l2,
     poisson,
+    seq2seq,
     squared_error,
     subsample,
 )
@@ -331,6 +332,7 @@ __all__ = [
     "restriction",
     "root",
     "root_conditions",
+    "seq2seq",
     "sinkhorn",
     "sinkhorn_batch",
     "sketched_lstsq",

@@ -12,14 +12,16 @@ def dimension(value, error):
 
 
 def test_an_effective_dimension_that_is_not_resolved_is_left_out_and_why():
-    c = report().hessian
+    c = report().gauss_newton
     assert unresolved(None) == []
     assert unresolved(replace(c, density=None)) == []
     assert unresolved(replace(c, effective_dimensions=tuple(dimension(5.0, 1.0) for _ in DAMPINGS))) == []
     [entry] = unresolved(replace(c, effective_dimensions=(dimension(5.0, 1.0),)))
-    assert entry.what == "effective dimension of the Hessian"
-    assert (
-        entry.why == f"{c.density.steps} steps resolve the eigenvalues near zero for 1 of 2 dampings; give more --steps"
-    )
+    assert entry.what == "effective dimension of the Gauss-Newton"
+    told = f"{c.density.steps} Lanczos steps resolve the eigenvalues near zero for 1 of 2 dampings; "
+    assert entry.why == told + "more come with --steps"
+    [entry] = unresolved(replace(c, effective_dimensions=(dimension(5.0, 1.0),)), bounded=True)
+    assert entry.why == told + "a larger budget allows more"  # the steps that were given had been cut
+    assert unresolved(report().hessian) == []  # an indefinite matrix is not asked for one
     nothing = replace(c.frobenius_norm, value=0.0, lower=0.0, upper=0.0)
     assert unresolved(replace(c, frobenius_norm=nothing, effective_dimensions=())) == []

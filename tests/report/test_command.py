@@ -6,6 +6,7 @@ import pytest
 
 from frechet.report import command
 from frechet.report.assemble import ALLOCATOR
+from frechet.report.threads import PASSIVE
 
 PROBLEM = """
 import torch
@@ -110,6 +111,8 @@ def file(tmp_path):
 def frechet(monkeypatch, capfd):
     for name in ALLOCATOR:  # the tests run in this process: no start under other settings
         monkeypatch.setenv(name, "1073741824")
+    for name, value in PASSIVE.items():
+        monkeypatch.setenv(name, value)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["frechet", *map(str, arguments)])
@@ -129,7 +132,7 @@ def test_a_report_is_written_whole_and_says_what_it_measured(frechet, file, tmp_
     assert code == 0, err
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["index.html", "report.json"]
     tree = json.loads((tmp_path / "r" / "report.json").read_text())
-    assert tree["schema"] == "frechet.report/1"
+    assert tree["schema"] == "frechet.report/2"
     assert tree["left_out"] == []
     for section in ("hessian", "gauss_newton", "layers", "learning_rate", "noise", "slices"):
         assert tree[section] is not None
@@ -215,21 +218,23 @@ def test_an_interrupted_run_keeps_its_work_and_goes_on(frechet, file, tmp_path, 
     monkeypatch.setattr(command, "measure", interrupted)
     arguments = ("report", f"{file}:make", "--out", out, "--steps", 12, "--top", 2)
     code, _, err = frechet(*arguments)
-    assert code == 2
+    assert code == 130
+    assert "interrupted; 3 finished stages are kept in" in err
     assert "--resume" in err
     assert [p.name for p in out.iterdir()] == [command.CHECKPOINT]
 
     monkeypatch.setattr(command, "measure", real)
     code, text, err = frechet(*arguments, "--resume")
     assert code == 0, err
-    assert "Hessian eigenvalues" not in text.split("index.html")[0].split("Gauss-Newton density")[0].split("[5/")[0]
+    assert "Gauss-Newton eigenvalues" not in text
     assert sorted(p.name for p in out.iterdir()) == ["index.html", "report.json"]
     resumed = json.loads((out / "report.json").read_text())
     frechet("report", f"{file}:make", "--out", tmp_path / "s", "--steps", 12, "--top", 2)
     whole = json.loads((tmp_path / "s" / "report.json").read_text())
-    assert resumed["hessian"]["eigenvalues"]["largest"] == whole["hessian"]["eigenvalues"]["largest"]
-    assert resumed["gauss_newton"]["trace"]["value"] == whole["gauss_newton"]["trace"]["value"]
-    assert resumed["total"]["products"] == whole["total"]["products"]
+    for section, number in (("hessian", "trace"), ("gauss_newton", "trace"), ("hessian", "frobenius_norm")):
+        assert resumed[section][number]["value"] == pytest.approx(whole[section][number]["value"], rel=1e-4)
+    largest = [tree["hessian"]["eigenvalues"]["largest"][0]["value"] for tree in (resumed, whole)]
+    assert largest[0] == pytest.approx(largest[1], rel=1e-4)
 
 
 def test_a_disk_that_fills_up_leaves_the_old_report(frechet, file, tmp_path, monkeypatch):
@@ -247,3 +252,146 @@ def test_a_disk_that_fills_up_leaves_the_old_report(frechet, file, tmp_path, mon
     assert code == 2
     assert "the disk is full" in err
     assert (out / "index.html").read_text() == "old"
+
+
+def unfinished(frechet, file, out, monkeypatch, stage="Hessian eigenvalues"):
+    """A run that was interrupted in `stage`."""
+    real = command.measure
+
+    def interrupted(objective, settings, run):
+        before = run.stage
+
+        def watched(name, compute, **more):
+            if name == stage:
+                raise KeyboardInterrupt
+            return before(name, compute, **more)
+
+        run.stage = watched
+        real(objective, settings, run)
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    code, _, err = frechet("report", f"{file}:make", "--out", out, *QUICK)
+    monkeypatch.setattr(command, "measure", real)
+    return code, err
+
+
+QUICK = ("--steps", 8, "--top", 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("X, y = torch.randn(40, 3)", "X, y = 2 * torch.randn(40, 3)"),
+        ("return Objective(net(), squared_error(), PAIRS)", "return Objective(net().double(), squared_error(), PAIRS)"),
+        ("torch.manual_seed(1)", "torch.manual_seed(2)"),
+        ("nn.Tanh()", "nn.Sigmoid()"),
+        ("import torch\n", "import torch\n# the code has changed, in whatever way\n"),
+    ],
+)
+def test_a_run_goes_on_only_where_nothing_has_changed(frechet, file, tmp_path, monkeypatch, old, new):
+    out = tmp_path / "r"
+    assert unfinished(frechet, file, out, monkeypatch)[0] == 130
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    code, _, err = frechet("report", f"{file}:make", "--out", out, *QUICK, "--resume")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "belongs to another run (the model, its code, the data" in err or "one dtype" in err or "float64" in err
+    assert [p.name for p in out.iterdir()] == [command.CHECKPOINT]  # nothing was written over it
+    file.write_text(text)
+    assert frechet("report", f"{file}:make", "--out", out, *QUICK, "--resume")[0] == 0
+
+
+class Runs:
+    def __reduce__(self):
+        return (pytest.fail, ("a planted file ran code",))
+
+
+def test_a_planted_or_damaged_file_is_refused_in_one_sentence_and_runs_nothing(frechet, file, tmp_path, monkeypatch):
+    import torch
+
+    out = tmp_path / "r"
+    unfinished(frechet, file, out, monkeypatch)
+    kept = out / command.CHECKPOINT
+    whole = kept.read_bytes()
+    torch.save({"fingerprint": "", "results": Runs()}, tmp_path / "planted")
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    for content in ((tmp_path / "planted").read_bytes(), bytes(flipped), whole[:-1], b"", b"text"):
+        kept.write_bytes(content)
+        code, _, err = frechet("report", f"{file}:make", "--out", out, *QUICK, "--resume")
+        assert code == 2
+        assert re.search(r"cannot be used, it(s checksum is wrong| was not written by this version)", err), err
+        assert err.count("\n") == 1
+
+
+def test_two_reports_do_not_share_a_folder(frechet, file, tmp_path):
+    from frechet.report.files import ensure_writable, locked
+
+    with locked(ensure_writable(tmp_path / "r")):
+        code, _, err = frechet("report", f"{file}:make", "--out", tmp_path / "r")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "another report is being made in" in err
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_measured(frechet, file, tmp_path, monkeypatch):
+    (tmp_path / "r" / "index.html").mkdir(parents=True)
+    monkeypatch.setattr(command, "measure", lambda *_: pytest.fail("it was measured"))
+    code, _, err = frechet("report", f"{file}:make", "--out", tmp_path / "r")
+    assert code == 2
+    assert "index.html: it is not a regular file" in err
+
+
+def test_an_interrupt_before_a_stage_was_finished_says_that_nothing_is_kept(frechet, file, tmp_path, monkeypatch):
+    code, err = unfinished(frechet, file, tmp_path / "r", monkeypatch, stage="check")
+    assert code == 130
+    assert err == "frechet: interrupted before a stage was finished: nothing is kept\n"
+    assert list((tmp_path / "r").iterdir()) == []
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "load", interrupted)
+    code, _, err = frechet("report", f"{file}:make", "--out", tmp_path / "s")
+    assert (code, err) == (130, "frechet: interrupted before anything was measured: nothing is kept\n")
+
+
+def test_a_report_of_some_parameters_freezes_the_others(frechet, file, tmp_path):
+    code, _, err = frechet("report", f"{file}:make", "--out", tmp_path / "r", *QUICK, "--restrict", "2.*")
+    assert code == 0, err
+    tree = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert (tree["header"]["model"]["trainable"], tree["header"]["model"]["frozen"]) == (6, 20)
+    assert [layer["name"] for layer in tree["layers"]["layers"]] == ["2"]
+    code, out, _ = frechet("check", f"{file}:make", "--restrict", "2.*", "--restrict", "0.bias")
+    assert code == 0
+    assert "R^11" in out
+    code, _, err = frechet("report", f"{file}:make", "--out", tmp_path / "r", "--restrict", "nothing.*")
+    assert code == 2
+    assert "nothing.*" in err
+
+
+def test_routes_are_taken_as_asked_and_wrong_ones_named(frechet, file, tmp_path):
+    arguments = ("report", f"{file}:make", "--out", tmp_path / "r", *QUICK)
+    assert frechet(*arguments, "--route", "reverse", "--route", "loop")[0] == 0
+    tree = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert tree["header"]["route"] == "Hessian by reverse mode, Gauss-Newton by reverse mode"
+    code, _, err = frechet(*arguments, "--route", "sideways")
+    assert code == 2
+    assert "--route must be one of reverse, forward, vmap, loop, got 'sideways'" in err
+    code, _, err = frechet(*arguments, "--route", "loop", "--route", "vmap")
+    assert code == 2
+    assert "--route must name one way for each kind" in err
+
+
+def test_two_reports_are_put_side_by_side(frechet, file, tmp_path):
+    for name in ("a", "b"):
+        assert frechet("report", f"{file}:make", "--out", tmp_path / name, *QUICK)[0] == 0
+    paths = [tmp_path / name / "report.json" for name in ("a", "b")]
+    code, out, err = frechet("compare", *paths, "--out", tmp_path / "c")
+    assert code == 0, err
+    assert "compare.html" in out
+    assert "not told apart" in (tmp_path / "c" / "compare.html").read_text()
+    code, _, err = frechet("compare", paths[0], tmp_path / "missing.json", "--out", tmp_path / "c")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "missing.json' does not exist" in err

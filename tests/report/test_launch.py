@@ -60,7 +60,11 @@ def folder(tmp_path_factory):
 
 def environment(**more):
     # set already, so that the command does not start itself again and keeps its process number
-    allocator = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+    allocator = {
+        "MALLOC_MMAP_THRESHOLD_": "1073741824",
+        "MALLOC_TRIM_THRESHOLD_": "4294967296",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     return {**os.environ, **loopback(), **allocator, "PYTHONPATH": str(SOURCE), "COLUMNS": "200", **more}
 
 
@@ -129,7 +133,7 @@ def test_torchrun_gives_the_report_of_one_process(folder, alone):
     assert done.returncode == 0, done.stderr
     assert numbers(folder, "two") == pytest.approx(alone, rel=1e-6)
     assert done.stdout.count("Hessian trace:") == 1  # rank 0 alone speaks
-    assert done.stdout.count("[1/10] check") == 1
+    assert done.stdout.count("[1/11] check") == 1
     header = json.loads((folder / "two" / "report.json").read_text())["header"]
     assert header["command"].startswith("torchrun --nproc-per-node 2 -m frechet report mine.py:make")
     assert "Measured by 2 processes, each with its share of the data" in header["remarks"][-1]
@@ -137,7 +141,7 @@ def test_torchrun_gives_the_report_of_one_process(folder, alone):
 
 def test_a_killed_rank_ends_the_other_and_the_run_can_go_on(folder, alone):
     arguments = ["report", "mine.py:own", "--out", "killed", *SMALL]
-    checkpoint = folder / "killed" / "unfinished.pt"
+    checkpoint = folder / "killed" / "unfinished.frechet"
     processes = started(folder, arguments, PAUSE="0.003")
     wait_for(checkpoint, processes)
     processes[1].kill()

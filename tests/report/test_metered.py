@@ -5,9 +5,10 @@ from torch import nn
 from frechet.objective import Objective, squared_error
 from frechet.operators import from_callable
 from frechet.recording import ran_out
-from frechet.report.measure import WEIGHTS, Settings, measure
+from frechet.report.measure import WEIGHTS, measure
 from frechet.report.metered import Meter, metered
 from frechet.report.run import Run
+from frechet.report.settings import Settings
 from frechet.space import euclidean
 
 CPU = torch.device("cpu")
@@ -60,6 +61,30 @@ def test_one_vector_that_does_not_fit_is_an_error_and_so_is_any_other():
         metered(from_callable(wrong, euclidean(6), facts="symmetric"), Meter()) @ torch.randn(6, 4)
 
 
+def test_the_rate_is_that_of_the_last_passes_without_the_first():
+    meter = Meter()
+    meter.note("H", 1, 60.0)  # what is loaded and compiled once is not what a product costs
+    assert meter.rate("H") is None
+    meter.note("H", 1, 2.0)
+    assert meter.rate("H") == 2.0
+    meter.note("H", 8, 7.0)
+    assert meter.rate("H") == 1.0
+    for _ in range(20):
+        meter.note("H", 1, 5.0)
+    assert meter.rate("H") == 5.0
+    meter.forget("H")
+    assert meter.rate("H") is None
+
+
+def test_blocks_that_are_slower_than_single_vectors_are_given_up():
+    meter = Meter()
+    A = metered(small(10), meter, name="A")
+    for k, seconds in ((1, 9.0), (1, 1.0), (1, 1.0), (8, 16.0)):
+        meter.note("A", k, seconds)
+    A @ torch.randn(6, 5)
+    assert (meter.products, meter.passes) == (5, 5)
+
+
 def test_what_running_out_looks_like():
     assert ran_out(RuntimeError(REFUSED))
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
@@ -88,7 +113,7 @@ def measured(model):
     torch.manual_seed(0)
     data = [(torch.randn(n, 3, dtype=torch.float64), torch.randn(n, 1, dtype=torch.float64)) for n in (16, 10)]
     run = Run(CPU, WEIGHTS)
-    measure(Objective(model.double(), squared_error(), data), Settings(probes=4, steps=8, layer_probes=8), run)
+    measure(Objective(model.double(), squared_error(), data), Settings(probes=4, steps=8), run)
     return run
 
 

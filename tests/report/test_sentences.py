@@ -1,9 +1,11 @@
 import math
 from dataclasses import replace
 
+import pytest
+
 from frechet.report import schema as s
 from frechet.report import sentences
-from report_sample import cost, report
+from report_sample import cost, empty, report
 
 SPENT = cost(1, 1, 0.1)
 
@@ -62,3 +64,55 @@ def test_a_noise_scale_of_examples_trained_on_asks_for_others():
     assert "smaller than chance alone would leave it" in text
     assert "that the model has not seen" in text
     assert "e+" not in text
+
+
+def test_a_point_is_called_what_its_eigenvalues_say():
+    r = report()
+
+    def first(smallest, largest=(9.71,)):
+        def pair(x):
+            return s.Eigenvalue(x, 1e-3, True)
+
+        found = replace(r.hessian.eigenvalues, largest=tuple(map(pair, largest)), smallest=tuple(map(pair, smallest)))
+        return sentences.meaning(replace(r, hessian=replace(r.hessian, eigenvalues=found)))[0]
+
+    assert "a saddle and not a minimum" in first((-3.0,))
+    assert "nearly a minimum" in first((-0.05,))
+    assert first((0.5,)).startswith("All curvature that was found is upward")
+    assert first((0.0,)).startswith("No downward curvature was found")
+
+
+def test_the_first_paragraph_names_layers_rates_and_batches():
+    said = " ".join(sentences.meaning(report()))
+    assert "7.bias" not in said
+    assert "blocks.7.attention.projection.query.weight and 3.weight hold about 81.0 % of the curvature" in said
+    assert "Gradient descent is stable here up to a learning rate of 0.206" in said
+    assert "Larger batches pay up to about 118 [92, 161] examples" in said
+    assert sentences.meaning(empty()) == []
+
+
+def test_a_number_that_is_not_told_is_said_with_what_it_takes():
+    r = report()
+    said = sentences.meaning(replace(r, hessian=replace(r.hessian, wanted=4417)))
+    assert "within 15 % takes about 4\u202f500 random products: set --products or --budget" in said[-1]
+    assert "as good as zero" in sentences.meaning(replace(r, hessian=replace(r.hessian, wanted=10**9)))[-1]
+
+
+@pytest.mark.parametrize("zero", [0.0, 2.3e-17, -1e-18])
+def test_a_slice_whose_first_points_disagree_says_so_and_not_a_rounded_zero(zero):
+    line = (-0.08, -0.04, zero, 0.04, 0.08)
+    cut = s.Slice("largest", 25.7, line, (2.313, 2.306, 2.307, 2.333, 2.343), (2.39, 2.33, 2.307, 2.33, 2.39))
+    said = sentences.loss_slice(cut)
+    assert "at a distance of 0.040 already, the nearest that was computed" in said
+    assert "10\u207b" not in said
+    assert "lower than here by 0.0010" in said
+
+
+def test_layers_without_shares_are_told_by_their_traces():
+    section = report().layers
+    none = [replace(x, share=replace(x.share, lower=-math.inf, upper=math.inf)) for x in section.layers]
+    said = sentences.layers(replace(section, layers=tuple(none)))
+    assert "%" in said  # of the parameters
+    assert "inf" not in said
+    assert "\u221e" not in said
+    assert "there are no shares of it" in said

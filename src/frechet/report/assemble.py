@@ -11,15 +11,20 @@ from typing import Any, Literal
 
 import torch
 
-from frechet.analyze.stability import Range
+from frechet.analyze.stability import Range, stable_learning_rate
 from frechet.linalg.density import Density
 from frechet.linalg.result import Spectrum
 from frechet.objective import Objective, Subsample
 from frechet.report import numbers
 from frechet.report import schema as s
-from frechet.report.measure import RTOL, Settings, frobenius_of
 from frechet.report.run import Run
+from frechet.report.sections import sliced
+from frechet.report.settings import Settings
+from frechet.report.sizes import Sizes, relative_error
+from frechet.report.spectra import RTOL, probes_wanted
+from frechet.report.threads import OPENMP
 
+TOLD = 0.15  # half-width relative to the number: above it the page says how many products it would take
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 NOTHING = s.Cost(0, 0, 0.0)
 NAMES: tuple[tuple[s.OperatorName, str], ...] = (("hessian", "Hessian"), ("gauss_newton", "Gauss-Newton"))
@@ -39,7 +44,7 @@ def assemble(objective: Objective, settings: Settings, run: Run, origin: Origin,
         learning_rate=_learning_rate(run),
         noise=_noise(run),
         slices=_slices(run),
-        left_out=(*run.left_out, *(entry for c in curvatures for entry in unresolved(c))),
+        left_out=(*run.left_out, *(entry for c in curvatures for entry in unresolved(c, run.bounded))),
         costs=tuple(s.SectionCost(name, cost) for name, cost in run.costs.items()),
         total=run.total(),
     )
@@ -86,7 +91,7 @@ def _header(objective: Objective, settings: Settings, run: Run, origin: Origin, 
             objective.population,
             data.seed if isinstance(data, Subsample) else None,
         ),
-        environment=environment(objective, version),
+        environment=environment(objective, version, checked.get("threads", "")),
         seed=settings.seed,
         date=date,
         command=command,
@@ -103,9 +108,10 @@ def _criterion_name(criterion: object) -> str:
     return names.get(type(criterion).__name__) or getattr(criterion, "name", type(criterion).__name__)
 
 
-def environment(objective: Objective, version: str) -> s.Environment:
+def environment(objective: Objective, version: str, chosen: str = "") -> s.Environment:
     """Machine, versions and settings that the numbers were made with."""
-    settings = [f"{name}={os.environ[name]}" for name in ALLOCATOR if name in os.environ]
+    names = [*ALLOCATOR, *sorted(n for n in os.environ if n.startswith(OPENMP))]
+    settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     device = objective.space.device
     return s.Environment(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -115,7 +121,8 @@ def environment(objective: Objective, version: str) -> s.Environment:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         threads=torch.get_num_threads(),
-        allocator=" ".join(settings) or "default",
+        threads_chosen=chosen,
+        settings=" ".join(settings) or "default",
     )
 
 
@@ -131,65 +138,86 @@ def _curvature(
 ) -> s.Curvature | None:
     spectrum: Spectrum | None = run.results.get(f"{name} eigenvalues")
     density: Density | None = run.results.get(f"{name} density")
-    if spectrum is None and density is None:
+    sizes: Sizes | None = run.results.get(f"{name} traces")
+    if spectrum is None and density is None and sizes is None:
         return None
     curvature = s.Curvature(kind, objective.space.dim)
     if spectrum is not None:
         curvature = replace(curvature, eigenvalues=_eigenvalues(spectrum, run, f"{name} eigenvalues", kind))
+    if sizes is not None:
+        cost = _cost(run, f"{name} traces", f"the random signs of the {name}")
+        curvature = replace(
+            curvature,
+            trace=s.from_estimate(sizes.trace, cost=cost),
+            frobenius_norm=_nonnegative(s.from_estimate(sizes.frobenius, cost=cost)),
+            stable_rank=_stable_rank(sizes.of(sizes.squares), spectrum, cost),
+            wanted=_wanted(name, sizes),
+        )
     if density is None:
         return curvature
-    cost = _cost(run, f"{name} density", f"the Krylov space of the {name}")
+    cost = _cost(run, f"{name} density", f"the Krylov spaces of the {name}")
+    drawn, radius = _density(density, cost), _radius(spectrum, density)
+    if kind == "hessian":  # an indefinite matrix has no effective dimension that many would agree on
+        return replace(curvature, density=drawn)
+    return replace(curvature, density=drawn, effective_dimensions=_dimensions(density, radius, cost))
+
+
+def _wanted(name: str, sizes: Sizes) -> int | None:
+    """The random products that would tell every number within 15 %, where they were not made; None where they were."""
+    if sizes.exact or max(relative_error(sizes.trace), relative_error(sizes.frobenius)) <= TOLD:
+        return None
+    return min(math.ceil(probes_wanted(name, sizes, TOLD)), 10**9)
+
+
+def _density(density: Density, cost: s.Cost) -> s.Density:
     width = density.width()
     grid = density.grid(width)
     value, lower, upper = density.on(grid, width)
-    square = density.trace_of(lambda t: t * t)
-    radius = _radius(spectrum, density)
-    dimensions = []
+    columns = [tuple(c.tolist()) for c in (grid, value, lower, upper)]
+    return s.Density(
+        columns[0],
+        columns[1],
+        columns[2],
+        columns[3],
+        0.95,
+        width,
+        len(density.lengths),
+        max(density.lengths, default=0),
+        int(density.deflated.numel()),
+        replace(cost, shared=""),
+        "stochastic Lanczos quadrature",
+    )
+
+
+def _dimensions(density: Density, radius: float, cost: s.Cost) -> tuple[s.EffectiveDimension, ...]:
+    found = []
     for share in DAMPINGS if radius > 0 else ():
         a = share * radius
 
         def kept(t: torch.Tensor, a: float = a) -> torch.Tensor:
             return t.abs() / (t.abs() + a)
 
-        definition = (
-            "sum of |lambda| / (|lambda| + damping)" if kind == "hessian" else "sum of lambda / (lambda + damping)"
-        )
         number = s.from_estimate(density.trace_of(kept), cost=cost)
         if number.upper - number.lower < 2 * number.value:  # else nothing is known of it: see `unresolved`
-            dimensions.append(s.EffectiveDimension(a, _nonnegative(number), definition))
-    return replace(
-        curvature,
-        density=s.Density(
-            tuple(grid.tolist()),
-            tuple(value.tolist()),
-            tuple(lower.tolist()),
-            tuple(upper.tolist()),
-            0.95,
-            width,
-            len(density.lengths),
-            max(density.lengths, default=0),
-            int(density.deflated.numel()),
-            replace(cost, shared=""),
-            "stochastic Lanczos quadrature",
-        ),
-        trace=s.from_estimate(density.trace_of(lambda t: t), cost=cost),
-        frobenius_norm=_nonnegative(s.from_estimate(frobenius_of(square), cost=cost)),
-        stable_rank=_stable_rank(square, spectrum, cost),
-        effective_dimensions=tuple(dimensions),
-    )
+            found.append(s.EffectiveDimension(a, _nonnegative(number), "sum of λ / (λ + damping)"))
+    return tuple(found)
 
 
-def unresolved(c: s.Curvature | None) -> list[s.LeftOut]:
-    """What to say of effective dimensions whose error is as large as they are: a bulk of both signs makes such."""
-    if c is None or c.density is None or c.frobenius_norm is None or c.frobenius_norm.value == 0:
+def unresolved(c: s.Curvature | None, bounded: bool = False) -> list[s.LeftOut]:
+    """What to say of effective dimensions whose error is as large as they are."""
+    if c is None or c.operator == "hessian" or c.density is None:
+        return []
+    if c.frobenius_norm is None or c.frobenius_norm.value == 0:
         return []
     found = len(c.effective_dimensions)
     if found == len(DAMPINGS):
         return []
+    more = "a larger budget allows more" if bounded else "more come with --steps"
     why = (
-        f"{c.density.steps} steps resolve the eigenvalues near zero for {found} of {len(DAMPINGS)} dampings; give more"
+        f"{c.density.steps} Lanczos steps resolve the eigenvalues near zero for {found} of {len(DAMPINGS)} dampings; "
+        f"{more}"
     )
-    return [s.LeftOut(f"effective dimension of the {dict(NAMES)[c.operator]}", f"{why} --steps")]
+    return [s.LeftOut(f"effective dimension of the {dict(NAMES)[c.operator]}", why)]
 
 
 def _radius(spectrum: Spectrum | None, density: Density) -> float:
@@ -236,20 +264,31 @@ def _stable_rank(square: Any, spectrum: Spectrum | None, cost: s.Cost) -> s.Meas
 
 
 def _layers(run: Run) -> s.Layers | None:
-    traces, tops = run.results.get("layer traces"), run.results.get("layer eigenvalues")
-    if traces is None:
+    """Layers by their part of the Gauss-Newton trace, which is never negative, the Hessian's traces beside."""
+    newton, other, tops = (run.results.get(n) for n in ("Gauss-Newton traces", "Hessian traces", "layer eigenvalues"))
+    sizes: Sizes | None = newton if newton is not None else other
+    if sizes is None:
         return None
-    cost = _cost(run, "layer traces", "the probes of the layer traces")
-    best = {} if tops is None else {t.name: s.Eigenvalue(t.value, t.residual, t.converged) for t in tops.layers}
+    kind: s.OperatorName = "hessian" if newton is None else "gauss_newton"
+    cost = _cost(run, f"{'Hessian' if newton is None else 'Gauss-Newton'} traces", "the random signs of the traces")
+    beside = {} if newton is None or other is None else other.modules()
+    parameters: dict[str, int] = {}
+    for name, size in zip(sizes.names, run.results["check"]["sizes"], strict=True):
+        module = name.rpartition(".")[0] or "(root)"
+        parameters[module] = parameters.get(module, 0) + size
     layers = []
-    for m in traces.modules:
-        share = s.Measured(
-            m.share, m.lower, m.upper, traces.level, False, cost, "ratio of two traces, Fieller interval"
-        )
-        layers.append(s.Layer(m.name, m.size, s.from_estimate(m.trace, cost=cost), share, best.get(m.name)))
-    own, other = _cost(run, "layer traces"), run.costs.get("layer eigenvalues", NOTHING)
-    both = s.Cost(own.products + other.products, own.data_passes + other.data_passes, own.seconds + other.seconds)
-    return s.Layers("hessian", tuple(layers), both, "Hutchinson per block; Lanczos on each module's own Hessian")
+    for module, draws in sizes.modules().items():
+        value, lower, upper = sizes.share(draws)
+        method = "exact" if sizes.exact else "ratio of two traces, Fieller interval"
+        share = s.Measured(value, lower, upper, 1.0 if sizes.exact else 0.95, sizes.exact, cost, method)
+        trace = s.from_estimate(sizes.of(draws), cost=cost)
+        second = s.from_estimate(other.of(beside[module]), cost=cost) if other is not None and beside else None
+        layers.append(s.Layer(module, parameters[module], trace, share, second, (tops or {}).get(module)))
+    costs = [run.costs[n] for n in ("Gauss-Newton traces", "Hessian traces", "layer eigenvalues") if n in run.costs]
+    products, passes = sum(c.products for c in costs), sum(c.data_passes for c in costs)
+    whole = s.Cost(products, passes, sum(c.seconds for c in costs))
+    method = "One set of random signs for all modules; Lanczos on each module's own block of the Hessian"
+    return s.Layers(kind, tuple(layers), whole, method)
 
 
 def _measured(r: Range | None, level: float, cost: s.Cost, method: str) -> s.Measured | None:
@@ -259,30 +298,37 @@ def _measured(r: Range | None, level: float, cost: s.Cost, method: str) -> s.Mea
 
 
 def _learning_rate(run: Run) -> s.LearningRate | None:
-    found, noise = run.results.get("learning rate"), run.results.get("gradient noise")
-    if found is None or noise is None:
+    """Gradient descent's bound wherever an eigenvalue is known, SGD's where it could be measured."""
+    found, spectrum = run.results.get("learning rate"), run.results.get("Hessian eigenvalues")
+    if spectrum is None or not spectrum.values.numel():
         return None
     cost = _cost(run, "learning rate")
     eigen = _cost(run, "Hessian eigenvalues", "the largest Hessian eigenvalue")
+    sgd, level = ((), 0.95) if found is None else (found.sgd, found.level)
     bounds = tuple(
         s.SgdBound(
             b.batch_size,
-            _measured(b.identity, found.level, cost, "mean-square condition for the identity"),
+            _measured(b.identity, level, cost, "mean-square condition for the identity"),
             _measured(b.top, 1.0, cost, "mean-square condition for the top eigenvector"),
         )
-        for b in found.sgd
+        for b in sgd
     )
-    descent = _measured(found.gradient_descent, 1.0, eigen, "2 / largest Hessian eigenvalue")
+    best = int(spectrum.values.argmax())
+    limit = stable_learning_rate(float(spectrum.values[best]), float(spectrum.residuals[best]))
+    descent = _measured(limit, 1.0, eigen, "2 / largest Hessian eigenvalue")
     if descent is None:
         descent = s.Measured(math.inf, math.inf, math.inf, 1.0, False, eigen, "no positive eigenvalue was found")
-    here = noise["interpolation"]
-    where = s.Interpolation(here.loss, here.gradient_norm, here.near_zero, here.near_zero_share)
+    checked, noise = run.results["check"], run.results.get("gradient noise")
+    where = s.Interpolation(checked["check"].value, checked["gradient_norm"])
+    if noise is not None:
+        here = noise["interpolation"]
+        where = s.Interpolation(here.loss, here.gradient_norm, here.near_zero, here.near_zero_share)
     caveat = (
         "The bounds for SGD are necessary conditions for stability of a minimum at which every example's gradient "
         "vanishes. Above one of them such a minimum is unstable; below both it may still be. Away from such a minimum "
         "they say what would hold if this curvature were found there."
     )
-    return s.LearningRate(descent, bounds, where, caveat, cost)
+    return s.LearningRate(descent, bounds, where, caveat if bounds else "", cost)
 
 
 def _noise(run: Run) -> s.Noise | None:
@@ -295,18 +341,19 @@ def _noise(run: Run) -> s.Noise | None:
         noise.value, min(noise.lower, noise.value), max(noise.upper, noise.value), noise.level, False, cost,
         "per-example gradients, jackknife", "examples",
     )  # fmt: skip
-    critical = None
-    if curvature is not None:
+    critical, remark = None, ""
+    if curvature is not None and curvature.value < 0:
+        remark = "The loss curves downward along the gradient's noise, so there is no critical batch size here. "
+    elif curvature is not None:
         critical = s.Measured(
             # the gradient that it takes for G is no more a draw than that of the noise scale
             curvature.value, 0.0 if noise.below_chance and curvature.value == math.inf else
             min(curvature.lower, curvature.value), max(curvature.upper, curvature.value),
             curvature.level, False, cost, "random signs of examples, one Hessian product each", "examples",
         )  # fmt: skip
-    remark = ""
     if not noise.bounded and not noise.below_chance and math.isfinite(noise.resolvable):
         most = numbers.typeset(numbers.number(noise.resolvable, 2))
-        remark = f"{noise.examples} examples can tell a noise scale from an infinite one up to about {most}."
+        remark += f"With {noise.examples} examples, noise scales above about {most} cannot be told from infinity."
     return s.Noise(
         scale,
         critical,
@@ -322,7 +369,7 @@ def _slices(run: Run) -> s.Slices | None:
     found, spectrum = run.results.get("loss slices"), run.results.get("Hessian eigenvalues")
     if found is None or spectrum is None:
         return None
-    chosen = list(dict.fromkeys([int(spectrum.values.argmax()), int(spectrum.values.argmin())]))
+    chosen = sliced(spectrum)[: len(found)]
     names: Sequence[str] = ["largest eigenvalue"]
     if len(chosen) > 1:
         last = float(spectrum.values[chosen[1]])
@@ -331,10 +378,10 @@ def _slices(run: Run) -> s.Slices | None:
         s.Slice(
             name,
             float(spectrum.values[i]),
-            tuple(found.steps[j].tolist()),
-            tuple(found.losses[j].tolist()),
-            tuple(found.quadratic[j].tolist()),
+            tuple(line.steps[0].tolist()),
+            tuple(line.losses[0].tolist()),
+            tuple(line.quadratic[0].tolist()),
         )
-        for j, (name, i) in enumerate(zip(names, chosen, strict=True))
+        for line, name, i in zip(found, names, chosen, strict=True)
     )
     return s.Slices("hessian", slices, _cost(run, "loss slices"))

@@ -9,16 +9,17 @@ what rank 0 cannot.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -30,21 +31,29 @@ from frechet.objective import Objective
 from frechet.operators.hessian import hessian
 from frechet.report import problems
 from frechet.report.assemble import ALLOCATOR, assemble
-from frechet.report.files import ensure_writable, write_atomic
+from frechet.report.compare import Compared, compared
+from frechet.report.files import ensure_writable, locked, write_atomic
+from frechet.report.fingerprint import fingerprint
 from frechet.report.launch import command_line, interrupts, launched, launched_group, speaks
-from frechet.report.measure import WEIGHTS, Settings, measure
+from frechet.report.measure import WEIGHTS, measure
 from frechet.report.page import render
 from frechet.report.progress import progress
 from frechet.report.run import Run
+from frechet.report.schema import Report
 from frechet.report.serialize import dumps
-from frechet.report.source import load
+from frechet.report.settings import Settings
+from frechet.report.source import load, restricted
 from frechet.report.terminal import show
+from frechet.report.threads import faster, fixed, restored, waiting_policy
 from frechet.space import Group
 
 VERSION = version("frechet")
 USER_ERRORS = (ValueError, TypeError, OSError, UnusableObjective, NonFinite, NotDifferentiable, NotConverged, LostRank)
-CHECKPOINT = "unfinished.pt"
-INTERRUPTED = 130  # what typer returns for Ctrl-C
+CHECKPOINT = "unfinished.frechet"
+FILES = ("index.html", "report.json", CHECKPOINT)
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+MAPPED = ("1073741824", "4294967296")  # bytes: blocks up to the first are kept, the heap is trimmed from the second
+ROUTES = {"reverse": "route", "forward": "route", "vmap": "examples", "loop": "examples"}
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -56,7 +65,19 @@ SourceArgument = Annotated[
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for index.html and report.json.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: torch's).")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads (default: one or all, whichever is faster now).")
+]
+RestrictOption = Annotated[
+    list[str] | None,
+    typer.Option(help='Parameters to look at, by pattern: "layers.*.weight"; all others are frozen. May be repeated.'),
+]
+RouteOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="reverse or forward for Gauss-Newton products, vmap or loop for single examples. May be repeated."
+    ),
+]
 TimeoutOption = Annotated[str, typer.Option(help="With torchrun: how long to wait for another process: 90s, 10m.")]
 
 
@@ -67,74 +88,112 @@ def report(
     seed: SeedOption = 0,
     top: Annotated[int, typer.Option(min=1, help="Eigenvalues from each end.")] = 5,
     probes: Annotated[int, typer.Option(min=8, help="Random vectors of the spectral density.")] = 8,
-    steps: Annotated[int, typer.Option(min=8, help="Lanczos steps per probe.")] = 32,
+    steps: Annotated[int, typer.Option(min=8, help="Lanczos steps per probe.")] = Settings.steps,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes for SGD, separated by commas.")] = "1,8,32,128",
     budget: Annotated[str | None, typer.Option(help="Bound of the time: 90s, 5m, 2h.")] = None,
     products: Annotated[int | None, typer.Option(min=1, help="Bound of the operator-vector products.")] = None,
+    restrict: RestrictOption = None,
+    route: RouteOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     threads: ThreadsOption = None,
     timeout: TimeoutOption = "10m",
 ) -> None:
     """Measure the curvature of a model and write index.html and report.json."""
-    settings = Settings(top, probes, steps, batch_sizes=_sizes(batch_sizes), seed=seed)
+    settings = Settings(
+        top, probes, steps, batch_sizes=_sizes(batch_sizes), seed=seed, threads=threads, restrict=tuple(restrict or ()),
+        **_routes(route or []),
+    )  # fmt: skip
     limit = _seconds(budget)
     wait = _seconds(timeout, "--timeout")
     assert wait is not None
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with launched_group(wait) as group:
+    with _threads(threads), launched_group(wait) as group:
         console = Console(quiet=group is not None and group.rank > 0)
-        folder = ensure_writable(out) if group is None else _ensured(out, group)
-        objective, title = load(source, group)
-        fingerprint = _fingerprint(source, settings, objective)
-        with progress(console, list(WEIGHTS)) as bar:
-            run = Run(
-                objective.space.device, WEIGHTS, folder / CHECKPOINT, fingerprint, products, limit, bar, group=group
-            )
-            if resume and not run.load():
-                console.print(f"nothing to resume in {folder}: starting", markup=False, highlight=False)
-            with nullcontext() if group is None else interrupts(run.interrupt):
+        folder = _folder(out) if group is None else _ensured(out, group)
+        with nullcontext() if console.quiet else locked(folder):
+            bounds = [b for b in (budget, None if products is None else f"{products} products") if b]
+            made = _measured(source, settings, folder, (limit, products), resume, group, console, bounds)
+            if console.quiet:
+                return
+            write_atomic(folder / "report.json", dumps(made))
+            write_atomic(folder / "index.html", render(made))
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        show(made, console)
+        console.print(f"\n{folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _measured(
+    source: str, settings: Settings, folder: Path, budget: tuple[float | None, int | None], resume: bool,
+    group: Group | None, console: Console, bounds: list[str],
+) -> Report:  # fmt: skip
+    """The report of a finished run."""
+    objective, title = load(source, group)
+    objective = restricted(objective, settings.restrict)
+    with progress(console, list(WEIGHTS)) as bar:
+        run = Run(
+            objective.space.device, WEIGHTS, folder / CHECKPOINT, "", budget[1], budget[0], bar, group=group,
+            space=objective.space,
+        )  # fmt: skip
+        # before the objective is used: use may fill caches
+        run.fingerprint = fingerprint(objective, source, replace(settings, threads=None), VERSION)
+        if resume and not run.load():
+            console.print(f"nothing to resume in {folder}: starting", markup=False, highlight=False)
+        try:
+            with interrupts(run.interrupt):
                 measure(objective, settings, run)
-    if console.quiet:
-        return
+        except KeyboardInterrupt:
+            raise Interrupted(run.said_kept()) from None
     command = shlex.join([*command_line(), *[a for a in sys.argv[1:] if a != "--resume"]])
-    bounds = [b for b in (budget, None if products is None else f"{products} products") if b]
-    date = datetime.now().astimezone().isoformat(timespec="seconds")
-    origin = (
-        title,
-        f"{source} (built in)" if source in problems.PROBLEMS else source,
-        date,
-        command,
-        " and ".join(bounds),
-    )
-    made = assemble(objective, settings, run, origin if bounds else (*origin[:4], "none"), VERSION)
-    write_atomic(folder / "report.json", dumps(made))
-    write_atomic(folder / "index.html", render(made))
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    show(made, console)
-    console.print(f"\n{folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
+    date = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")[:16]
+    named = f"{source} (built in)" if source in problems.PROBLEMS else source
+    origin = (title, named, date, command, " and ".join(bounds) or "none")
+    return assemble(objective, settings, run, origin, VERSION)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with the sentence that says what was kept; typer would swallow a KeyboardInterrupt and its words."""
 
 
 @app.command()
-def check(source: SourceArgument, threads: ThreadsOption = None, timeout: TimeoutOption = "10m") -> None:
+def compare(
+    first: Annotated[Path, typer.Argument(help="report.json of one report.")],
+    second: Annotated[Path, typer.Argument(help="report.json of another.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for compare.html.")] = Path("report"),
+) -> None:
+    """Put two reports, such as those of two checkpoints, side by side on one page."""
+    found = Compared.read(first, second)
+    folder = ensure_writable(out, ("compare.html",))
+    write_atomic(folder / "compare.html", compared(found))
+    Console().print(str(folder / "compare.html"), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(
+    source: SourceArgument,
+    restrict: RestrictOption = None,
+    threads: ThreadsOption = None,
+    timeout: TimeoutOption = "10m",
+) -> None:
     """Say whether an objective is usable, and what a product will cost."""
     wait = _seconds(timeout, "--timeout")
     assert wait is not None
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with launched_group(wait) as group:
+    with _threads(threads), launched_group(wait) as group:
         objective, title = load(source, group)
-        lines = checked(objective, title)
+        objective = restricted(objective, tuple(restrict or ()))
+        lines = checked(objective, title, choosing=group is None and not fixed(threads))
     for line in lines if group is None or group.rank == 0 else []:
         typer.echo(line)
 
 
-def checked(objective: Objective, title: str) -> list[str]:
-    """The lines of ``frechet check``; raises for what makes an objective unusable."""
+def checked(objective: Objective, title: str, choosing: bool = False) -> list[str]:
+    """The lines of ``frechet check``; raises for what makes an objective unusable.
+
+    `choosing`: the number of threads is chosen by timing a product with one and with all.
+    """
     found = objective.check()
     space = objective.space
     H, v = hessian(objective), space.random(0, 0)
     other = H @ space.random(1, 0)  # the first product allocates
+    told = [faster(lambda: H @ v)] if choosing else []
     image = H @ v
     size, cost = float(space.norm(image)), plan(H)
     crossed = float(space.inner(space.random(1, 0), image)) - float(space.inner(v, other))
@@ -151,10 +210,16 @@ def checked(objective: Objective, title: str) -> list[str]:
         "second derivatives exist"
         + (f", piecewise: {', '.join(found.kinks)} has kinks" if found.kinks else "")
         + f"; symmetric to {abs(crossed) / max(size * space.dim**0.5, 1e-300):.1g}",
-        *(f"module {m} couples the examples of a batch: the loss depends on the batches" for m in found.coupled[:3]),
+        *(f"{_named(c)} couples the examples of a batch: the loss depends on the batches" for c in found.coupled[:3]),
+        *(f"{'proved' if p.proved else 'not proved'}: {p.claim} (to {p.difference:.0e})" for p in found.proved),
         *cost.lines(),
+        *told,
     ]
     return [*lines, "usable"]
+
+
+def _named(coupled: str) -> str:
+    return f"module {coupled}" if coupled.startswith("'") else coupled
 
 
 def _taken_out(wrapper: str, ranks: int) -> str:
@@ -162,10 +227,23 @@ def _taken_out(wrapper: str, ranks: int) -> str:
     return line if ranks > 1 or "Parallel" not in wrapper else f"{line}: products are of this process's data alone"
 
 
+def _folder(out: Path) -> Path:
+    return ensure_writable(out, FILES)
+
+
 def _ensured(out: Path, group: Group) -> Path:
     """The folder, which rank 0 alone writes to."""
-    group.together(lambda: None if group.rank else ensure_writable(out))
+    group.together(lambda: None if group.rank else _folder(out))
     return out
+
+
+@contextmanager
+def _threads(asked: int | None) -> Iterator[None]:
+    """Run with the number of threads that was asked for, and give the process its own back."""
+    with restored():
+        if asked is not None:
+            torch.set_num_threads(asked)
+        yield
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -187,27 +265,37 @@ def _seconds(text: str | None, option: str = "--budget") -> float | None:
     return float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def _fingerprint(source: str, settings: Settings, objective: Objective) -> str:
-    point = objective.point.cpu().numpy().tobytes()
-    ranks = () if objective.group is None else (objective.group.size,)
-    made_with = (VERSION, source, settings, repr(objective.space), *ranks)
-    return hashlib.sha256(repr(made_with).encode() + point).hexdigest()
+def _routes(asked: list[str]) -> dict[str, Any]:
+    """The settings that ``--route`` names."""
+    made: dict[str, Any] = {}
+    for name in asked:
+        if name not in ROUTES:
+            raise ValueError(f"--route must be one of {', '.join(ROUTES)}, got '{name}'")
+        if made.setdefault(ROUTES[name], name) != name:
+            raise ValueError(f"--route must name one way for each kind, got '{made[ROUTES[name]]}' and '{name}'")
+    return made
 
 
 # --- start ------------------------------------------------------------------------------------------------------------
 
 
-def _keep_freed_memory() -> None:
-    """Start again under allocator settings that keep freed graphs mapped, which makes streaming 1.3 times faster."""
-    if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR):
+def _start_again() -> None:
+    """Start again under settings that torch and the allocator read once, where the user has set none of them.
+
+    Freed graphs stay mapped, which makes streaming 1.3 times faster, and idle threads sleep instead of spinning, which
+    costs nothing on a quiet machine and up to sixteen times less on a busy one.
+    """
+    if sys.platform != "linux":
         return
-    settings = dict(zip(ALLOCATOR, ("1073741824", "4294967296"), strict=True))
-    os.execve(sys.executable, [sys.executable, "-m", "frechet", *sys.argv[1:]], {**os.environ, **settings})
+    kept = {} if any(name in os.environ for name in ALLOCATOR) else dict(zip(ALLOCATOR, MAPPED, strict=True))
+    settings = {**kept, **waiting_policy()}
+    if settings:
+        os.execve(sys.executable, [sys.executable, "-m", "frechet", *sys.argv[1:]], {**os.environ, **settings})
 
 
 def main() -> None:
     """The entry point."""
-    _keep_freed_memory()
+    _start_again()
     sys.argv[0] = "frechet"
     code = _code()
     if launched():  # the backend's threads may outlive the group and abort an exit that waits for them
@@ -223,8 +311,10 @@ def _code() -> int:
     code = 0
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="frechet", standalone_mode=False)
+    except Interrupted as stop:
+        return _interrupted(str(stop))
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return _interrupted("interrupted before anything was measured: nothing is kept")
     except USER_ERRORS as error:
         if os.environ.get("FRECHET_TRACEBACK"):
             raise
@@ -234,10 +324,14 @@ def _code() -> int:
         if told is None:
             raise
         return _fail(" ".join(str(told()).split()), speaks(error))
-    if code == INTERRUPTED:
-        kept = "interrupted; what was measured so far is kept: repeat the command with --resume to go on"
-        return _fail(kept, not launched() or os.environ["RANK"] == "0")
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C in some versions
+        return _interrupted("interrupted before anything was measured: nothing is kept")
     return int(code or 0)
+
+
+def _interrupted(sentence: str) -> int:
+    _fail(sentence, not launched() or os.environ["RANK"] == "0")
+    return INTERRUPTED
 
 
 def _fail(sentence: str, speaking: bool) -> int:

@@ -1,243 +1,222 @@
 """The measurements of a report, as stages of a `Run`.
 
-One Krylov space per operator serves its density, trace, Frobenius norm, stable rank and effective dimensions; the
-eigenpairs found before are taken out of it, so that what is drawn at random is only the bulk.
+Each operator's eigenpairs come first and are taken out of all that is drawn at random after them: short Krylov spaces
+for the density, blocks of random signs for traces, norms and layers. The signs go on until the intervals are as narrow
+as `GOAL`, or until it would take more than `MOST_PROBES`; then the report says how many it would take.
 
-A failure in the first stages (the objective, the Hessian) ends the report: there is nothing to say. A later section
-that cannot be measured is left out and says why.
+Products are recorded (`linearize`) where more than a few are planned. The first check ends the report where it fails:
+there is nothing to say. Every other stage that cannot be measured costs its own section, and says why.
+
+With a budget, stages that were left out, or whose numbers are coarser than without one, are worked on again with what
+the others left; what is then left tightens the widest interval.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from frechet.analyze.examples import example_gradients
-from frechet.analyze.layers import layer_tops, layer_traces
-from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
-from frechet.analyze.slices import loss_slices
-from frechet.analyze.stability import interpolation, stability
-from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
-from frechet.linalg.density import spectral_density
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.result import Estimate, Spectrum
+from frechet.errors import LostRank, NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.operator import LinearOperator
-from frechet.operators.route import chosen
+from frechet.operators.route import Route, chosen
 from frechet.recording import ran_out
+from frechet.report import threads
 from frechet.report.metered import metered
-from frechet.report.run import PLENTY, Observe, Run
+from frechet.report.operators import Operators
+from frechet.report.run import Run
+from frechet.report.schema import LeftOut
+from frechet.report.sections import layer_tops, learning_rate, noise, slices
+from frechet.report.settings import Settings
+from frechet.report.spectra import density, eigenvalues, tighten, traces
+from frechet.space.group import is_shared
 
 # the stages in order, each with its share of a budget
 WEIGHTS: dict[str, float] = {
     "check": 0.1,
-    "Hessian eigenvalues": 2.5,
-    "Hessian density": 5.0,
     "Gauss-Newton eigenvalues": 1.0,
-    "Gauss-Newton density": 3.5,
-    "layer traces": 0.8,
+    "Gauss-Newton traces": 2.0,
+    "Gauss-Newton density": 1.5,
+    "Hessian eigenvalues": 2.5,
+    "Hessian traces": 2.5,
+    "Hessian density": 2.0,
     "layer eigenvalues": 1.0,
     "gradient noise": 0.6,
     "learning rate": 0.8,
     "loss slices": 0.3,
 }
-RTOL = 1e-2  # of eigenvalues: residual by size; the report shows the residual of each
-LEAST_STEPS = 8  # a shorter Krylov space resolves nothing
-LEAST_PROBES = 6
+ROUNDS = 4  # times that a stage is worked on at most: shares double where half of the stages are done
+SPENT = 0.05  # of a budget; less than this is left where a section is missing
+SENTENCE = 240  # characters of a reason
 
-# what a section may fail by and be left out; everything else is a defect and shows as one
 EXPECTED = (ValueError, TypeError, NotDifferentiable, NonFinite, UnusableObjective)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure. `top` eigenvalues from each end; `probes` and `steps` of the density; SGD `batch_sizes`."""
+@dataclass
+class Work:
+    """What the stages share."""
 
-    top: int = 5
-    probes: int = 8
-    steps: int = 32
-    layer_probes: int = 24
-    batch_sizes: tuple[int, ...] = (1, 8, 32, 128)
-    seed: int = 0
-    points: int = 21
+    objective: Objective
+    settings: Settings
+    run: Run
+    operators: Operators
+    plain: bool  # whether memory ran out while products were recorded
+    whole: bool  # whether batches can still be cut
+    failed: set[str] = field(default_factory=set)  # stages that cannot be measured at all
 
 
 def measure(objective: Objective, settings: Settings, run: Run) -> None:
-    """Fill `run.results`, stage by stage; where memory runs out, go on with smaller pieces of the batches."""
+    """Fill `run.results`, stage by stage.
+
+    Where memory runs out, products are no longer recorded; where it still does, batches are cut.
+    """
+    plain = False
     while True:
+        size = _largest_batch(objective) if objective.group is None else 1
         try:
-            _measured(objective, settings, run)
+            _measured(objective, settings, run, plain, size > 1)
             break
         except (RuntimeError, MemoryError) as error:
-            size = max(len(batch.targets) for batch in objective.batches()) if objective.group is None else 1
             if size == 1 or not ran_out(error):
                 raise
+        if not plain:
+            plain = True
+            continue
         objective = objective.in_pieces(size // 2)
-        run.leave_out(
-            "whole batches",
-            f"memory ran out with {size} examples at once; they were taken {size // 2} at a time, which changes no "
-            "number",
-        )
+        why = f"memory ran out with {size} examples at once; they were taken {size // 2} at a time, "
+        why += "which changes no number"
+        run.left_out.append(LeftOut("whole batches", why))
     if run.meter.at_once is not None:
         run.leave_out(
             "whole blocks", f"memory ran out; at most {run.meter.at_once} vectors went at once, which changes no number"
         )
+    if set(run.results) == {"check"} and run.left_out and not run.bounded:
+        raise UnusableObjective(f"report: nothing could be measured: {run.left_out[0].why}")
 
 
-def _measured(objective: Objective, settings: Settings, run: Run) -> None:
-    run.stage("check", lambda _observe, _resume: _checked(objective, run))
-    hessian_spectrum = _eigenvalues("Hessian", hessian(objective), settings, run, "both")
-    _density("Hessian", hessian(objective), settings, run, hessian_spectrum)
-    G = gauss_newton(objective, route=run.results["check"]["route"])
-    spectrum = _eigenvalues("Gauss-Newton", G, settings, run, "largest")
-    _density("Gauss-Newton", G, settings, run, spectrum)
-    _section("layer traces", run, lambda limit: _layer_traces(objective, settings, run, limit), LEAST_PROBES)
-    _section("layer eigenvalues", run, lambda limit: _layer_tops(objective, settings, run, limit), 20)
-    _section("gradient noise", run, lambda limit: _noise(objective, settings, run, limit), 2)
-    _section("learning rate", run, lambda limit: _learning_rate(objective, settings, run, limit), 10)
-    _section("loss slices", run, lambda limit: _slices(objective, settings, run, limit), 4)
+def _measured(objective: Objective, settings: Settings, run: Run, plain: bool, whole: bool) -> None:
+    checked = run.stage("check", lambda _observe, _resume: _usable(objective, settings, run))
+    run.open.discard("check")
+    run.meter.times.setdefault("Gauss-Newton", [(1, checked["seconds"])])
+    with Operators(objective, run, checked["route"], plain) as operators:
+        work = Work(objective, settings, run, operators, plain, whole)
+        for _ in range(ROUNDS):
+            open_before, left = set(run.open), run.remaining()
+            for stage, act in _stages(work).items():
+                if stage in run.open:
+                    _attempt(work, stage, act)
+            if not run.bounded or not run.open or run.remaining() < SPENT:
+                break
+            if run.tight and run.open == open_before and run.remaining() == left:
+                break
+            run.tight = True
+        if run.bounded and (run.left_out or run.open) and run.remaining() > SPENT:
+            _attempt(work, "Hessian traces", lambda: tighten(work.operators, settings, run, SPENT))
 
 
-def _checked(objective: Objective, run: Run) -> Mapping[str, Any]:
+def _stages(work: Work) -> dict[str, Callable[[], None]]:
+    o, s, run, operators = work.objective, work.settings, work.run, work.operators
+    made: dict[str, Callable[[], None]] = {}
+    for name, which in (("Gauss-Newton", "largest"), ("Hessian", "both")):
+        made[f"{name} eigenvalues"] = lambda name=name, which=which: eigenvalues(operators, name, which, s, run)
+        made[f"{name} traces"] = lambda name=name: traces(operators, name, s, run)
+        made[f"{name} density"] = lambda name=name: density(operators, name, s, run)
+    made["layer eigenvalues"] = lambda: layer_tops(operators, s, run)
+    made["gradient noise"] = lambda: noise(o, s, run)
+    made["learning rate"] = lambda: learning_rate(o, s, run)
+    made["loss slices"] = lambda: slices(o, s, run)
+    return made
+
+
+def _attempt(work: Work, stage: str, act: Callable[[], None]) -> None:
+    """Do a stage; whatever it fails by costs its own section."""
+    run = work.run
+    try:
+        act()
+    except LostRank:
+        raise
+    except Exception as error:
+        if ran_out(error) and work.whole:
+            raise  # to be tried again with less at once
+        if run.group is not None and not (isinstance(error, EXPECTED) or is_shared(error)):
+            raise  # the other processes may be waiting elsewhere
+        work.operators.forget()
+        run.open.discard(stage)
+        run.partial.pop(stage, None)
+        if stage not in run.results:
+            run.leave_out(stage, reason(error))
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line that ends where a sentence does."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, EXPECTED):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if len(text) <= SENTENCE:
+        return text
+    ends = [m.end() for m in re.finditer(r"[.;:!?](?=\s)", text[:SENTENCE])]
+    if ends and ends[-1] > SENTENCE // 4:
+        return text[: ends[-1]].rstrip(";: ")
+    return text[:SENTENCE].rsplit(" ", 1)[0] + " ..."
+
+
+def _usable(objective: Objective, settings: Settings, run: Run) -> Mapping[str, Any]:
+    """What the check found; whatever it fails by is one sentence."""
+    try:
+        return _checked(objective, settings, run)
+    except (*EXPECTED, LostRank, OSError):
+        raise
+    except Exception as error:
+        if ran_out(error):
+            raise
+        raise UnusableObjective(f"check: the model, the criterion or the data raised {reason(error)}") from error
+
+
+def _checked(objective: Objective, settings: Settings, run: Run) -> Mapping[str, Any]:
     found = objective.check()
     gradient = objective.gradient()
-    route = chosen(None, objective.model, "report", gauss_newton=True)
-    try:  # one product also tells a budget of time how fast they are
-        _ = _counted(gauss_newton(objective, route=route), run) @ objective.space.random(0, 0)
+    route: Route = chosen(settings.route, objective.model, "report", gauss_newton=True)
+    vector = objective.space.random(0, 0)
+
+    def product(route: Route) -> None:
+        A = gauss_newton(objective, route=route)
+        _ = metered(A, run.meter, alone=run.group is None, name="Gauss-Newton") @ vector
+
+    try:
+        product(route)  # it loads, compiles and allocates what later ones reuse
     except NotDifferentiable:
-        if route == "reverse":
+        if route == "reverse" or settings.route is not None:
             raise
         route = "reverse"  # an operation without forward mode; the header says which route was taken
+        product(route)
+    choosing = run.group is None and not threads.fixed(settings.threads) and (run.products or 1000) > 50
+    told = threads.faster(lambda: product(route)) if choosing else ""
+    if choosing:
+        run.meter.times["Gauss-Newton"] = []
+    if run.seconds is not None:
+        product(route)
     run.meter.passes += 6  # a value, two compared passes, their split, the model's own loss at most, a gradient
-    return {"check": found, "gradient_norm": float(objective.space.norm(gradient)), "route": route}
+    rate = run.meter.rate("Gauss-Newton") or 0.0
+    norm = float(objective.space.norm(gradient))
+    sizes = list(objective.space.sizes)
+    return {
+        "check": found,
+        "gradient_norm": norm,
+        "route": str(route),
+        "seconds": rate,
+        "threads": told,
+        "sizes": sizes,
+    }
 
 
-def _counted(A: Any, run: Run) -> LinearOperator:
-    return metered(A, run.meter, alone=run.group is None)
-
-
-def _eigenvalues(name: str, A: Any, settings: Settings, run: Run, which: Any) -> Spectrum | None:
-    stage = f"{name} eigenvalues"
-    limit = run.allowance(stage)
-    if stage not in run.results and limit < settings.top + 1:
-        run.leave_out(stage, f"the budget left {limit} products")
-        return None
-
-    def compute(observe: Observe, resume: Any) -> Spectrum:
-        most = None if limit >= PLENTY else limit
-        return eigsh(
-            _counted(A, run), min(settings.top, A.domain.dim), which=which, seed=settings.seed, rtol=RTOL,
-            max_products=most, observe=observe, resume=resume,
-        )  # fmt: skip
-
-    return run.stage(stage, compute, limit=None if limit >= PLENTY else limit)
-
-
-def _density(name: str, A: Any, settings: Settings, run: Run, spectrum: Spectrum | None) -> None:
-    stage = f"{name} density"
-    steps = min(settings.steps, run.allowance(stage) // settings.probes)
-    if stage not in run.results and steps < LEAST_STEPS:
-        run.leave_out(
-            f"{stage}, trace, Frobenius norm, effective dimension",
-            f"the budget left {run.allowance(stage)} products, and {settings.probes} probes of {LEAST_STEPS} steps are "
-            "the least",
-        )
-        return
-    earlier = run.partial.get(stage)
-    if earlier is not None:  # a resumed run keeps the number of steps that it began with
-        steps = earlier["state"].fingerprint[2]
-
-    def compute(observe: Observe, resume: Any) -> Any:
-        return spectral_density(
-            _counted(A, run), seed=settings.seed, probes=settings.probes, steps=steps, deflate=spectrum,
-            observe=observe, resume=resume,
-        )  # fmt: skip
-
-    run.stage(stage, compute, limit=settings.probes * steps)
-
-
-def _section(stage: str, run: Run, compute: Callable[[int], Any], least: int) -> None:
-    """A stage that may be left out: for want of budget, or because it does not apply to this objective."""
-    limit = run.allowance(stage)
-    if stage in run.results:
-        return
-    if limit < least:
-        run.leave_out(stage, f"the budget left {limit} products, and it needs at least {least}")
-        return
-    try:
-        run.stage(stage, lambda _observe, _resume: compute(limit))
-    except EXPECTED as error:
-        run.leave_out(stage, str(error))
-
-
-def _layer_traces(objective: Objective, settings: Settings, run: Run, limit: int) -> Any:
-    probes = min(settings.layer_probes, limit)
-    return layer_traces(_counted(hessian(objective), run), seed=settings.seed, probes=probes)
-
-
-def _layer_tops(objective: Objective, settings: Settings, run: Run, limit: int) -> Any:
-    modules = len({name.rpartition(".")[0] for name in objective.space.names})
-    each = None if limit >= PLENTY else limit // modules
-    if each is not None and each < 4:
-        raise ValueError(f"the budget left {limit} products for {modules} modules, and each needs at least 4")
-    tops = layer_tops(objective, seed=settings.seed, max_products=each)
-    run.meter.products += tops.products
-    run.meter.passes += tops.products
-    return tops
-
-
-def _noise(objective: Objective, settings: Settings, run: Run, limit: int) -> Any:
-    gradients = example_gradients(objective)
-    run.meter.passes += gradients.passes
-    probes = min(16, limit - 1)
-    curvature = curvature_noise_scale(objective, seed=settings.seed, probes=probes) if probes >= 4 else None
-    if curvature is not None:
-        run.meter.products += curvature.products
-        run.meter.passes += curvature.passes
-    # the gradients of single examples are not kept: only their norms
-    return {"noise": noise_scale(gradients), "curvature": curvature, "interpolation": interpolation(gradients)}
-
-
-def _learning_rate(objective: Objective, settings: Settings, run: Run, limit: int) -> Any:
-    spectrum, density = run.results.get("Hessian eigenvalues"), run.results.get("Hessian density")
-    if spectrum is None or density is None:
-        raise ValueError("it needs the Hessian's eigenvalues and density, which were left out")
-    examples = run.results["check"]["check"].examples
-    sizes = sorted({min(size, examples) for size in settings.batch_sizes})
-    trace = density.trace_of(lambda t: t)
-    frobenius = frobenius_of(density.trace_of(lambda t: t * t))
-    # one pass of about 3 q^2 gradients, q = 3 + probes, a gradient being about a third of a product
-    probes = max(3, min(6, int(limit**0.5) - 3))
-    found = stability(
-        objective, batch_sizes=sizes, trace=trace, frobenius=frobenius, top=spectrum, seed=settings.seed, probes=probes
-    )
-    run.meter.passes += found.passes
-    return found
-
-
-def frobenius_of(square: Estimate) -> Estimate:
-    """The Frobenius norm from an estimate of its square, by the delta method."""
-    value = square.value.clamp_min(0).sqrt()
-    error = square.standard_error / (2 * value) if float(value) > 0 else square.standard_error.sqrt()
-    return Estimate(
-        value, error, square.samples, square.products, square.seed, square.exact, square.degrees_of_freedom,
-        square.converged, square.method,
-    )  # fmt: skip
-
-
-def _slices(objective: Objective, settings: Settings, run: Run, limit: int) -> Any:
-    spectrum = run.results.get("Hessian eigenvalues")
-    if spectrum is None:
-        raise ValueError("it needs the Hessian's eigenvectors, which were left out")
-    best, worst = int(spectrum.values.argmax()), int(spectrum.values.argmin())
-    pairs = list(dict.fromkeys([best, worst]))
-    directions: Tensor = spectrum.vectors[:, pairs]
-    points = settings.points if limit >= PLENTY else max(7, min(settings.points, limit // 2 * 2 + 1))
-    found = loss_slices(objective, directions, points=points, curvatures=spectrum.values[pairs])
-    run.meter.passes += found.passes
-    return found
+def _largest_batch(objective: Objective) -> int:
+    """The most examples in a batch: the length of its first tensor that has one."""
+    sizes = [1]
+    for batch in objective.batches():
+        leaves = [t for t in tree_leaves((batch.targets, batch.inputs)) if getattr(t, "ndim", 0) > 0]
+        sizes += [leaves[0].shape[0]] if leaves else []
+    return max(sizes)

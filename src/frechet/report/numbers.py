@@ -15,6 +15,7 @@ from frechet.report.schema import Cost, Eigenvalue, Measured
 
 SUPERSCRIPT = str.maketrans("+-0123456789", "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DIGITS = 6  # significant digits shown at most
+SURE = 5e-4  # relative; an error below this does not move the fourth digit by more than half
 NEGLIGIBLE = 1e-4  # relative; a smaller error bar is written as a power of ten: 9.71235 ± 2e-6
 
 
@@ -42,6 +43,18 @@ def measured(m: Measured) -> str:
     return bracketed(m.value, m.lower, m.upper) + unit
 
 
+def headline(m: Measured) -> str:
+    """`m` as a headline tells it: at most four digits, and no error bar where all of them are sure."""
+    sure = math.isfinite(m.value) and m.upper - m.lower <= 2 * SURE * abs(m.value)
+    unit = f" {m.unit}" if m.unit else ""
+    return f"{_trimmed(number(m.value, 4))}{unit}" if sure else measured(m)
+
+
+def headline_eigenvalue(e: Eigenvalue) -> str:
+    """The same for an eigenvalue with its residual."""
+    return _trimmed(number(e.value, 4)) if e.residual <= SURE * abs(e.value) else eigenvalue(e)
+
+
 def bracketed(value: float, lower: float, upper: float) -> str:
     """`value` with [`lower`, `upper`], as ± where that is symmetric to within a tenth of its half-width."""
     below, above = value - lower, upper - value
@@ -67,7 +80,10 @@ def with_error(value: float, error: float) -> str:
 
 def short(x: float) -> str:
     """`x` to at most six digits, without trailing zeros."""
-    text = number(x, DIGITS)
+    return _trimmed(number(x, DIGITS))
+
+
+def _trimmed(text: str) -> str:
     digits, _, exponent = text.partition("e")
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")

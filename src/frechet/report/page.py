@@ -7,13 +7,14 @@ The page is a template filled with text that is escaped there (names come from t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from frechet.report import numbers, plots, sentences
+from frechet.report.names import common_prefix
 from frechet.report.schema import Cost, Curvature, Eigenvalue, Measured, Report
 
 TEMPLATE = "template.html.j2"
@@ -28,6 +29,7 @@ GLOSSARY = {
     "Frobenius norm": "The root of the sum of all squared eigenvalues.",
     "Stable rank": "Squared Frobenius norm over squared largest absolute eigenvalue: how many directions share the "
     "curvature, at least 1.",
+    "Share": "A layer's part of the trace of the Gauss-Newton matrix, whose parts are never negative.",
     "Effective dimension": "How many directions have curvature well above a given damping, each counted by the part "
     "that it keeps.",
     "Noise scale": "Variance of an example's gradient over the squared norm of the mean gradient, in examples.",
@@ -64,6 +66,10 @@ def render(report: Report) -> str:
         number=lambda x: numbers.typeset(numbers.number(x)),
         measured=lambda m: numbers.typeset(numbers.measured(m)),
         eigenvalue=lambda e: numbers.typeset(numbers.eigenvalue(e)),
+        share=lambda m: numbers.typeset(share(m)),
+        top=lambda e: numbers.typeset(numbers.headline_eigenvalue(e)),
+        cost=lambda c: numbers.typeset(numbers.cost(c)),
+        headline=lambda m: numbers.typeset(numbers.headline(m)),
         percent=lambda x: numbers.typeset(numbers.percent(x)),
         count=lambda n: numbers.typeset(numbers.count(n)),
         seconds=lambda t: numbers.typeset(numbers.seconds(t)),
@@ -74,7 +80,9 @@ def render(report: Report) -> str:
     return environment.from_string(text).render(
         report=report,
         header=report.header,
+        meaning=sentences.meaning(report),
         summary=summary(report),
+        missing=_missing(report),
         curvatures=[_curvature_view(c) for c in (report.hessian, report.gauss_newton) if c is not None],
         pairs=_pairs(report),
         layers=_layers_picture(report),
@@ -86,6 +94,14 @@ def render(report: Report) -> str:
         slices=_slice_pictures(report),
         glossary=GLOSSARY,
     )
+
+
+def share(m: Measured) -> str:
+    """A share in percent with its interval, or none where the whole may be zero."""
+    if not math.isfinite(m.upper - m.lower):
+        return "no share"
+    in_percent = replace(m, value=100 * m.value, lower=100 * m.lower, upper=100 * m.upper, unit="%")
+    return numbers.headline(in_percent)
 
 
 def summary(report: Report) -> list[Row]:
@@ -106,22 +122,45 @@ def summary(report: Report) -> list[Row]:
         rows.append(_row("Hessian stable rank", hessian.stable_rank))
     if newton is not None and newton.effective_dimensions:
         first = newton.effective_dimensions[0]
-        note = f"of {numbers.count(newton.dimension)}, damping {numbers.short(first.damping)}"
+        note = f"of {numbers.count(newton.dimension)}, damping {numbers.number(first.damping, 2)}"
         rows.append(_row("Effective dimension", first.number, numbers.typeset(note)))
     if report.learning_rate is not None and report.learning_rate.gradient_descent is not None:
         rows.append(_row("Stable learning rate, at most", report.learning_rate.gradient_descent, "gradient descent"))
+    if newton is not None and newton.trace is not None:
+        rows.insert(_after(rows, "Hessian trace"), _row("Gauss-Newton trace", newton.trace))
     if report.noise is not None:
         rows.append(_row("Gradient noise scale", report.noise.noise_scale))
     return rows
 
 
+def _after(rows: list[Row], name: str) -> int:
+    return next((i + 1 for i, row in enumerate(rows) if row.name == name), len(rows))
+
+
+def _missing(report: Report) -> dict[str, str]:
+    """Why each section without a number is empty, by the section's anchor."""
+    reasons = {x.what: x.why for x in report.left_out}
+    absent = {
+        "spectrum": (report.hessian is None and report.gauss_newton is None, "Hessian eigenvalues"),
+        "layers": (report.layers is None, "Gauss-Newton traces"),
+        "learning-rate": (report.learning_rate is None, "Hessian eigenvalues"),
+        "noise": (report.noise is None, "gradient noise"),
+        "slices": (report.slices is None, "loss slices"),
+    }
+    return {
+        place: f"Not measured: {reasons.get(stage, 'see below what was left out')}"
+        for place, (gone, stage) in absent.items()
+        if gone
+    }
+
+
 def _row(name: str, m: Measured, note: str = "") -> Row:
-    return Row(name, numbers.typeset(numbers.measured(m)), m.method, m.cost, note)
+    return Row(name, numbers.typeset(numbers.headline(m)), m.method, m.cost, note)
 
 
 def _pair_row(name: str, e: Eigenvalue, method: str, cost: Cost) -> Row:
     note = "" if e.converged else "not converged"
-    return Row(name, numbers.typeset(numbers.eigenvalue(e)), method, cost, note)
+    return Row(name, numbers.typeset(numbers.headline_eigenvalue(e)), method, cost, note)
 
 
 def _curvature_view(c: Curvature) -> dict[str, object]:
@@ -135,7 +174,10 @@ def _curvature_view(c: Curvature) -> dict[str, object]:
             ("Trace", c.trace),
             ("Frobenius norm", c.frobenius_norm),
             ("Stable rank", c.stable_rank),
-            *((f"Effective dimension at damping {numbers.short(e.damping)}", e.number) for e in c.effective_dimensions),
+            *(
+                (f"Effective dimension at damping {numbers.number(e.damping, 2)}", e.number)
+                for e in c.effective_dimensions
+            ),
         )
         if m is not None
     ]
@@ -149,6 +191,7 @@ def _curvature_view(c: Curvature) -> dict[str, object]:
         "density": c.density,
         "rows": rows,
         "definitions": definitions,
+        "wanted": c.wanted,
     }
 
 
@@ -170,10 +213,13 @@ def _layers_picture(report: Report) -> Picture | None:
     if section is None:
         return None
     text = sentences.layers(section)
-    title = f"Each layer's share of the {sentences.NAMES[section.operator]} trace"
+    title = f"Each layer's part of the {sentences.NAMES[section.operator]} trace"
     left = len(section.layers) - plots.BARS
     if left > 0:
         title += f" (the {plots.BARS} largest; {left} more in the table)"
+    prefix = common_prefix([x.name for x in section.layers])
+    if prefix:
+        title += f", names without “{prefix}”"
     return Picture(_markup(plots.layers(section, "layers", f"{title}. {text}")), title, text)
 
 
@@ -202,7 +248,7 @@ def _noise_rows(report: Report) -> list[Row]:
     named = (
         ("Gradient noise scale", report.noise.noise_scale),
         ("Critical batch size", report.noise.critical_batch_size),
-        ("Squared norm of the mean gradient", report.noise.gradient_norm_squared),
+        ("Squared norm of the mean gradient (unbiased, so it may be negative)", report.noise.gradient_norm_squared),
         ("Variance of an example's gradient", report.noise.gradient_variance),
     )
     return [_row(name, m) for name, m in named if m is not None]

@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
+from frechet.report.names import shortened
 from frechet.report.numbers import number, short, typeset
 from frechet.report.schema import Curvature, Density, Eigenvalue, Layers, LearningRate, Measured, Slice
 from frechet.report.svg import BLUE, GREEN, INK, MUTED, ORANGE, PAPER, inline_svg, style
 
 WIDTH = 5.5  # inches; the page scales the picture, this sets the size of its text
 BARS = 24  # layers drawn at most
-NAME = 26  # characters of a layer's name
 
 
 def density(curvature: Curvature, name: str, label: str) -> str | None:
@@ -41,23 +41,29 @@ def density(curvature: Curvature, name: str, label: str) -> str | None:
 
 
 def layers(section: Layers, name: str, label: str) -> str | None:
-    """Each layer's share of the trace as a bar with its interval, its share of the parameters as a diamond."""
-    shown = [x for x in section.layers if math.isfinite(x.share.value)]
-    order = sorted(range(len(shown)), key=lambda i: -abs(shown[i].share.value))[:BARS]
+    """Each layer's share of the trace as a bar with its interval, its share of the parameters as a diamond.
+
+    Where the whole trace may be zero there are no shares: the bars are the traces themselves.
+    """
+    shares = all(math.isfinite(x.share.upper - x.share.lower) for x in section.layers)
+    numbers = {x.name: x.share if shares else x.trace for x in section.layers}
+    shown = [x for x in section.layers if math.isfinite(numbers[x.name].value)]
+    order = sorted(range(len(shown)), key=lambda i: -abs(numbers[shown[i].name].value))[:BARS]
     shown = [shown[i] for i in sorted(order)]
     if not shown:
         return None
-    total = max(1, sum(x.size for x in section.layers))
+    total, factor = max(1, sum(x.size for x in section.layers)), 100 if shares else 1
     with style(name):
         figure = Figure(figsize=(WIDTH, 0.9 + 0.25 * len(shown)), layout="constrained")
         axes = figure.subplots()
-        rows = np.arange(len(shown))
-        shares = np.array([100 * x.share.value for x in shown])
-        axes.barh(rows, shares, height=0.62, color=BLUE, alpha=0.75, label="share of the trace")
-        axes.errorbar(shares, rows, xerr=_errors([x.share for x in shown], 100), fmt="none", ecolor=INK, elinewidth=1)
-        axes.plot([100 * x.size / total for x in shown], rows, "D", ms=4.5, mfc=PAPER, mec=ORANGE, mew=1.3)
-        axes.plot([], [], "D", ms=4.5, mfc=PAPER, mec=ORANGE, mew=1.3, label="share of the parameters")
-        axes.set_yticks(rows, [_shortened(x.name) for x in shown])
+        rows, drawn = np.arange(len(shown)), [numbers[x.name] for x in shown]
+        values = np.array([factor * m.value for m in drawn])
+        axes.barh(rows, values, height=0.62, color=BLUE, alpha=0.75, label="share of the trace" if shares else "trace")
+        axes.errorbar(values, rows, xerr=_errors(drawn, factor), fmt="none", ecolor=INK, elinewidth=1)
+        if shares:
+            axes.plot([100 * x.size / total for x in shown], rows, "D", ms=4.5, mfc=PAPER, mec=ORANGE, mew=1.3)
+            axes.plot([], [], "D", ms=4.5, mfc=PAPER, mec=ORANGE, mew=1.3, label="share of the parameters")
+        axes.set_yticks(rows, shortened([x.name for x in shown]))
         for tick in axes.yaxis.get_major_ticks():
             tick.label1.set_parse_math(False)  # a "$" in a name is a dollar
         axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -65,7 +71,7 @@ def layers(section: Layers, name: str, label: str) -> str | None:
         axes.grid(False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=MUTED, lw=0.7)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: typeset(f"{short(x)} %")))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: typeset(f"{short(x)} %" if shares else short(x))))
         figure.legend(loc="outside upper center", ncols=2)
         return inline_svg(figure, name, label)
 
@@ -215,9 +221,3 @@ def _errors(numbers: Sequence[Measured], factor: float = 1.0) -> np.ndarray:
     above = [m.upper - m.value for m in numbers]
     lengths = factor * np.array([below, above], dtype=float)
     return np.where(np.isfinite(lengths), np.maximum(lengths, 0.0), 0.0)
-
-
-def _shortened(name: str) -> str:
-    """`name` with its middle left out where it is too long for a tick label."""
-    name = "".join(c if c.isprintable() else "?" for c in name)
-    return name if len(name) <= NAME else f"{name[: NAME // 2 - 2]}\N{HORIZONTAL ELLIPSIS}{name[1 - NAME // 2 :]}"

@@ -1,9 +1,11 @@
 """One run of a report: what is done, what it cost, what may still be spent, and the file from which it can go on.
 
-Work is cut into stages. A finished stage is kept in the checkpoint file; of the running one the last state that its
-algorithm showed to `observe` is kept, at most every few seconds. So a run that is killed loses seconds. The budget is
-shared out: a stage may spend its part of what is left, by the weights of the stages to come, so that a small budget
-gives a coarser report and not half of one.
+Work is cut into stages. A finished stage is kept in the file; of the running one the last state that its algorithm
+showed to `observe` is kept, every few seconds. So a run that is killed loses seconds. A stage may be worked on again,
+to make its numbers finer, as long as it is `open`.
+
+A budget is shared out among the open stages, by their weights, each time that one of them begins: from what is left,
+at the speed of the products that were just measured. What a stage does not use goes to the others.
 
 On several processes rank 0 alone looks at the clock, writes and reads the file, and the others do as it does; Ctrl-C on
 any of them stops all at the same place.
@@ -11,8 +13,7 @@ any of them stops all at the same place.
 
 from __future__ import annotations
 
-import io
-import pickle
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,17 +26,20 @@ from frechet.recording import peak_above, start_peak
 from frechet.report.files import write_atomic
 from frechet.report.metered import Meter
 from frechet.report.schema import Cost, LeftOut
-from frechet.space import Group
+from frechet.report.state import Damaged, packed, unpacked
+from frechet.space import Group, Space
 
 SAVE_EVERY = 3.0  # seconds
+SAVE_SHARE = 20.0  # a file that took t seconds to write is written again after this many t: a twentieth of the time
 PLENTY = 1 << 30
+PAGE_SECONDS = 0.02  # the part of a budget of time that is left for the page itself
 
 T = TypeVar("T")
 Observe = Callable[[Any], bool]
 
 
 class ResumeMismatch(ValueError):
-    """A checkpoint of another run."""
+    """A file of another run, or one that is damaged."""
 
 
 @dataclass
@@ -56,9 +60,19 @@ class Run:
     partial: dict[str, Any] = field(default_factory=dict)
     spent_before: float = 0.0  # seconds of earlier sittings
     group: Group | None = None
+    space: Space | None = None  # of the vectors in the file
     interrupted: bool = False
+    watching: bool = False  # whether a stage is running that looks at `interrupted`
+    open: set[str] = field(default_factory=set)
+    tight: bool = False  # whether the shares were found too small for some stage
     began: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
+    saving: float = 0.0  # seconds that writing the file took last
+    unsaved: str = ""  # why the file could not be written, once that happened
+    kept: int = 0  # finished stages in the file
+
+    def __post_init__(self) -> None:
+        self.open = self.open or set(self.weights)
 
     # --- budget ---------------------------------------------------------------------------------------------------
 
@@ -66,22 +80,60 @@ class Run:
     def elapsed(self) -> float:
         return self.spent_before + time.monotonic() - self.began
 
-    def allowance(self, stage: str) -> int:
-        """Products that `stage` may spend: its share of what is left; a large number without a budget."""
-        names = list(self.weights)
-        to_come = [self.weights[n] for n in names[names.index(stage) :]]
-        share, left = self.weights[stage] / sum(to_come), float(PLENTY)
-        if self.products is not None:
-            left = min(left, max(0.0, self.products - self.meter.products) * share)
-        if self.seconds is not None:
-            remaining = max(0.0, self.seconds - self.elapsed) * share
-            rate = self._seconds_per_product()
-            left = min(left, remaining / rate if rate > 0 else (PLENTY if remaining > 0 else 0))
-        return int(left) if self.group is None else self.group.exchange([0, int(left)])[0][1]
+    @property
+    def bounded(self) -> bool:
+        return self.products is not None or self.seconds is not None
 
-    def _seconds_per_product(self) -> float:
-        products = sum(c.products for c in self.costs.values())
-        return sum(c.seconds for c in self.costs.values() if c.products) / products if products else 0.0
+    def remaining(self) -> float:
+        """The part of the budget that is left, of time or of products, whichever is less; 1 without a budget."""
+        parts = [1.0]
+        if self.products is not None:
+            parts.append(1 - self.meter.products / self.products)
+        if self.seconds is not None:
+            parts.append(1 - PAGE_SECONDS - self.elapsed / self.seconds)
+        left = max(0.0, min(parts))
+        return left if self.group is None else self.group.objects(left)[0]
+
+    def allowance(self, stage: str, operator: str = "", least: int = 0) -> int:
+        """Products that `stage` may spend: its share of what is left; a large number without a budget.
+
+        A bound of time becomes products at the rate of the last products with `operator`, or of all where it is new.
+        When shares are `tight`, a stage whose share is less than its `least` gets that, if there is so much at all.
+        """
+        left = float(PLENTY)
+        if self.products is not None:
+            left = min(left, max(0.0, self.products - self.meter.products))
+        if self.seconds is not None:
+            seconds = max(0.0, self.seconds * (1 - PAGE_SECONDS) - self.elapsed)
+            rate = self.seconds_per_product(operator)
+            left = min(left, seconds / rate if rate > 0 else (PLENTY if seconds > 0 else 0))
+        share = left * self.share(stage) if left < PLENTY else left
+        given = least if self.tight and share < least <= left else int(share)
+        return given if self.group is None else self.group.exchange([0, given])[0][1]
+
+    def share(self, stage: str) -> float:
+        """The part of what is left that `stage` may spend, by the weights of the open stages."""
+        return self.weights[stage] / sum(self.weights[n] for n in self.open | {stage})
+
+    def seconds_per_product(self, operator: str = "") -> float:
+        """The seconds that a product takes now, with the work around it; 0 where none was timed."""
+        rate = self.meter.rate(operator)
+        if rate is None:
+            known = [r for r in map(self.meter.rate, self.meter.times) if r is not None]
+            rate = max(known, default=0.0)
+        return rate * self.overhead(operator)
+
+    def overhead(self, operator: str) -> float:
+        """How much longer the finished stages of `operator` took than their products at its rate, at least 1."""
+        rate, spent = (
+            self.meter.rate(operator),
+            [c for n, c in self.costs.items() if operator and n.startswith(operator)],
+        )
+        made = sum(c.products for c in spent)
+        if rate is None or made == 0:
+            return 1.0
+        # recording and the first product are paid once; a factor above 3 would come from those alone
+        return min(3.0, max(1.0, sum(c.seconds for c in spent) / made / rate))
 
     # --- several processes ----------------------------------------------------------------------------------------
 
@@ -90,91 +142,119 @@ class Run:
         return self.checkpoint is not None and (self.group is None or self.group.rank == 0)
 
     def interrupt(self) -> bool:
-        """Note that a stop is wished, at the next place where all processes meet; False if it was already."""
+        """Note that a stop is wished, at the next state of the running stage; False if nothing would look at the note.
+
+        On several processes it is looked at wherever all of them meet.
+        """
+        if self.group is None and not self.watching:
+            return False
         self.interrupted, before = True, self.interrupted
         return not before
 
-    def _agreed(self, stop: bool, failure: OSError | None = None) -> tuple[bool, bool]:
+    def _agreed(self, stop: bool) -> tuple[bool, bool]:
         """Whether all processes stop here, by rank 0's word, and whether any of them was interrupted."""
         if self.group is None:
-            return stop, False
-        rows = self.group.exchange([failure is not None, stop, self.interrupted])
-        if any(row[0] for row in rows):
-            self.group.fail(failure)
-        return bool(rows[0][1]), any(row[2] for row in rows)
+            return stop, self.interrupted
+        rows = self.group.exchange([stop, self.interrupted])
+        return bool(rows[0][0]), any(row[1] for row in rows)
 
     # --- stages ---------------------------------------------------------------------------------------------------
 
     def stage(self, name: str, compute: Callable[[Observe, Any], T], *, limit: int | None = None) -> T:
-        """The result of a stage: kept from before, or computed by ``compute(observe, resume)`` and then kept."""
-        if name in self.results:
-            return self.results[name]
-        earlier = self.partial.get(name)
-        products, passes, spent = earlier["cost"] if earlier else (0, 0, 0.0)
-        mark, before, start = Meter(self.meter.products, self.meter.passes), start_peak(self.device), time.monotonic()
+        """Return the result of ``compute(observe, resume)``, kept from now on under `name`, its cost added there.
 
-        def cost() -> tuple[int, int, float]:
-            made, read = self.meter.products - mark.products, self.meter.passes - mark.passes
-            return products + made, passes + read, spent + time.monotonic() - start
+        A kept result is returned as it is, unless the stage is open.
+        """
+        if name in self.results and name not in self.open:
+            return self.results[name]
+        earlier, spent = self.partial.get(name), self.costs.get(name, Cost(0, 0, 0.0))
+        end = math.inf  # of this stage's time: half as much again as its share, should products become slower
+        if self.seconds is not None:
+            left = max(0.0, self.seconds - self.elapsed)
+            end = min(self.seconds * (1 - PAGE_SECONDS), self.elapsed + 1.5 * left * self.share(name))
+        mark, before, start = (self.meter.products, self.meter.passes), start_peak(self.device), time.monotonic()
+
+        def cost() -> Cost:
+            made, read = self.meter.products - mark[0], self.meter.passes - mark[1]
+            past = earlier["cost"] if earlier else spent
+            seconds = past.seconds + time.monotonic() - start
+            return Cost(past.products + made, past.data_passes + read, seconds, past.peak_bytes)
 
         def observe(state: Any) -> bool:
-            self.show(name, cost()[0], limit)
-            failure = None
-            if time.monotonic() - self.saved > SAVE_EVERY and self.writes:
+            self.show(name, cost().products, limit)
+            if time.monotonic() - self.saved > max(SAVE_EVERY, SAVE_SHARE * self.saving) and self.writes:
                 self.partial[name] = {"state": state, "cost": cost()}
-                failure = self._save()
-            stop, interrupted = self._agreed(self.seconds is not None and self.elapsed > self.seconds, failure)
+                self._save()
+            stop, interrupted = self._agreed(self.elapsed > end)
             if interrupted:
                 self.partial[name] = {"state": state, "cost": cost()}
                 self._save()
                 raise KeyboardInterrupt
             return stop
 
-        self.show(name, products, limit)
+        self.show(name, spent.products, limit)
         if self._agreed(False)[1]:
             raise KeyboardInterrupt
-        result = compute(observe, earlier["state"] if earlier else None)
-        made, read, seconds = cost()
-        self.costs[name] = Cost(made, read, seconds, peak_above(before, self.device))
+        self.watching = True
+        try:
+            result = compute(observe, earlier["state"] if earlier else None)
+        finally:
+            self.watching = False
+        made, peak = cost(), peak_above(before, self.device)
+        peaks = [p for p in (spent.peak_bytes, peak) if p is not None]
+        self.costs[name] = Cost(made.products, made.data_passes, made.seconds, max(peaks, default=None))
         self.results[name] = result
         self.partial.pop(name, None)
-        self._agreed(False, self._save())
+        self._save()
         return result
 
     def leave_out(self, what: str, why: str) -> None:
+        """Say why `what` is missing; a later reason takes the place of an earlier one."""
+        self.left_out = [x for x in self.left_out if x.what != what]
         self.left_out.append(LeftOut(what, why))
+
+    def put_in(self, what: str) -> None:
+        """Take back that `what` is missing."""
+        self.left_out = [x for x in self.left_out if x.what != what]
 
     def total(self) -> Cost:
         peaks = [c.peak_bytes for c in self.costs.values() if c.peak_bytes is not None]
         return Cost(self.meter.products, self.meter.passes, self.elapsed, max(peaks) if peaks else None)
 
-    # --- checkpoint -----------------------------------------------------------------------------------------------
+    # --- the file -------------------------------------------------------------------------------------------------
 
-    def _save(self) -> OSError | None:
-        """Write the checkpoint; on several processes a failure is returned, so that all can raise it."""
-        if not self.writes or self.checkpoint is None:
-            return None
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "fingerprint": self.fingerprint,
-                "results": self.results,
-                "costs": self.costs,
-                "partial": self.partial,
-                "left_out": self.left_out,
-                "meter": self.meter,
-                "elapsed": self.elapsed,
-            },
-            buffer,
-        )
+    def _save(self) -> None:
+        """Write the file. Where that fails the run goes on without one and says so in the report."""
+        if not self.writes or self.checkpoint is None or self.unsaved:
+            return
+        start = time.monotonic()
+        content = {
+            "results": self.results,
+            "costs": self.costs,
+            "partial": self.partial,
+            "left_out": self.left_out,
+            "open": sorted(self.open),
+            "elapsed": self.elapsed,
+        }
         try:
-            write_atomic(self.checkpoint, buffer.getvalue())
+            write_atomic(self.checkpoint, packed({"fingerprint": self.fingerprint, **content}))
         except OSError as error:
-            if self.group is None:
-                raise
-            return error
-        self.saved = time.monotonic()
-        return None
+            self.unsaved = str(error)
+            self.leave_out("unfinished results", f"they could not be kept while the run went on: {error}")
+            self.checkpoint.unlink(missing_ok=True)
+            return
+        self.saved, self.kept = time.monotonic(), len(self.results)
+        self.saving = self.saved - start
+
+    def said_kept(self) -> str:
+        """What Ctrl-C leaves behind, in words."""
+        if self.checkpoint is None or self.unsaved or not self.checkpoint.exists() or not (self.kept or self.partial):
+            return "interrupted before a stage was finished: nothing is kept"
+        stages = f"{self.kept} finished stage{'' if self.kept == 1 else 's'}"
+        if self.partial:
+            stages += f" and the state of '{next(iter(self.partial))}'"
+        are = "is" if self.kept == 1 and not self.partial else "are"
+        return f"interrupted; {stages} {are} kept in {self.checkpoint}: repeat the command with --resume to go on"
 
     def _content(self) -> bytes | None:
         if not self.writes or self.checkpoint is None or not self.checkpoint.exists():
@@ -182,28 +262,28 @@ class Run:
         return self.checkpoint.read_bytes()
 
     def load(self) -> bool:
-        """Continue from the checkpoint file, if there is one. Raises `ResumeMismatch` if it is of another run."""
+        """Continue from the file, if there is one. Raises `ResumeMismatch` if it is damaged or of another run."""
         content = self._content() if self.group is None else self.group.first(self.group.together(self._content))
         if content is None:
             return False
         try:
-            # written by this program beside its own report
-            kept = torch.load(io.BytesIO(content), weights_only=False, map_location=self.device)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ImportError) as error:
+            kept = unpacked(content, self.space, self.device)
+            mine = kept["fingerprint"] == self.fingerprint
+        except (Damaged, KeyError, TypeError) as error:
             raise ResumeMismatch(
-                f"resume: {self.checkpoint} is no checkpoint that this version can read; start again without --resume"
+                f"resume: {self.checkpoint} cannot be used, {error}; start again without --resume"
             ) from error
-        if kept["fingerprint"] != self.fingerprint:
+        if not mine:
             raise ResumeMismatch(
-                f"resume: {self.checkpoint} belongs to another run (other model, data source, seed, settings, number "
-                "of processes or version); repeat the command that began it, or start again without --resume"
+                f"resume: {self.checkpoint} belongs to another run (the model, its code, the data, the criterion, the "
+                "settings, the number of processes or a version differ); repeat the command that began it, or start "
+                "again without --resume"
             )
         self.results, self.costs, self.partial = kept["results"], kept["costs"], kept["partial"]
-        self.left_out, self.meter, self.spent_before = kept["left_out"], kept["meter"], kept["elapsed"]
+        self.left_out, self.spent_before, self.open = kept["left_out"], kept["elapsed"], set(kept["open"])
+        self.kept = len(self.results)
         # what the unfinished stage had counted after its last saved state is done again
-        self.meter.products = sum(c.products for c in self.costs.values())
-        self.meter.passes = sum(c.data_passes for c in self.costs.values())
-        for unfinished in self.partial.values():
-            self.meter.products += unfinished["cost"][0]
-            self.meter.passes += unfinished["cost"][1]
+        counted = {**self.costs, **{name: unfinished["cost"] for name, unfinished in self.partial.items()}}
+        self.meter.products = sum(c.products for c in counted.values())
+        self.meter.passes = sum(c.data_passes for c in counted.values())
         return True

@@ -15,7 +15,7 @@ from typing import Literal
 
 from frechet.linalg.result import Estimate
 
-SCHEMA = "frechet.report/1"
+SCHEMA = "frechet.report/2"
 
 OperatorName = Literal["hessian", "gauss_newton"]
 
@@ -114,16 +114,18 @@ class Curvature:
     frobenius_norm: Measured | None = None
     stable_rank: Measured | None = None  # squared Frobenius norm / squared largest absolute eigenvalue
     effective_dimensions: tuple[EffectiveDimension, ...] = ()
+    wanted: int | None = None  # random products for intervals of trace and norm within 15 %; None: they are
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One parameter block: its part of the trace and the top eigenvalue of its diagonal block."""
+    """One module: its part of the operator's trace, and the largest eigenvalue of the Hessian's block."""
 
     name: str
     size: int
     trace: Measured
     share: Measured  # of the whole trace; may be negative or above 1 where the operator is indefinite
+    hessian_trace: Measured | None = None  # where `trace` is that of Gauss-Newton
     top: Eigenvalue | None = None
 
 
@@ -231,7 +233,8 @@ class Environment:
     python: str
     platform: str
     threads: int
-    allocator: str  # settings in force, or "default"
+    threads_chosen: str  # by which measurement, where it was the program's choice; else empty
+    settings: str  # of allocator and OpenMP in the environment, or "default"
 
 
 @dataclass(frozen=True)

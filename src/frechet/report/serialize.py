@@ -1,4 +1,4 @@
-"""The JSON form of a report, ``frechet.report/1``, and the way back.
+"""The JSON form of a report, ``frechet.report/2``, and the way back.
 
 Tuples are arrays, an absent section is ``null``. JSON has no infinities: a float that is not finite is written as the
 string ``"inf"``, ``"-inf"`` or ``"nan"``. `from_json` refuses other versions, missing keys, unknown keys and wrong

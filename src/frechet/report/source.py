@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from frechet.objective import Objective
@@ -32,6 +33,17 @@ def load(source: str, group: Group | None = None) -> tuple[Objective, str]:
         objective.model.load_state_dict(group.first(objective.model.state_dict()))
         return objective.sharded("world", by="example"), title
     return objective.sharded("world"), title
+
+
+def restricted(objective: Objective, patterns: Sequence[str]) -> Objective:
+    """The objective on the parameters whose names match one of `patterns`; the model's other parameters are frozen."""
+    if not patterns:
+        return objective
+    kept = set(objective.space.restrict(list(patterns)).names)
+    for name, parameter in objective.model.named_parameters():
+        if name in objective.space.names and name not in kept:
+            parameter.requires_grad_(False)
+    return objective * 1.0  # its space is read from the model anew
 
 
 def _load(source: str) -> tuple[Objective, str]:
