@@ -16,10 +16,10 @@ from frechet.operators import (
     hessian,
     hessian_product,
     jacobian,
-    linearize,
     ntk,
 )
 from frechet.operators.structured import identity
+from frechet.recording import linearize
 from frechet.solve import cg
 from frechet.space import Group, digest
 from objective_models import Attention, labels, seeded
@@ -162,14 +162,13 @@ def analyses(rank):
             ]
         )
     drawn = [curvature_noise_scale(o, seed=0, probes=100) for o in (ours, single)]
-    gap = abs(float(drawn[0].weighted_variance) - float(drawn[1].weighted_variance))
-    error = [float(d.weighted_variance.standard_error) for d in drawn]
+    gap = off(drawn[0].weighted_variance.value, drawn[1].weighted_variance.value)
     half = single.on((X[:12], Y[:12]))
     share = subsample([(X[:12], Y[:12])] if rank == 0 else [(X[12:], Y[12:])], 6 if rank == 0 else 5, seed=0)
     part = Objective(model, squared_error(), share, group="world")
     return {
         "errors": [off(a, b) for a, b in zip(*found, strict=True)],
-        "drawn": (gap / max(error), drawn[0].examples, off(drawn[0].gradient_curvature, drawn[1].gradient_curvature)),
+        "drawn": (gap, drawn[0].examples, off(drawn[0].gradient_curvature, drawn[1].gradient_curvature)),
         "population": (part.population, part.on((X, Y)).population, half.population),
     }
 

@@ -1,8 +1,8 @@
-"""Tapes of products, for tests: recorded with one vector and played back with another."""
+"""Recordings of products, for tests: made with one vector and played back with another."""
 
 import torch
 
-from frechet.operators.tape import record
+from frechet.recording._replay import record
 
 
 def vector(*shape, seed=0):
@@ -10,10 +10,10 @@ def vector(*shape, seed=0):
 
 
 def played_back(product, *shapes):
-    """What a tape of `product` gives for a vector that it was not recorded with, and what it should give."""
-    tape = record(product, [vector(*s) for s in shapes])
+    """What a recording of `product` gives for a vector that it was not made with, and what it should give."""
+    replay = record(product, [vector(*s) for s in shapes])
     other = [vector(*s, seed=1) for s in shapes]
-    return tape, tape(other), product([v.clone() for v in other])
+    return replay, replay(other), product([v.clone() for v in other])
 
 
 def same(found, expected):

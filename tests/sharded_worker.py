@@ -23,7 +23,6 @@ from frechet.objective import Objective, cross_entropy, l2, squared_error
 from frechet.operators import (
     gauss_newton,
     hessian,
-    linearize,
 )
 from frechet.operators.structured import from_diagonal, from_factors, from_matrix
 from frechet.solve import cg
@@ -100,8 +99,6 @@ def products(rank, make, dtype):
     x, V = single.point + 0.1 * single.space.random(7, 0), single.space.random(range(3), 0)
     errors["value elsewhere"] = off(ours.value(space.own(x)), single.value(x))
     for name, operator in OPERATORS.items():
-        if name.startswith("linearized"):  # refused: a tape would keep the gathered parameters
-            continue
         if name == "restricted hessian":
             operator = lambda o: hessian(o, restrict="*.weight")  # noqa: E731
         A, B = operator(ours), operator(single)
@@ -243,7 +240,6 @@ def failures(rank):
             "whole vector": lambda: H @ torch.zeros(n, dtype=torch.float64),
             "whole x": lambda: ours.value(torch.zeros(n, dtype=torch.float64)),
             "differentiable": lambda: ours.value(ours.point.requires_grad_()),
-            "linearize": lambda: linearize(H),
             "matrix": lambda: from_matrix(torch.eye(n, dtype=torch.float64), domain=space),
             "diagonal": lambda: from_diagonal(v, domain=space),
             "factors": lambda: from_factors(v[:, None], domain=space),

@@ -11,6 +11,7 @@ ROOMS = [
     "space",
     "objective",
     "operators",
+    "recording",
     "linalg",
     "calculus",
     "solve",

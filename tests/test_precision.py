@@ -183,14 +183,25 @@ def test_a_hook_that_casts_is_one_sentence(place):
     hessian(objective).dense()
 
 
-@pytest.mark.parametrize(("how", "operation"), [("inside", "ToCopy|Tanh"), ("autocast", "ToCopy|Addmm|T")])
-def test_rounding_inside_a_model_is_found_by_the_check(how, operation):
-    sentence = rf"check: operation '({operation})' runs in torch.bfloat16, though the parameters have torch.float32"
-    with pytest.raises(UnusableObjective, match=sentence):
-        casting(how).check()
-    with pytest.raises(UnusableObjective, match=sentence):
-        Objective(Casting(how), squared_error(), [(X.float(), Y.float())]).check()
+def test_rounding_inside_a_model_is_found_by_the_check_and_by_every_product():
+    sentence = r"operation '(ToCopy|Tanh)' runs in torch.bfloat16, though the parameters have torch.float32"
+    single = Objective(Casting("inside"), squared_error(), [(X.float(), Y.float())])
+    for objective in (casting("inside"), single):
+        for ask in (objective.check, objective.gradient, lambda o=objective: gauss_newton(o) @ o.point):
+            with pytest.raises(UnusableObjective, match=sentence):
+                ask()
     casting("").check()
+
+
+def test_a_models_own_autocast_changes_no_derivative():
+    own, plain = (Casting(how) for how in ("autocast", ""))
+    own.load_state_dict(plain.state_dict())
+    pair = [Objective(m, squared_error(), [(X.float(), Y.float())]) for m in (own, plain)]
+    v = block(pair[0].space, 1, 1)
+    for make in (hessian, gauss_newton):
+        assert torch.equal(make(pair[0]) @ v, make(pair[1]) @ v)
+    assert torch.equal(pair[0].value(), pair[1].value())
+    pair[0].check()
 
 
 def test_autocast_around_a_product_changes_nothing():

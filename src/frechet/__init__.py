@@ -92,12 +92,12 @@ from frechet.objective import (
     huber,
     l2,
     poisson,
+    seq2seq,
     squared_error,
     subsample,
 )
 from frechet.operators import (
     Fact,
-    Linearized,
     LinearOperator,
     OperatorCheck,
     block_diagonal,
@@ -117,12 +117,12 @@ from frechet.operators import (
     jacobian,
     jacobian_product,
     kronecker,
-    linearize,
     ntk,
     restriction,
     square_root,
     to_scipy,
 )
+from frechet.recording import Linearized, linearize
 from frechet.solve import (
     CGState,
     Conditions,
@@ -332,6 +332,7 @@ __all__ = [
     "restriction",
     "root",
     "root_conditions",
+    "seq2seq",
     "sinkhorn",
     "sinkhorn_batch",
     "sketched_lstsq",

@@ -80,8 +80,10 @@ def test_models_that_cannot_be_taken_apart_are_refused():
     for make in (gradient_gram, ntk_matrix):
         with pytest.raises(UnusableObjective, match="the output of example 0 alone must be its output in the batch"):
             make(Objective(Centered(2, 1), squared_error(), data))
+        branching = Objective(Branching(2, 1), squared_error(), [(torch.ones(1, 2), torch.ones(1, 1))])
         with pytest.raises(NotDifferentiable, match="route='vmap' cannot go through this model"):
-            make(Objective(Branching(2, 1), squared_error(), [(torch.ones(1, 2), torch.ones(1, 1))]))
+            make(branching, route="vmap")
+        assert make(branching).route == "loop"
 
 
 def test_bad_arguments_are_named():

@@ -6,7 +6,7 @@ from scipy import stats
 from torch import nn
 
 from counting import counting
-from frechet.analyze.layers import ROOT, _estimate, _fieller, layer_tops, layer_traces
+from frechet.analyze.layers import ROOT, _products, _variances, layer_tops, layer_traces
 from frechet.objective import Objective, cross_entropy, squared_error
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
@@ -80,15 +80,33 @@ def test_intervals_of_traces_and_shares_cover():
 
 
 def test_the_ends_of_a_share_are_where_the_difference_becomes_significant():
-    g = torch.Generator().manual_seed(0)
-    y = 5 + torch.randn(8, generator=g, dtype=torch.float64)
-    x = 0.5 * y + 0.1 * torch.randn(8, generator=g, dtype=torch.float64)
-    nothing = _estimate(torch.zeros(8, dtype=torch.float64), 0.0, 8, 0)
-    share, *ends = _fieller(x, y, 0.9, nothing, nothing)
-    assert ends[0] < share < ends[1]
-    for end in ends:
-        d = x - end * y
-        assert math.isclose(abs(float(d.mean() / d.std())) * math.sqrt(8), stats.t.ppf(0.95, 7), rel_tol=1e-9)
+    M = matrix()
+    found = layer_traces(operator(M), seed=3, probes=40, level=0.9)
+    seen = _products(operator(M), 3, 40, 16)
+    for i, layer in enumerate(found.blocks[:3]):
+        own, across, rest = _variances(seen, [i])
+        a, b = float(layer.trace), float(found.total)
+        assert layer.lower < layer.share < layer.upper
+        for r in (layer.lower, layer.upper):
+            variance = 2 * (1 - r) ** 2 * own + (1 - 2 * r) ** 2 * across + 2 * r**2 * rest
+            t = abs(a - r * b) / (seen.unit * math.sqrt(variance / 40))
+            assert math.isclose(t, stats.t.ppf(0.95, 19.5), rel_tol=1e-6)
+
+
+def test_the_three_parts_of_a_variance_are_those_of_the_matrix():
+    M = matrix()
+    seen = _products(operator(M), 0, 4000, 50)
+    for i, name in enumerate(NAMES[:3]):
+        b = SPACE.block(name)
+        c = torch.ones(14, dtype=torch.bool)
+        c[b] = False
+
+        def off(part):
+            return float((part - part.diag().diag()).square().sum())
+
+        truth = off(M[b, b]), float(M[b][:, c].square().sum()), off(M[c][:, c])
+        found = [seen.unit**2 * v for v in _variances(seen, [i])]
+        assert found == pytest.approx(truth, abs=0.06 * sum(truth))
 
 
 def test_a_share_of_nothing_has_no_interval():

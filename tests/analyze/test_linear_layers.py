@@ -88,7 +88,7 @@ def layers_of(objective):
     kept = list(layers)
 
     def visit(_part, batch):
-        kept[:] = still_factored(snapshot, blocks, batch, kept)
+        kept[:] = still_factored(snapshot, blocks, batch, kept, len(batch.targets))
 
     snapshot.sweep(visit)
     names = {m: n for n, m in objective.model.named_modules()}

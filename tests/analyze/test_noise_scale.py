@@ -12,7 +12,6 @@ from frechet.analyze.examples import ExampleGradients, example_gradients
 from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
 from frechet.objective import Objective, cross_entropy, l2, squared_error
 from frechet.operators.hessian import hessian
-from frechet.space import generator
 
 
 def regression(n=60, d=4, seed=0, penalty=None, dtype=torch.float64, cut=25):
@@ -193,14 +192,55 @@ def test_curvature_noise_scale_is_the_trace_of_the_hessian_times_the_covariance(
     assert (found.products, found.passes, found.seed) == (401, 2, 0)
 
 
-def test_curvature_noise_scale_takes_the_centered_gradients_with_its_own_signs():
+def test_curvature_noise_scale_takes_probes_of_the_parameters():
     objective, X, G = regression()
-    n, H = len(G), 2 * X.T @ X / len(X)
-    signs = torch.stack([torch.randint(0, 2, (n,), generator=generator(7, j)) * 2.0 - 1 for j in range(3)]).double()
-    V = signs @ (G - G.mean(0)) / math.sqrt(n)
+    n, H, C = len(G), 2 * X.T @ X / len(X), torch.cov(G.T)
+    Z = objective.space.random(range(3), 7, "sphere")
     found = curvature_noise_scale(objective, seed=7, probes=3)
-    expected = float(((V @ H) * V).sum(1).mean()) * n / (n - 1)
-    assert math.isclose(float(found.weighted_variance), expected, rel_tol=1e-10)
+    assert math.isclose(float(found.weighted_variance), float((Z * (H @ C @ Z)).sum(0).mean()), rel_tol=1e-10)
+    assert found.examples == n
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("probes", [8, 16])
+def test_the_interval_of_a_weighted_variance_covers(rank, probes):
+    # H = 2 X'X/n of few directions: one of them is all of H Sigma where rank is 1
+    g = torch.Generator().manual_seed(rank)
+    X = torch.randn(40, rank, generator=g, dtype=torch.float64) @ torch.randn(
+        rank, 30, generator=g, dtype=torch.float64
+    )
+    y = torch.randn(40, 1, generator=g, dtype=torch.float64)
+    model = nn.Linear(30, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    objective = Objective(model, squared_error(), [(X, y)])
+    truth = float((2 * X.T @ X / 40 * torch.cov((-2 * y * X).T)).sum())
+    inside = 0
+    for seed in range(100):
+        low, high = curvature_noise_scale(objective, seed=seed, probes=probes).weighted_variance.interval()
+        inside += bool(low <= truth <= high)
+    assert inside >= stats.binom.ppf(0.001, 100, 0.94)
+
+
+@pytest.mark.parametrize("n", [20, 100, 400])
+@pytest.mark.parametrize("common", [0.0, 0.01])
+def test_no_interval_where_few_examples_carry_the_gradients(n, common):
+    g = torch.Generator().manual_seed(n)
+    for count in (1, 2):
+        G = 1 + common * torch.randn(n, 1, generator=g, dtype=torch.float64) if common else torch.zeros(n, 1).double()
+        G[:count] = 100.0 * (1 + torch.rand(count, 1, generator=g, dtype=torch.float64))
+        found = noise_scale(fixed(G))
+        assert (found.lower, found.upper, found.bounded) == (0.0, math.inf, False)
+        assert "no interval, because" in found.message
+        assert math.isfinite(found.value) or common == 0.0
+
+
+@pytest.mark.parametrize("n", [20, 100, 400])
+def test_gradients_of_one_kind_keep_their_interval(n):
+    refused = 0
+    for seed in range(100):
+        g = torch.Generator().manual_seed(seed)
+        refused += bool(noise_scale(fixed(torch.randn(n, 5, generator=g, dtype=torch.float64) + 2)).message)
+    assert refused <= 2
 
 
 def test_curvature_noise_scale_does_not_depend_on_the_batches_and_counts_its_products(monkeypatch):

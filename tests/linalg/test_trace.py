@@ -167,8 +167,9 @@ def test_the_zero_operator_has_trace_zero(method):
 
 
 def test_the_method_follows_the_budget_and_the_sign():
-    psd, indefinite = opaque(semidefinite(9)), opaque(random(9, 9), ())
+    psd, indefinite = opaque(semidefinite(400)), opaque(random(9, 9), ())
     assert [_choice(psd, m, None) for m in (9, 10, 200, 201)] == ["hutchinson", "nystrom", "nystrom", "hutch++"]
+    assert [_choice(opaque(semidefinite(30)), m, None) for m in (15, 16, 29)] == ["nystrom", "hutchinson", "xtrace"]
     assert [_choice(indefinite, m, None) for m in (19, 20, 200, 201)] == ["hutchinson", "xtrace", "xtrace", "hutch++"]
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from frechet.objective import Objective, squared_error
-from frechet.objective.activations import ActivationsByFormula
+from frechet.objective.functions import Functions
 from frechet.operators import hessian
 from frechet.operators.products import hessian_product, jacobian_product
 from laws import close
@@ -38,7 +38,7 @@ functions = pytest.mark.parametrize(
 @functions
 def test_four_derivatives_are_those_of_the_function(f, operations):
     expected = derivatives(operations, X[:-2], 4)
-    with ActivationsByFormula():
+    with Functions():
         found = derivatives(f, X[:-2], 4)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
@@ -47,7 +47,7 @@ def test_four_derivatives_are_those_of_the_function(f, operations):
 @functions
 def test_values_and_first_derivatives_are_torchs_own_and_second_ones_finite_far_out(f, operations):
     expected = derivatives(f, X, 1)
-    with ActivationsByFormula():
+    with Functions():
         found = derivatives(f, X, 2)
     for a, b in zip(found, expected, strict=False):
         torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
@@ -58,7 +58,7 @@ def test_values_and_first_derivatives_are_torchs_own_and_second_ones_finite_far_
 def test_single_precision_is_as_good_as_torchs(f, operations):
     exact = derivatives(operations, X[:-2], 2)[2]
     torchs = derivatives(f, X[:-2].float(), 2)[2]
-    with ActivationsByFormula():
+    with Functions():
         found = derivatives(f, X[:-2].float(), 2)[2]
     assert (found - exact).abs().max() < 2 * (torchs - exact).abs().max() + 1e-7
 
@@ -74,7 +74,7 @@ def test_every_transform_goes_through(f, operations):
         return lambda x: g(x).pow(2).sum()
 
     H, J = torch.func.hessian(energy(operations))(x).reshape(12, 12), torch.func.jacrev(operations)(x).reshape(12, 12)
-    with ActivationsByFormula():
+    with Functions():
         close(torch.func.hessian(energy(f))(x).reshape(12, 12), H)  # forward over reverse, under vmap
         close(torch.func.jacrev(torch.func.jacrev(energy(f)))(x).reshape(12, 12), H)
         close(torch.func.jacfwd(torch.func.jacfwd(energy(f)))(x).reshape(12, 12), H)
@@ -86,7 +86,7 @@ def test_every_transform_goes_through(f, operations):
 
 def test_a_model_that_writes_over_its_activations_is_left_alone():
     x = randn(5)
-    with ActivationsByFormula():
+    with Functions():
         y = F.silu(x.clone(), inplace=True)
     assert torch.equal(y, F.silu(x))
 
@@ -94,7 +94,7 @@ def test_a_model_that_writes_over_its_activations_is_left_alone():
 def test_products_take_the_formula_whether_a_module_or_a_function_asks_for_it(monkeypatch):
     taken = []
     monkeypatch.setitem(
-        __import__("frechet.objective.activations", fromlist=["_FORMULAS"])._FORMULAS,
+        __import__("frechet.objective.functions", fromlist=["_FORMULAS"])._FORMULAS,
         F.silu,
         lambda input, inplace=False: taken.append(None) or F.relu(input),
     )

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from frechet.errors import NotDifferentiable
-from frechet.objective.formulas import LayersByFormula, NormsByFormula
+from frechet.objective.functions import Functions
 from frechet.operators.products import gauss_newton_product, hessian_product, jacobian_product
 from laws import close
 from objective_cases import F64, randn
@@ -26,7 +26,7 @@ WEIGHTS = randn(7, seed=2)
 )
 def test_embedding_bags_by_formula_have_torchs_values_and_gradients(mode, keywords):
     results = []
-    for context in (nullcontext(), LayersByFormula()):
+    for context in (nullcontext(), Functions()):
         table = TABLE.clone().requires_grad_()
         with context:
             y = F.embedding_bag(ROWS, table, mode=mode, **keywords)
@@ -40,9 +40,9 @@ def test_embedding_bags_take_tables_of_bags_and_weights():
     weights = WEIGHTS[:6].view(2, 3)
     for keywords in ({"mode": "max"}, {"mode": "sum", "per_sample_weights": weights, "padding_idx": 2}, {}):
         expected = F.embedding_bag(tables, TABLE, **keywords)
-        with LayersByFormula():
+        with Functions():
             close(F.embedding_bag(tables, TABLE, **keywords), expected)
-    with LayersByFormula(), pytest.raises(NotDifferentiable, match="max_norm, sparse or scale_grad_by_freq"):
+    with Functions(), pytest.raises(NotDifferentiable, match="max_norm, sparse or scale_grad_by_freq"):
         F.embedding_bag(tables, TABLE, scale_grad_by_freq=True)
 
 
@@ -50,7 +50,7 @@ def test_hard_sigmoids_by_formula_have_torchs_values_and_slopes():
     x = torch.tensor([-4.0, -3.0, -1.0, 2.9, 3.0, 5.0], requires_grad=True)
     expected = F.hardsigmoid(x)
     slope = torch.autograd.grad(expected.sum(), x)[0]
-    with LayersByFormula():
+    with Functions():
         y = F.hardsigmoid(x)
     assert torch.allclose(y, expected)
     assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], slope)
@@ -79,7 +79,7 @@ def test_norms_by_formula_have_torchs_values_and_two_derivatives(name):
         return NORMS[name](INPUTS * x).sin().sum()
 
     expected = [NORMS[name](INPUTS), *torch.autograd.functional.hvp(loss, x, v)]
-    with NormsByFormula():
+    with Functions(nested=True):
         found = [NORMS[name](INPUTS), *torch.autograd.functional.hvp(loss, x, v)]
     for a, b in zip(found, expected, strict=True):
         close(a, b)
@@ -87,7 +87,7 @@ def test_norms_by_formula_have_torchs_values_and_two_derivatives(name):
 
 def test_norms_by_formula_leave_running_statistics_alone():
     mean, variance = MEAN.clone(), VARIANCE.clone()
-    with NormsByFormula():
+    with Functions(nested=True):
         F.batch_norm(INPUTS, mean, variance, training=True)
         F.instance_norm(INPUTS, mean, variance)
     assert torch.equal(mean, MEAN)
@@ -132,6 +132,6 @@ def test_third_derivatives_of_norms_are_right_in_differentiable_products_and_wro
 
 
 def test_a_mode_leaves_other_functions_as_they_are():
-    with LayersByFormula(), NormsByFormula():
+    with Functions(nested=True):
         close(F.softmax(INPUTS, -1), torch.softmax(INPUTS, -1))
         assert F.group_norm(INPUTS, 2).dtype == F64

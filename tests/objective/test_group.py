@@ -71,7 +71,7 @@ def test_questions_about_examples_see_those_of_all_ranks(ranks):
     assert max(found["errors"]) < 1e-10
     assert found["errors"] == ranks[1]["analyses"]["errors"]
     gap, examples, error = found["drawn"]
-    assert gap < 5
+    assert gap < 1e-5
     assert examples == 23
     assert error < 1e-12
 

@@ -6,10 +6,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import nodes_of
+from frechet.objective.functions import Functions
 from frechet.objective.kernels import (
-    WeightNormByFormula,
     has_weight_norm,
-    nodes_of,
     ordinary,
     ordinary_mode,
     recurrence_without_cudnn,
@@ -34,7 +34,7 @@ def test_torchs_weight_norm_has_a_wrong_second_derivative_and_the_formula_a_righ
     z = torch.cat([torch.ones(3, dtype=W.dtype), randn(12, seed=1)])
     wrong = torch.autograd.functional.hessian(normalized, z)
     assert float((wrong - wrong.T).abs().max()) > 0.1  # once torch repairs this, the formula can go
-    with WeightNormByFormula():
+    with Functions():
         H = torch.autograd.functional.hessian(normalized, z)
 
     def by_hand(z):
@@ -47,7 +47,7 @@ def test_torchs_weight_norm_has_a_wrong_second_derivative_and_the_formula_a_righ
 def test_the_formula_gives_torchs_values(dim):
     layer = weight_norm(torch.nn.Linear(4, 3), dim=dim)
     expected = layer.weight.detach()
-    with WeightNormByFormula():
+    with Functions():
         assert torch.allclose(layer.weight, expected, rtol=1e-6)
 
 

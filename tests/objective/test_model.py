@@ -19,6 +19,7 @@ from frechet.objective.model import (
     training_flags,
     unwrap,
 )
+from frechet.objective.structure import Layout
 from frechet.operators.hessian import hessian
 from laws import close
 from objective_cases import mlp, randn
@@ -179,6 +180,10 @@ def test_recorded_flags_hold_inside_and_the_present_ones_return_after_an_error()
     assert training_flags(model) == now == (False, False, True, True, True)
 
 
+def called(model, state, inputs):
+    return call(model, places_of(model), state, inputs, [], (model,), True)
+
+
 def test_inputs_go_in_as_one_several_or_named_arguments():
     class Sum(nn.Module):
         def forward(self, a, b=0.0):
@@ -186,21 +191,18 @@ def test_inputs_go_in_as_one_several_or_named_arguments():
 
     one, two = torch.ones(1), 2 * torch.ones(1)
     for inputs, expected in ((one, 1.0), ((one, two), 3.0), ([one, two], 3.0), ({"b": two, "a": one}, 3.0)):
-        assert float(call(Sum(), {}, {}, inputs)) == expected
+        assert float(called(Sum(), {}, inputs)) == expected
 
 
 def test_outputs_are_tensors_or_logits():
     y = torch.ones(1)
     for returned in (y, {"logits": y, "loss": None}, SimpleNamespace(logits=y)):
         assert outputs_of(returned) is y
-    for returned, got in (
-        ((y, y), "tuple"),
-        ({"scores": y}, "dict"),
-        (SimpleNamespace(), "SimpleNamespace"),
-        (None, "N"),
-    ):
-        with pytest.raises(TypeError, match=rf"must return a tensor or something with .logits, got {got}.*; wrap it"):
-            outputs_of(returned)
+    for returned in ((y, y), {"scores": y}, {"logits": y, "value": 2 * y}):
+        assert outputs_of(returned) is returned
+    for returned, got in ((SimpleNamespace(), "SimpleNamespace"), (None, "NoneType"), ({"loss": None}, "dict")):
+        with pytest.raises(TypeError, match=rf"must return a tensor, a tuple.*, got {got}; wrap it"):
+            Layout().pack(outputs_of(returned))
 
 
 class Positive(nn.Module):
@@ -217,11 +219,11 @@ def test_tied_parameters_and_recurrent_weights_take_the_given_values():
     tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     tied[1].weight = tied[0].weight
     double = {"0.weight": 2 * torch.eye(2)}
-    assert torch.equal(call(tied, places_of(tied), double, torch.ones(1, 2)), torch.full((1, 2), 4.0))
+    assert torch.equal(called(tied, double, torch.ones(1, 2)), torch.full((1, 2), 4.0))
     lstm = nn.LSTM(2, 2)
     zeros = {n: torch.zeros_like(p) for n, p in lstm.named_parameters()}
     before = lstm(torch.ones(1, 2))[0]
-    assert not bool(call(lstm, places_of(lstm), zeros, torch.ones(1, 2))[0].any())
+    assert not bool(called(lstm, zeros, torch.ones(1, 2))[0].any())
     assert torch.equal(lstm(torch.ones(1, 2))[0], before)
 
 

@@ -244,7 +244,7 @@ def test_wrong_arguments_are_named():
             objective.value(x)
     with pytest.raises(TypeError, match="x must be a tensor or a dict of tensors, got list"):
         objective.value([1.0])
-    with pytest.raises(TypeError, match=r"must return a tensor or something with .logits, got tuple"):
+    with pytest.raises(TypeError, match=r"must return a tensor or something with .logits for squared_error, got tuple"):
         Objective(nn.LSTM(2, 1).double(), squared_error(), [(X, Y)]).value()
     with pytest.raises(ValueError, match="a dict batch needs the key 'labels'"):
         Objective(model, squared_error(), [{"input_ids": X}]).value()

@@ -4,7 +4,7 @@ from torch import nn
 
 from frechet.objective import Objective, squared_error
 from frechet.operators import from_callable
-from frechet.operators.memory import ran_out
+from frechet.recording import ran_out
 from frechet.report.measure import WEIGHTS, measure
 from frechet.report.metered import Meter, metered
 from frechet.report.run import Run

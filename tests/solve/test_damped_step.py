@@ -40,6 +40,13 @@ def test_a_wide_radius_gives_the_undamped_step():
     assert torch.allclose(p, torch.linalg.lstsq(MATRIX, -LINEAR.r).solution, rtol=1e-9)
 
 
+@pytest.mark.parametrize("radius", [1e-150, 1e-300, 5e-324, 0.0])
+def test_a_radius_that_vanishes_leaves_no_step_and_never_a_longer_one(radius):
+    p, damping = factored(LINEAR, SCALE, ALL).within(radius)
+    assert length(SCALE * p) <= 1.1 * radius
+    assert damping >= 0
+
+
 def test_reductions_are_what_the_linear_model_loses():
     factor = factored(LINEAR, SCALE, ALL)
     p = factor.step(0.0)

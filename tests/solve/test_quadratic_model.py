@@ -140,3 +140,12 @@ def test_a_nan_in_a_product_is_named():
     model = krylov_model(SPACE, bad, gradient(), preconditioner=P, most=3)
     with pytest.raises(NonFinite, match="Hessian or the preconditioner"):
         model.grow()
+
+
+@pytest.mark.parametrize("radius", [1e-100, 1e-153, 1e-160, 1e-170, 1e-300, 5e-324, 0.0])
+def test_a_radius_that_vanishes_leaves_no_step_and_never_a_longer_one(radius):
+    for d, _ in random_diagonals():
+        s = d.within(radius)
+        assert np.isfinite(s.z).all()
+        assert np.abs(s.z).max() <= radius * (1 + 1e-6)
+        assert s.bounded

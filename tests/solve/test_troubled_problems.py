@@ -10,6 +10,7 @@ from frechet.linalg.result import Status
 from frechet.solve.fixed_point import fixed_point
 from frechet.solve.least_squares import least_squares
 from frechet.solve.least_squares_batch import least_squares_batch
+from frechet.solve.minimize import minimize
 from frechet.solve.root import root
 from nist import load
 from spectra import F64
@@ -241,3 +242,53 @@ def test_a_jump_is_not_a_solution_for_many_problems_or_roots():
     found = root(jump, ONE)
     assert not found.converged
     assert found.message
+
+
+# --- refused down to nothing ------------------------------------------------------------------------------------------
+
+
+class WrongSlope(torch.autograd.Function):
+    """abs(x), with the derivative -1: every step is refused."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.abs()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+def wrong(x):
+    return WrongSlope.apply(x)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-200, 1e-300])
+@pytest.mark.parametrize(
+    "method", ["trust-region", "gradient-regularized", "stepsized", "cubic", "projected-newton", "composite"]
+)
+@pytest.mark.parametrize("size", [2, 70])
+def test_steps_of_minimize_that_are_refused_until_they_vanish_are_a_status(method, start, size):
+    options = {
+        "projected-newton": {"bounds": (-1.0, 1.0)},
+        "composite": {"constraints": lambda x: x[:1] - x[1:2]},
+    }.get(method, {})
+    x0 = torch.full((size,), start, dtype=F64)
+    s = minimize(lambda x: wrong(x).sum(), x0, method=method, max_iterations=200, **options)
+    assert s.status is Status.STAGNATED
+    assert s.reason
+    assert float(s.x.abs().max()) <= 1e-15
+
+
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+@pytest.mark.parametrize("start", [0.0, 1e-300])
+@pytest.mark.parametrize("method", [*METHODS, "products"])
+def test_steps_of_least_squares_that_are_refused_until_they_vanish_are_a_status(method, start, bounds):
+    options = {"jacobian": "products"} if method == "products" else {"method": method}
+    s = least_squares(
+        lambda x: 1 + wrong(x), torch.full((2,), start, dtype=F64), bounds=bounds, max_evaluations=10**5, **options
+    )
+    assert s.status is Status.STAGNATED
+    assert s.reason
+    found = root(lambda x: 1 + wrong(x), torch.full((2,), start, dtype=F64), bounds=bounds, max_iterations=10**4)
+    assert found.status is Status.STAGNATED

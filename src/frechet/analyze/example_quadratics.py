@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from frechet.analyze.examples import Walk, walk_gradients
-from frechet.analyze.single_examples import ExampleRoute
+from frechet.analyze.single_examples import ExampleRoute, by_route
 from frechet.errors import NonFinite
 from frechet.objective import Objective
 from frechet.operators.operator import LinearOperator
@@ -68,6 +68,12 @@ def example_quadratics(
         )
     if block < 1:
         raise ValueError(f"example_quadratics: block must be at least 1, got {block}")
+    return by_route("example_quadratics", route, objective, lambda way: _quadratics(objective, A, x, way, block))
+
+
+def _quadratics(
+    objective: Objective, A: LinearOperator, x: Tensor | None, route: ExampleRoute, block: int
+) -> ExampleQuadratics:
     values: list[Tensor] = []
     norms: list[Tensor] = []
 

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from frechet.analyze.examples import _one_part
 from frechet.analyze.single_examples import refuse_group
-from frechet.errors import NonFinite
+from frechet.errors import NonFinite, NotDifferentiable
 from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective.coupling import check_additive
 from frechet.objective.criterion import per_example
 from frechet.operators.gauss_newton import primal_and_tangent
 from frechet.operators.headed import along, head_blocks, head_tangents
-from frechet.operators.products import columns, differentiating, grads
-from frechet.operators.route import Route, chosen
+from frechet.operators.joint import along_terms, reads_parameters
+from frechet.operators.products import Leaves, columns, differentiating, grads
+from frechet.operators.route import Route, Way, chosen
 from frechet.space import Space
 
 
@@ -63,7 +65,17 @@ def example_slopes(
     refuse_group(snapshot, "example_slopes")
     space = snapshot.space
     require_block("example_slopes", "V", V, space)
-    way = chosen(route, snapshot.model, "example_slopes", gauss_newton=True)
+    way = Way(chosen(route, snapshot.model, "example_slopes", gauss_newton=True), route is not None)
+    try:
+        return _slopes(objective, snapshot, part, V, way.route)
+    except NotDifferentiable as error:
+        if not way.turns(error):
+            raise
+    return _slopes(objective, snapshot, part, V, way.route)
+
+
+def _slopes(objective: Objective, snapshot: Snapshot, part: Part, V: Tensor, way: Route) -> ExampleSlopes:
+    space = snapshot.space
     parts: list[Tensor] = []
     count = 0.0
 
@@ -71,8 +83,7 @@ def example_slopes(
         nonlocal count
         y, push = _pushed(snapshot, space, leaves, blocks, vectors, batch, part, way)
         if part.head is None:
-            score = part.criterion.score(y, batch.targets)
-            found = [per_example(score * push(i)) for i in range(len(vectors))]
+            found = _along(snapshot, part, batch, y, (leaves, dict(blocks)), push, vectors)
         else:
             rows = snapshot.head_rows(part, blocks, batch, y)
             tangents = head_tangents(rows, head_blocks(part, space), push, vectors)
@@ -81,7 +92,7 @@ def example_slopes(
         if not bool(torch.isfinite(values).all()):
             raise snapshot.nonfinite("example_slopes", part, batch)
         parts.append(values.cpu().double())
-        count += float(part.criterion.count(batch.targets))
+        count += float(snapshot.count(part, batch))
 
     with differentiating("example_slopes", space.device), torch.no_grad():
         leaves, blocks = snapshot.leaves(space)
@@ -99,6 +110,23 @@ def example_slopes(
     if not bool(torch.isfinite(values).all()):
         raise NonFinite("example_slopes: the penalty gives a NaN or an infinity, though the data term is finite")
     return ExampleSlopes(values, len(values), count, way, passes=1)
+
+
+def _along(
+    s: Snapshot,
+    part: Part,
+    batch: Batch,
+    y: Tensor,
+    leaves: Leaves,
+    push: Callable[[int], Tensor],
+    vectors: list[list[Tensor]],
+) -> list[Tensor]:
+    """The slopes of each example's terms along each vector."""
+    check_additive("example_slopes", s.criterion(part, batch), y, batch.targets, s.space.eps, batch.index)
+    if reads_parameters(s, part, batch, y, leaves):
+        return [along_terms(s, part, batch, leaves, y, push(i), v) for i, v in enumerate(vectors)]
+    score = s.criterion(part, batch).score(y, batch.targets)
+    return [per_example(score * push(i)) for i in range(len(vectors))]
 
 
 def require_block(what: str, name: str, V: Tensor, space: Space) -> None:

@@ -32,9 +32,9 @@ from torch import Tensor
 from frechet.analyze.linear_layers import Layer, candidates, factors_of, inner_of, rest_of, still_factored
 from frechet.analyze.single_examples import (
     ExampleRoute,
+    by_route,
     check_alone,
     chunk_gradients,
-    example_route,
     of_all_ranks,
     over_ranks,
     refuse_group,
@@ -42,7 +42,9 @@ from frechet.analyze.single_examples import (
 )
 from frechet.errors import NonFinite, UnusableObjective
 from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective.coupling import check_additive
 from frechet.objective.model import ordinary_mode
+from frechet.operators.joint import reads_parameters
 from frechet.operators.products import columns, grads, second_order
 
 
@@ -91,6 +93,10 @@ def example_gradients(
         >>> example_gradients(Objective(model, squared_error(), data)).squared_norms  # (2 (w x - y) x)^2
         tensor([ 4., 16.], dtype=torch.float64)
     """
+    return by_route("example_gradients", route, objective, lambda way: _gradients(objective, x, way))
+
+
+def _gradients(objective: Objective, x: Tensor | None, route: ExampleRoute) -> ExampleGradients:
     walk = started("example_gradients", objective, x, route)
     snapshot, space = walk.snapshot, walk.snapshot.space
     rest = rest_of(space, walk.layers)
@@ -101,8 +107,8 @@ def example_gradients(
     def visit(part: Part, batch: Batch) -> None:
         outputs, losses, score = walk.scored(part, blocks, batch)
         norms, inner = outputs.new_zeros(2, len(outputs), dtype=torch.float64)
-        if walk.layers:
-            factors, alone = factors_of(snapshot, blocks, batch, walk.layers, score[:, None, None], each=True)
+        if walk.layers and len(outputs):
+            factors, alone = factors_of(snapshot, blocks, batch, walk.layers, score[:, None, None], len(outputs), True)
             check_alone("example_gradients", alone, outputs, space.eps, batch.index, 0)
             for f in factors:
                 norms += f.squared_norms()[:, 0]
@@ -112,7 +118,7 @@ def example_gradients(
                     inner += inner_of(common, g, f.layer.names)
         for a in range(0, len(outputs) if rest.dim else 0, step):
             b = min(a + step, len(outputs))
-            G, alone = chunk_gradients(snapshot, rest, leaves, blocks, batch, score, a, b, walk.route)
+            G, alone = chunk_gradients(snapshot, rest, leaves, blocks, batch, score, a, b, walk.route, walk.of_one)
             check_alone("example_gradients", alone, outputs[a:b], space.eps, batch.index, a)
             G += others
             norms[a:b] += rest.norm(G.T).to(norms.device) ** 2
@@ -151,20 +157,29 @@ class Walk:
     examples: int
     terms: float
     route: ExampleRoute
+    reads: bool  # the criterion reads parameters of the model itself
+
+    @property
+    def of_one(self) -> Callable[[Batch, Tensor], Tensor] | None:
+        """The f_i of a batch of one example from its outputs, where their slopes in the outputs are not all of them."""
+        if not self.reads:
+            return None
+        return lambda batch, y: self.snapshot.terms_of(self.part, self.blocks, batch, y) * self.scale
 
     def scored(self, part: Part, blocks: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The outputs of a batch, each example's loss, and the slopes of the f_i in the outputs, penalties left out."""
         with torch.no_grad():
             outputs = self.snapshot.forward(blocks, batch).detach()
-            score = part.criterion.score(outputs, batch.targets) * self.scale
-            return outputs, part.criterion.terms(outputs, batch.targets), score
+            criterion = self.snapshot.criterion(part, batch)
+            score = criterion.score(outputs, batch.targets) * self.scale
+            return outputs, criterion.terms(outputs, batch.targets), score
 
 
 def walk_gradients(
     what: str,
     objective: Objective,
     x: Tensor | None,
-    route: ExampleRoute | None,
+    route: ExampleRoute,
     use: Callable[[Tensor, Tensor, Walk], None],
 ) -> Walk:
     """Two passes: the mean gradient, then `use(G, losses, walk)` for chunks of examples with gradients G ``(m, n)``."""
@@ -177,7 +192,9 @@ def walk_gradients(
         outputs, losses, score = walk.scored(part, walk.blocks, batch)
         for a in range(0, len(outputs), step):
             b = min(a + step, len(outputs))
-            G, alone = chunk_gradients(snapshot, space, leaves, walk.blocks, batch, score, a, b, walk.route)
+            G, alone = chunk_gradients(
+                snapshot, space, leaves, walk.blocks, batch, score, a, b, walk.route, walk.of_one
+            )
             check_alone(what, alone, outputs[a:b], space.eps, batch.index, a)
             G += walk.common
             use(G, losses[a:b], walk)
@@ -187,7 +204,7 @@ def walk_gradients(
     return walk
 
 
-def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRoute | None) -> Walk:
+def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRoute) -> Walk:
     """The first pass."""
     snapshot, part = _one_part(what, objective, x)
     if snapshot.dropout_seed is not None and any(snapshot.flags):
@@ -195,18 +212,21 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
             f"{what}: with dropout_seed a batch draws the masks, and an example alone would draw others; call "
             "model.eval()"
         )
-    way = example_route(what, route, snapshot.model)
-    space = snapshot.space
+    space, reads = snapshot.space, False
     with ordinary_mode(space.device):
         leaves, blocks = snapshot.leaves(space)
-        layers = candidates(snapshot, space) if way == "vmap" else []
+        layers = candidates(snapshot, space) if route == "vmap" else []
         counted: list[tuple[float, int]] = []
 
         def contribute(part: Part, batch: Batch) -> Tensor:
-            layers[:] = still_factored(snapshot, blocks, batch, layers)
+            nonlocal reads
             with torch.enable_grad():
-                terms = _terms(snapshot, part, blocks, batch)
-                counted.append((float(part.criterion.count(batch.targets)), terms.shape[0]))
+                terms, outputs = _seen(snapshot, part, blocks, batch)
+                criterion = snapshot.criterion(part, batch)
+                check_additive(what, criterion, outputs, batch.targets, space.eps, batch.index)
+                reads = reads or reads_parameters(snapshot, part, batch, outputs, (leaves, blocks))
+                layers[:] = [] if reads else still_factored(snapshot, blocks, batch, layers, len(outputs))
+                counted.append((float(snapshot.count(part, batch)), terms.shape[0]))
                 return space.join(grads(terms.sum(), leaves, None))
 
         with torch.no_grad(), snapshot.installed(blocks):
@@ -219,7 +239,8 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
                 common = space.join(grads(penalty, leaves, None))
     scale = part.weight * examples / count
     return Walk(
-        snapshot, part, blocks, layers, mean + common, common, float(penalty.detach()), scale, examples, count, way
+        *(snapshot, part, blocks, layers, mean + common, common, float(penalty.detach()), scale, examples, count),
+        *(route, reads),
     )
 
 
@@ -276,8 +297,11 @@ def example_curvatures(
     def visit(part: Part, batch: Batch) -> None:
         nonlocal count
         with torch.enable_grad():
-            parts.append(curved(_terms(snapshot, part, blocks, batch)).cpu().double())
-        count += float(part.criterion.count(batch.targets))
+            terms, outputs = _seen(snapshot, part, blocks, batch)
+            criterion = snapshot.criterion(part, batch)
+            check_additive("example_curvatures", criterion, outputs, batch.targets, space.eps, batch.index)
+            parts.append(curved(terms).cpu().double())
+        count += float(snapshot.count(part, batch))
 
     with second_order("example_curvatures", space.device):
         with snapshot.installed(blocks):
@@ -314,11 +338,17 @@ def _one_part(what: str, objective: Objective, x: Tensor | None) -> tuple[Snapsh
 
 
 def _terms(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch) -> Tensor:
+    """The terms of each example."""
+    return _seen(snapshot, part, blocks, batch)[0]
+
+
+def _seen(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """The terms of each example, and the outputs."""
     outputs = snapshot.forward(blocks, batch)
-    terms = part.criterion.terms(outputs, batch.targets)
-    if terms.shape != outputs.shape[:1]:
+    terms = snapshot.terms_of(part, blocks, batch, outputs)
+    if terms.shape != outputs.shape[:1] and part.criterion.additive and batch.layout.like is None:
         raise ValueError(
             f"examples: the criterion must give one value per example {tuple(outputs.shape[:1])}, got "
             f"{tuple(terms.shape)}"
         )
-    return terms
+    return terms, outputs

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,15 +30,17 @@ from frechet.analyze.linear_layers import Factors, Layer, candidates, factors_of
 from frechet.analyze.single_examples import (
     ExampleRoute,
     batching,
+    by_route,
     check_alone,
     chunk_gradients,
-    example_route,
+    example,
     one_by_one,
     refuse_group,
     rows_at_once,
 )
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.kernels import ordinary_mode
+from frechet.objective.structure import examples_of
 from frechet.operators.products import grads, second_order
 from frechet.space import Space
 
@@ -80,6 +83,10 @@ def gradient_gram(
         tensor([[ 4., -8.],
                 [-8., 16.]], dtype=torch.float64)
     """
+    return by_route("gradient_gram", route, objective, lambda way: _gradient_gram(objective, x, way, memory))
+
+
+def _gradient_gram(objective: Objective, x: Tensor | None, route: ExampleRoute, memory: int) -> Gram:
     walk = started("gradient_gram", objective, x, route)
     snapshot, space = walk.snapshot, walk.snapshot.space
     refuse_group(snapshot, "gradient_gram")
@@ -91,7 +98,10 @@ def gradient_gram(
 
     def factor(part: Part, batch: Batch) -> None:
         outputs, _, score = walk.scored(part, walk.blocks, batch)
-        found, alone = factors_of(snapshot, walk.blocks, batch, walk.layers, score[:, None, None], each=True)
+        if not len(outputs):
+            return
+        cotangents = score[:, None, None]
+        found, alone = factors_of(snapshot, walk.blocks, batch, walk.layers, cotangents, len(outputs), True)
         check_alone("gradient_gram", alone, outputs, space.eps, batch.index, 0)
         held.append(found)
 
@@ -100,12 +110,14 @@ def gradient_gram(
 
         def visit(part: Part, batch: Batch) -> None:
             nonlocal row
-            size = len(batch.targets)
+            size = examples_of(batch.inputs, batch.targets)
             if row + size > start:
                 outputs, _, score = walk.scored(part, walk.blocks, batch)
                 for a in range(max(0, start - row), size, step):
                     b = min(a + step, size)
-                    G, alone = chunk_gradients(snapshot, rest, leaves, walk.blocks, batch, score, a, b, walk.route)
+                    G, alone = chunk_gradients(
+                        snapshot, rest, leaves, walk.blocks, batch, score, a, b, walk.route, walk.of_one
+                    )
                     check_alone("gradient_gram", alone, outputs[a:b], space.eps, batch.index, a)
                     G += others
                     use(row + a, G)
@@ -146,12 +158,15 @@ def ntk_matrix(
         tensor([[1., 1.],
                 [1., 5.]], dtype=torch.float64)
     """
-    if not isinstance(objective, Objective):
-        raise TypeError(f"ntk_matrix: objective must be an Objective, got {type(objective).__name__}")
+    return by_route("ntk_matrix", route, objective, lambda way: _ntk_matrix(objective, x, restrict, way, memory))
+
+
+def _ntk_matrix(
+    objective: Objective, x: Tensor | None, restrict: str | list[str] | None, way: ExampleRoute, memory: int
+) -> Gram:
     snapshot = objective.snapshot(x)
     snapshot.refuse_coupled("ntk_matrix")
     refuse_group(snapshot, "ntk_matrix")
-    way = example_route("ntk_matrix", route, snapshot.model)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
     _, blocks = snapshot.leaves(space)
     layers = candidates(snapshot, space) if way == "vmap" else []
@@ -160,10 +175,12 @@ def ntk_matrix(
 
     def measure(_part: Part, batch: Batch) -> None:
         shapes.append(snapshot.forward(blocks, batch).shape)
-        layers[:] = still_factored(snapshot, blocks, batch, layers)
+        layers[:] = still_factored(snapshot, blocks, batch, layers, shapes[-1][0])
 
     def factor(_part: Part, batch: Batch) -> None:
         together = snapshot.forward(blocks, batch)
+        if not len(together):
+            return
         held.append(_output_factors(snapshot, blocks, batch, layers, together))
 
     def sweep(start: int, use: Use) -> None:
@@ -174,6 +191,8 @@ def ntk_matrix(
             shape, index = shapes[index], index + 1
             if row + shape.numel() > start:
                 together = snapshot.forward(blocks, batch).detach()
+                if not len(together):
+                    return
                 _output_rows(snapshot, rest, blocks, batch, together, way, start - row, row, use)
             row += shape.numel()
 
@@ -213,7 +232,7 @@ def _output_factors(
     eye = torch.eye(each, dtype=together.dtype, device=together.device).view(each, 1, *together.shape[1:])
     groups = []
     for c in range(0, each, step):
-        found, alone = factors_of(snapshot, blocks, batch, layers, eye[c : c + step], each=False)
+        found, alone = factors_of(snapshot, blocks, batch, layers, eye[c : c + step], size, False)
         check_alone("ntk_matrix", alone, together, snapshot.space.eps, batch.index, 0)
         groups.append(found)
     return [Factors(fs[0].layer, fs[0].a, torch.cat([f.b for f in fs], 1)) for fs in zip(*groups, strict=True)]
@@ -260,7 +279,7 @@ def _output_rows(
 ) -> None:
     """Give the rows of one batch from its number `start` on to `use`, numbered from `offset`."""
     size, each, most = len(together), together[0].numel(), rows_at_once(space)
-    alone, inputs = one_by_one(snapshot, blocks, batch, size)
+    alone, inputs = one_by_one(snapshot, blocks, batch, size) if route == "vmap" else (None, [])
     step = max(1, most // max(1, each))
     for a in range(max(0, start) // max(1, each), size, step):
         b = min(a + step, size)
@@ -268,9 +287,12 @@ def _output_rows(
         for c in range(0, each, min(each, most)):
             eye = torch.eye(each, dtype=together.dtype, device=together.device)[c : c + most]
             cotangents = eye.view(len(eye), 1, *together.shape[1:])
-            rows, y = (_mapped_rows if route == "vmap" else _looped_rows)(
-                alone, {n: blocks[n] for n in space.names}, [t[a:b] for t in inputs], cotangents
-            )
+            own = {n: blocks[n] for n in space.names}
+            if alone is not None:
+                rows, y = _mapped_rows(alone, own, [t[a:b] for t in inputs], cotangents)
+            else:
+                singles = [example(batch, i, size) for i in range(a, b)]
+                rows, y = _looped_rows([partial(snapshot.forward, blocks, one) for one in singles], own, cotangents)
             check_alone("ntk_matrix", y, together[a:b], space.eps, batch.index, a)
             first = a * each + c
             skip = max(0, start - first)
@@ -294,21 +316,19 @@ def _mapped_rows(
     detached = {name: p.detach() for name, p in parameters.items()}
     with batching():
         by_block, outputs = torch.func.vmap(pulled, in_dims=(None, 0))(detached, inputs)
-    m = outputs.shape[0] * len(cotangents)
-    return torch.cat([g.reshape(m, -1) for g in by_block.values()], 1), outputs.squeeze(1)
+        m = outputs.shape[0] * len(cotangents)
+        joined = torch.cat([g.reshape(m, -1) for g in by_block.values()], 1)
+    return joined, outputs.squeeze(1)
 
 
 def _looped_rows(
-    alone: Callable[[dict[str, Tensor], list[Tensor]], Tensor],
-    parameters: dict[str, Tensor],
-    inputs: list[Tensor],
-    cotangents: Tensor,
+    alone: list[Callable[[], Tensor]], parameters: dict[str, Tensor], cotangents: Tensor
 ) -> tuple[Tensor, Tensor]:
     leaves, rows, outputs = list(parameters.values()), [], []
-    for i in range(len(inputs[0])):
+    for run in alone:
         with torch.enable_grad():
-            y = alone({}, [t[i] for t in inputs])
-            pulled = (grads(y, leaves, [u], retain_graph=True) for u in cotangents)
+            y = run()
+            pulled = (grads(y, leaves, [u.view(y.shape)], retain_graph=True) for u in cotangents)
             rows += [torch.cat([g.reshape(-1) for g in blocks]) for blocks in pulled]
         outputs.append(y.detach())
     return torch.stack(rows), torch.cat(outputs)

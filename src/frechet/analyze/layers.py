@@ -4,12 +4,21 @@ One set of random signs z serves all blocks: the sum of z_j (A z)_j over a block
 diagonal block, and the sums over all blocks add up to Hutchinson's estimate of the whole trace. A block's share is the
 ratio of two such means; its interval is the set of ratios r at which (block - r whole) is not significant (Fieller).
 
+Standard errors come from the products and not from the spread of a few sums, which is far too small where one
+eigenvalue dominates (`quadratic_forms.py`). With b a block, c the others and off(.) the entries off the diagonal,
+
+    Var x_b = 2 off(A_bb)^2 + |A_bc|^2
+    Var (x_b - r x) = 2 (1 - r)^2 off(A_bb)^2 + (1 - 2r)^2 |A_bc|^2 + 2 r^2 off(A_cc)^2
+
+where off(A_bb)^2 + |A_bc|^2 = sum over b of Var (z_j y_j), and |A_bb|^2 = E (z_b'y'_b) (z'_b'y_b) over pairs of probes.
+
 The largest eigenvalues need one Krylov space per block, on the operator restricted to it.
 
 **Source.** Hutchinson, Communications in Statistics 18 (1989), doi 10.1080/03610918908812806. Fieller, "Some problems
 in interval estimation", JRSS B 16 (1954).
-**Cost.** Traces: `probes` products and a block of `block` vectors. Tops: the products of each `eigsh`, each of which
-costs less than a whole product.
+**Differs from the source.** The standard errors.
+**Cost.** Traces: `probes` products and three blocks of `block` vectors. Tops: the products of each `eigsh`, each of
+which costs less than a whole product.
 """
 
 from __future__ import annotations
@@ -17,14 +26,18 @@ from __future__ import annotations
 import glob
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from scipy import stats
 from torch import Tensor
 
+from frechet.linalg.diagonal import power_of_two
 from frechet.linalg.eigsh import eigsh
 from frechet.linalg.result import Estimate, Spectrum
+from frechet.linalg.sequential import degrees_of_freedom
+from frechet.linalg.shown import Result, Rows
+from frechet.linalg.symmetry import refuse_asymmetric
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
@@ -37,7 +50,7 @@ Groups = Literal["module", "block"]
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTrace:
+class LayerTrace(Result):
     """The trace of one diagonal block and its share of the whole trace, in [lower, upper] with the level asked for.
 
     A share may be negative or above 1 where the operator is indefinite; its interval is everything where the whole
@@ -54,7 +67,7 @@ class LayerTrace:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTraces:
+class LayerTraces(Result):
     """`modules` join the blocks with one prefix before the last dot (weight and bias); both lists add up to `total`."""
 
     blocks: tuple[LayerTrace, ...]
@@ -64,9 +77,28 @@ class LayerTraces:
     seed: int
     products: int
 
+    def _line(self) -> str:
+        return f"{len(self.modules)} modules, total {float(self.total):.5g}, {self.products} products"
+
+    def _table(self) -> Rows:
+        rows = []
+        for m in self.modules:
+            low, high = map(float, m.trace.interval(self.level))
+            share = f"{m.share:.1%} [{m.lower:.1%}, {m.upper:.1%}]"
+            rows.append((m.name, str(m.size), f"{float(m.trace):.4g} [{low:.4g}, {high:.4g}]", share))
+        return ("module", "size", "trace", "share"), rows
+
+    def plot(self, axes: Any) -> Any:
+        """Draw the modules' traces with their intervals into matplotlib's `axes`; returns them."""
+        halves = [float(m.trace.interval(self.level)[1] - m.trace.value) for m in self.modules]
+        axes.barh([m.name for m in self.modules], [float(m.trace) for m in self.modules], xerr=halves)
+        axes.invert_yaxis()
+        axes.set_xlabel("trace")
+        return axes
+
 
 @dataclass(frozen=True, eq=False)
-class LayerTop:
+class LayerTop(Result):
     """The largest eigenvalue of one diagonal block; some eigenvalue of it lies within `residual` of `value`."""
 
     name: str
@@ -80,7 +112,7 @@ class LayerTop:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTops:
+class LayerTops(Result):
     """One entry per layer in the model's order. A `products` of a block costs less than one of the whole operator."""
 
     layers: tuple[LayerTop, ...]
@@ -88,14 +120,25 @@ class LayerTops:
     seed: int
     products: int
 
+    def _table(self) -> Rows:
+        rows = [(t.name, str(t.size), f"{t.value:.5g}", f"{t.residual:.2g}") for t in self.layers]
+        return ("layer", "size", "largest eigenvalue", "residual"), rows
+
+    def plot(self, axes: Any) -> Any:
+        """Draw the layers' largest eigenvalues into matplotlib's `axes`; returns them."""
+        axes.barh([t.name for t in self.layers], [t.value for t in self.layers], xerr=[t.residual for t in self.layers])
+        axes.invert_yaxis()
+        axes.set_xlabel("largest eigenvalue")
+        return axes
+
 
 def layer_traces(
     A: LinearOperator, *, seed: int, probes: int = 30, level: float = 0.95, block: int = 16
 ) -> LayerTraces:
     """The trace of every diagonal block of a symmetric A, and of the blocks of every module, from the same probes.
 
-    Standard errors are those of the mean of `probes` draws, with Student's t of probes - 1 degrees of freedom, and at
-    least the rounding of the sums. `block` products are computed at once.
+    Intervals use Student's t of (probes - 1)/2 degrees of freedom; standard errors are at least the rounding of the
+    sums. `block` products are computed at once, and the pairs of probes in one of these blocks tell A_bb from A_bc.
 
     Example:
         >>> import torch
@@ -111,24 +154,18 @@ def layer_traces(
         raise ValueError(f"layer_traces: probes must be at least 2 and block at least 1, got {probes} and {block}")
     if not 0 < level < 1:
         raise ValueError(f"layer_traces: level must lie between 0 and 1, got {level}")
-    space, rows = A.domain, []
-    for a in range(0, probes, block):
-        Z = space.random(range(a, min(a + block, probes)), seed)
-        rows.append(_block_sums(space, Z, A @ Z))
-    draws, sizes = (torch.cat([part[i] for part in rows]) for i in (0, 1))  # (probes, blocks): sums, and of squares
-    draws = draws.cpu()
-    rounding = space.eps * sizes.cpu().mean(0).sqrt()  # of one block's sum
-    whole = _estimate(draws.sum(1), float(rounding.square().sum().sqrt()), probes, seed)
+    seen = _products(A, seed, probes, block)
+    whole = _estimate(seen, slice(None), seed)
 
     def layer(name: str, members: list[int]) -> LayerTrace:
-        x = draws[:, members].sum(1)
-        trace = _estimate(x, float(rounding[members].square().sum().sqrt()), probes, seed)
-        share, lower, upper = _fieller(x, draws.sum(1), level, trace, whole)
+        space = A.domain
+        trace = _estimate(seen, members, seed)
+        share, lower, upper = _fieller(seen, members, level)
         blocks = tuple(space.names[i] for i in members)
         return LayerTrace(name, blocks, sum(space.sizes[i] for i in members), trace, share, lower, upper)
 
-    separate = tuple(layer(name, [i]) for i, name in enumerate(space.names))
-    joined = tuple(layer(name, members) for name, members in _modules(space).items())
+    separate = tuple(layer(name, [i]) for i, name in enumerate(A.domain.names))
+    joined = tuple(layer(name, members) for name, members in _modules(A.domain).items())
     return LayerTraces(separate, joined, whole, level, seed, probes)
 
 
@@ -187,38 +224,93 @@ def _modules(space: Space) -> dict[str, list[int]]:
     return made
 
 
-def _block_sums(space: Space, Z: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """z'y and the sum of (z_j y_j)^2 over every block, for every column: two (k, blocks) in float64."""
-    sums, squares = [], []
-    for name in space.names:
-        part, rows = space.restrict(glob.escape(name)), space.block(name)
-        pairs = [(z, y) for z, y in zip(Z[rows].T, Y[rows].T, strict=True)]
-        sums.append(torch.stack([part.inner(z, y) for z, y in pairs]))
-        squares.append(torch.stack([part.inner(z * y, z * y) for z, y in pairs]))
-    if not sums:
-        empty = torch.zeros(Z.shape[1], 0, dtype=torch.float64)
-        return empty, empty
-    return torch.stack(sums, 1), torch.stack(squares, 1)
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What the probes say about every block, in units of `unit` (of `unit` squared), so that squares are numbers.
+
+    `pairs[a]` holds, for one block of probes, z_i'y_j on every block of parameters; its diagonal is in `draws`.
+    """
+
+    draws: Tensor  # (probes, blocks): z'y on the block
+    spread: Tensor  # (blocks,): off(A_bb)^2 + |A_bc|^2
+    squares: Tensor  # (blocks,): sum of A_jj^2, estimated without bias
+    rounding: Tensor  # (blocks,): squared rounding error of a sum
+    pairs: list[Tensor]  # each (blocks, k, k)
+    unit: float
 
 
-def _estimate(draws: Tensor, rounding: float, probes: int, seed: int) -> Estimate:
-    error = torch.clamp(draws.std() / math.sqrt(probes), min=rounding)
-    return Estimate(
-        draws.mean(), error, probes, probes, seed, degrees_of_freedom=probes - 1, method="hutchinson, shared probes"
+def _products(A: LinearOperator, seed: int, probes: int, block: int) -> _Sums:
+    space = A.domain
+    parts = [(space.restrict(glob.escape(name)), space.block(name)) for name in space.names]
+    mean, deviations, sizes, pairs, unit = space.zeros(), 0.0, 0.0, [], 1.0
+
+    def lengths(X: Tensor) -> Tensor:
+        """The squared length of every block of the columns of X, all added up."""
+        return torch.stack([part.norm(X[rows]).square().sum() for part, rows in parts]).cpu()
+
+    for a in range(0, probes if parts else 0, block):
+        Z = space.random(range(a, min(a + block, probes)), seed)
+        Y = A @ Z
+        refuse_asymmetric(A, Z, Y, "layer_traces")
+        unit = power_of_two(float(space.norm(Y[:, 0]))) if a == 0 else unit
+        Y, b = Y / unit, Z.shape[1]
+        pairs.append(torch.stack([part.gram(Z[rows], Y[rows]) for part, rows in parts]).cpu())
+        X = Z * Y
+        center = X.mean(1)
+        gap = center - mean
+        deviations = deviations + lengths(X - center[:, None]) + lengths(gap[:, None]) * (a * b / (a + b))
+        mean, sizes = mean + gap * (b / (a + b)), sizes + lengths(Y)
+    if not parts:
+        none = torch.zeros(0, dtype=torch.float64)
+        return _Sums(torch.zeros(probes, 0, dtype=torch.float64), none, none, none, [], 1.0)
+    spread = deviations / (probes - 1)
+    draws = torch.cat([p.diagonal(dim1=1, dim2=2).T for p in pairs])
+    # |mean|^2 holds a share of the spread
+    squares = lengths(mean[:, None]) - spread / probes
+    return _Sums(draws, spread, squares, space.eps**2 * sizes / probes, pairs, unit)
+
+
+def _variances(seen: _Sums, members: list[int] | slice) -> tuple[float, float, float]:
+    """off(A_bb)^2, |A_bc|^2 and off(A_cc)^2 for the joined blocks `members`, the first with a standard error added.
+
+    In a share of about a half the second cancels, and the first is most of the variance.
+    """
+    spread, total = float(seen.spread[members].sum()), float(seen.spread.sum())
+    own = spread  # without pairs the block counts as alone: that is the larger variance
+    if len(seen.pairs[0][0]) > 1 and spread < total:
+        both = [pairs[members].sum(0) for pairs in seen.pairs if pairs.shape[1] > 1]
+        # of every probe, its mean over the others of its block of probes
+        means = torch.cat([((M * M.T).sum(0) - M.diagonal().square()) / (len(M) - 1) for M in both])
+        own = float(means.mean() + means.std() / math.sqrt(len(means)) - seen.squares[members].sum())
+        own = min(max(own, 0.0), spread)
+    return own, spread - own, max(total - 2 * spread + own, 0.0)
+
+
+def _estimate(seen: _Sums, members: list[int] | slice, seed: int) -> Estimate:
+    own, across, _ = _variances(seen, members)
+    probes = len(seen.draws)
+    error = math.sqrt(max((2 * own + across) / probes, float(seen.rounding[members].sum())))
+    value, error = (
+        torch.as_tensor(t, dtype=torch.float64) * seen.unit for t in (seen.draws[:, members].sum(1).mean(), error)
     )
+    return Estimate(
+        value, error, probes, probes, seed, degrees_of_freedom=degrees_of_freedom(probes),
+        method="hutchinson, shared probes",
+    )  # fmt: skip
 
 
-def _fieller(x: Tensor, y: Tensor, level: float, top: Estimate, bottom: Estimate) -> tuple[float, float, float]:
-    """mean x / mean y with the ends of its confidence set (all reals where mean y is not significant)."""
-    a, b = float(x.mean()), float(y.mean())
+def _fieller(seen: _Sums, members: list[int], level: float) -> tuple[float, float, float]:
+    """A block's share of the trace and the ends of its confidence set, all reals where the whole is not significant."""
+    probes = len(seen.draws)
+    a, b = float(seen.draws[:, members].sum(1).mean()), float(seen.draws.sum(1).mean())
     if b == 0.0:
         return math.nan, -math.inf, math.inf
-    t = float(stats.t.ppf(0.5 + level / 2, len(x) - 1))
-    covariance = torch.cov(torch.stack([x, y])) / len(x)
-    # the rounding floors enter as independent errors: they matter only where nothing is random
-    vxx = max(float(covariance[0, 0]), float(top.standard_error) ** 2)
-    vyy = max(float(covariance[1, 1]), float(bottom.standard_error) ** 2)
-    vxy = float(covariance[0, 1])
+    t = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom(probes)))
+    own, across, rest = _variances(seen, members)
+    # rounding matters only where nothing is random, and counts as independent errors there
+    vxx = max((2 * own + across) / probes, float(seen.rounding[members].sum()))
+    vyy = max((2 * own + 4 * across + 2 * rest) / probes, float(seen.rounding.sum()))
+    vxy = 2 * (own + across) / probes
     lead, middle, last = b * b - t * t * vyy, a * b - t * t * vxy, a * a - t * t * vxx
     if lead <= 0:
         return a / b, -math.inf, math.inf

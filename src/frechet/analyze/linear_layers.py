@@ -103,11 +103,16 @@ def candidates(snapshot: Snapshot, space: Space) -> list[Layer]:
     return layers
 
 
-def still_factored(snapshot: Snapshot, blocks: dict[str, Tensor], batch: Batch, layers: Sequence[Layer]) -> list[Layer]:
-    """Those of the layers that see one vector of this batch's first example, and whose parameters nothing else uses."""
-    if not layers:
-        return []
-    alone, rows = one_by_one(snapshot, blocks, batch, len(batch.targets))
+def still_factored(
+    snapshot: Snapshot, blocks: dict[str, Tensor], batch: Batch, layers: Sequence[Layer], size: int
+) -> list[Layer]:
+    """Those of the layers that see one vector of this batch's first example, and whose parameters nothing else uses.
+
+    A batch of `size` 0 says nothing.
+    """
+    if not layers or not size:
+        return list(layers)
+    alone, rows = one_by_one(snapshot, blocks, batch, size)
     calls: list[tuple[int, bool]] = []
 
     def cut(i: int, a: Tensor) -> Tensor:
@@ -135,14 +140,20 @@ def rest_of(space: Space, layers: Sequence[Layer]) -> Space:
 
 
 def factors_of(
-    snapshot: Snapshot, blocks: dict[str, Tensor], batch: Batch, layers: Sequence[Layer], cotangents: Tensor, each: bool
+    snapshot: Snapshot,
+    blocks: dict[str, Tensor],
+    batch: Batch,
+    layers: Sequence[Layer],
+    cotangents: Tensor,
+    size: int,
+    each: bool,
 ) -> tuple[list[Factors], Tensor]:
-    """The factors of all examples of a batch, and the outputs of each alone.
+    """The factors of all `size` examples of a batch, and the outputs of each alone.
 
     The functions of an example are <u, its outputs ``(1, ...)``> for u in `cotangents` ``(k, 1, ...)``, or ``(examples,
     k, 1, ...)`` where `each` example has its own.
     """
-    alone, rows = one_by_one(snapshot, blocks, batch, len(batch.targets))
+    alone, rows = one_by_one(snapshot, blocks, batch, size)
 
     def single(rows: list[Tensor], u: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         def shifted(shifts: list[Tensor]) -> tuple[Tensor, tuple[list[Tensor], Tensor]]:

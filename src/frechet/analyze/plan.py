@@ -18,17 +18,18 @@ from typing import get_args
 import torch
 
 from frechet.linalg.basis import Storage, kept_as, roundoff
+from frechet.linalg.shown import Result, Rows
 from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.jacobian import OutputJacobian
-from frechet.operators.memory import free_memory, peak_above, start_peak
 from frechet.operators.operator import LinearOperator
+from frechet.recording import free_memory, peak_above, start_peak
 
 MOST_AT_ONCE = 256  # vectors: more bring no speed
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Result):
     """One question: how many products it usually takes, in which time, and the most memory it needs at once."""
 
     name: str
@@ -43,7 +44,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Result):
     """The measured cost of a product, what fits into `budget` bytes, and what jobs will take. `print` it."""
 
     operator: str
@@ -57,6 +58,10 @@ class Plan:
     examples: int | None  # per batch; None: the batches fit as they are
     head_rows: int | None  # tokens that go through the objective's head at once; None: no head, or its chunks fit
     jobs: tuple[Job, ...]
+
+    def _table(self) -> Rows:
+        rows = [(j.name, str(j.products), f"{j.seconds:.3g} s", _size(j.bytes), _fits(j.fits)) for j in self.jobs]
+        return ("job", "products", "time", "memory", "fits"), rows
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -194,6 +199,10 @@ def _examples_that_fit(A: LinearOperator, budget: int, peak: int, vector: int) -
     fixed = 3 * vector  # the vector, its product and a gradient do not depend on the batch
     share = (budget - fixed) / max(1, peak - fixed)
     return max(1, int(max(sizes, default=1) * share))
+
+
+def _fits(fits: bool | None) -> str:
+    return "unknown" if fits is None else "yes" if fits else "no"
 
 
 def _size(number: int | None) -> str:

@@ -1,23 +1,28 @@
 """One example at a time: its output alone, its gradient written out, and whether it is an example on its own at all.
 
 Chunks of examples go through `vmap` at top level (a forward mode around it would be wrong in torch 2.13), or one after
-the other where a module has no batching rule.
+the other where that cannot go through the model: branches on values (masks of transformers), modules without a batching
+rule, derivatives inside of the model, structures that cannot be stacked. The result says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from itertools import count
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.nn.utils.rnn import PackedSequence
 
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective import Batch, Snapshot
+from frechet.objective import Batch, Objective, Snapshot
+from frechet.objective.structure import is_cut, mapped, rows_of, tensors_of
 from frechet.operators.products import grads
 from frechet.space import Space
+
+T = TypeVar("T")
 
 ExampleRoute = Literal["vmap", "loop"]
 
@@ -25,11 +30,24 @@ CHUNK_BYTES = 1 << 27  # of gradients, held twice: by block and joined
 LOOPED = (nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag)  # no batching rule in torch 2.13, or no example axis
 
 
-def example_route(what: str, route: ExampleRoute | None, model: nn.Module) -> ExampleRoute:
-    """`route`, checked, or the default for this model."""
+class Unbatchable(NotDifferentiable):
+    """What vmap cannot go through."""
+
+
+def by_route(what: str, route: ExampleRoute | None, objective: Objective, run: Callable[[ExampleRoute], T]) -> T:
+    """`run` by `route`, or by the default: by vmap, and one example after the other where vmap cannot go through."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"{what}: objective must be an Objective, got {type(objective).__name__}")
     if route not in (None, "vmap", "loop"):
         raise ValueError(f"{what}: route must be 'vmap' or 'loop', got {route!r}")
-    return route or ("loop" if any(isinstance(m, LOOPED) for m in model.modules()) else "vmap")
+    if route is not None:
+        return run(route)
+    if any(isinstance(m, LOOPED) for m in objective.model.modules()):
+        return run("loop")
+    try:
+        return run("vmap")
+    except Unbatchable:
+        return run("loop")
 
 
 def rows_at_once(space: Space) -> int:
@@ -47,35 +65,64 @@ def chunk_gradients(
     a: int,
     b: int,
     route: ExampleRoute,
+    terms: Callable[[Batch, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients (b - a, n) of examples a to b in the blocks of `space`, and the outputs of each of them alone."""
-    alone, rows = one_by_one(snapshot, blocks, batch, score.shape[0])
+    """The gradients (b - a, n) of examples a to b in the blocks of `space`, and the outputs of each of them alone.
+
+    `terms(batch, outputs)` is what is differentiated, where that is more than the outputs times their score.
+    """
     if route == "vmap":
+        if terms is not None:
+            raise Unbatchable("examples: the criterion reads parameters of the model; pass route='loop'")
+        alone, rows = one_by_one(snapshot, blocks, batch, score.shape[0])
         return _mapped(alone, dict(zip(space.names, leaves, strict=True)), [r[a:b] for r in rows], score[a:b])
     G, outputs = leaves[0].new_empty(b - a, space.dim), []
     for i in range(a, b):
         with torch.enable_grad():
-            y = alone({}, [r[i] for r in rows])
-            pulled = grads(y, leaves, [score[i : i + 1]])
+            single = example(batch, i, score.shape[0])
+            y = snapshot.forward(blocks, single)
+            value, cotangent = (y, score[i : i + 1]) if terms is None else (terms(single, y).sum(), None)
+            pulled = grads(value, leaves, None if cotangent is None else [cotangent.view(y.shape)])
         torch.cat([g.reshape(-1) for g in pulled], out=G[i - a])
         outputs.append(y.detach())
     return G, torch.cat(outputs)
+
+
+def example(batch: Batch, i: int, size: int) -> Batch:
+    """A batch of example i alone, of `size`."""
+    inputs, targets = (rows_of(tree, slice(i, i + 1), size) for tree in (batch.inputs, batch.targets))
+    return Batch(inputs, targets, batch.index)
 
 
 def one_by_one(
     snapshot: Snapshot, blocks: dict[str, Tensor], batch: Batch, size: int
 ) -> tuple[Callable[[dict[str, Tensor], list[Tensor]], Tensor], list[Tensor]]:
     """(parameters, rows of one example) -> its output ``(1, ...)``, and the batch's tensors that have such rows."""
-    flat, tree = tree_flatten(batch.inputs)
-    mapped = [i for i, t in enumerate(flat) if isinstance(t, Tensor) and t.ndim and t.shape[0] == size]
+    flat = tensors_of(batch.inputs)
+    at = [i for i, t in enumerate(flat) if t.ndim and t.shape[0] == size]
+    if any(t.is_nested or t.layout is not torch.strided for t in flat) or not _stacks(batch.inputs, size):
+        raise Unbatchable("examples: route='vmap' needs inputs that are dense tensors; pass route='loop'")
 
     def alone(parameters: dict[str, Tensor], rows: list[Tensor]) -> Tensor:
-        inputs: list[Any] = list(flat)
-        for i, row in zip(mapped, rows, strict=True):
-            inputs[i] = row.unsqueeze(0)
-        return snapshot.forward({**blocks, **parameters}, Batch(tree_unflatten(inputs, tree), None, batch.index))
+        given, number = dict(zip(at, rows, strict=True)), count()
 
-    return alone, [flat[i] for i in mapped]
+        def put(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            row = given.get(next(number))
+            return leaf if row is None else row.unsqueeze(0)
+
+        return snapshot.forward({**blocks, **parameters}, Batch(mapped(batch.inputs, put), None, batch.index))
+
+    return alone, [flat[i] for i in at]
+
+
+def _stacks(tree: Any, size: int) -> bool:
+    """Whether no part of a structure has one item, and not one row, for each example."""
+    if isinstance(tree, PackedSequence) or is_cut(tree, size):
+        return False
+    items = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, tuple | list) else ()
+    return all(_stacks(item, size) for item in items)
 
 
 def _mapped(
@@ -93,20 +140,21 @@ def _mapped(
         by_block, outputs = torch.func.vmap(torch.func.grad(pulled, has_aux=True), in_dims=(None, 0, 0))(
             detached, rows, score
         )
-    return torch.cat([g.reshape(len(score), -1) for g in by_block.values()], 1), outputs.squeeze(1)
+        joined = torch.cat([g.reshape(len(score), -1) for g in by_block.values()], 1)
+    return joined, outputs.squeeze(1)
 
 
 @contextmanager
 def batching() -> Iterator[None]:
-    """vmap's complaint about a model in one sentence."""
+    """What vmap cannot go through, in one sentence."""
     try:
         yield
+    except (torch.OutOfMemoryError, NotDifferentiable, UnusableObjective):
+        raise
     except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        raise NotDifferentiable(
-            f"examples: route='vmap' cannot go through this model: {str(error).splitlines()[0][:200]}; "
-            "pass route='loop'"
+        text = (str(error).strip().splitlines() or [""])[0]
+        raise Unbatchable(
+            f"examples: route='vmap' cannot go through this model: {text[:200]}; pass route='loop'"
         ) from error
 
 

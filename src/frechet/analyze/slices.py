@@ -16,18 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite
+from frechet.linalg.shown import Result
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.operators.hessian import hessian
 from frechet.operators.structured import refuse_sharded
 
 
 @dataclass(frozen=True, eq=False)
-class Slices:
+class Slices(Result):
     """Losses ``(k, points)`` on k lines; those that are not finite stay so. All in float64 on the CPU.
 
     `quadratic` is the Taylor polynomial of second order at the point, `radii` the largest steps, in units of the
@@ -46,9 +48,20 @@ class Slices:
     products: int
     passes: int
 
+    def plot(self, axes: Any) -> Any:
+        """Draw the losses on every line, and dashed the quadratic model, into matplotlib's `axes`; returns them."""
+        for steps, losses, model in zip(
+            self.steps.tolist(), self.losses.tolist(), self.quadratic.tolist(), strict=True
+        ):
+            line = axes.plot(steps, losses)[0]
+            axes.plot(steps, model, "--", color=line.get_color())
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        return axes
+
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class Plane(Result):
     """Losses ``(points, points)`` at x + a u + b v, a down the rows and b along the columns, and their Taylor model."""
 
     a: Tensor  # (points,)

@@ -31,12 +31,13 @@ from torch import Tensor
 
 from frechet.analyze.examples import ExampleGradients, example_curvatures
 from frechet.linalg.result import Estimate, Spectrum
+from frechet.linalg.shown import Result
 from frechet.objective import Objective
 from frechet.operators.structured import refuse_sharded
 
 
 @dataclass(frozen=True)
-class Range:
+class Range(Result):
     """A number and the ends of its interval."""
 
     value: float
@@ -45,7 +46,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class SgdBounds:
+class SgdBounds(Result):
     """Upper bounds of the stable learning rate at one batch size; None where H has no positive trace or eigenvalue."""
 
     batch_size: int
@@ -54,7 +55,7 @@ class SgdBounds:
 
 
 @dataclass(frozen=True)
-class Stability:
+class Stability(Result):
     """Learning rates. `gradient_descent` is None where no eigenvalue is positive: then no rate is too large for it."""
 
     gradient_descent: Range | None
@@ -71,7 +72,7 @@ class Stability:
 
 
 @dataclass(frozen=True)
-class Interpolation:
+class Interpolation(Result):
     """How far a point is from a minimum of every example's loss at once, where all of these but the shares vanish."""
 
     loss: float  # the objective's value
@@ -164,7 +165,7 @@ def stable_learning_rate(eigenvalue: float, residual: float = 0.0) -> Range | No
     Example:
         >>> from frechet import stable_learning_rate
         >>> stable_learning_rate(4.0, residual=1.0)
-        Range(value=0.5, lower=0.4, upper=0.6666666666666666)
+        Range(value=0.5, lower=0.4, upper=0.66667)
     """
     if not residual >= 0:
         raise ValueError(f"stable_learning_rate: residual must be non-negative, got {residual}")

@@ -33,6 +33,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from scipy.special import chdtriv
@@ -42,6 +43,7 @@ from torch import Tensor
 from frechet.linalg.basis import ROUNDING, Storage, new_basis
 from frechet.linalg.krylov import check_orthonormal, check_symmetric, gauss_quadrature
 from frechet.linalg.result import Estimate, Spectrum, Status
+from frechet.linalg.shown import Result
 from frechet.operators.operator import Fact, LinearOperator
 
 GRID = 4096  # points of the default grid, at most
@@ -61,7 +63,7 @@ class DensityState:
 
 
 @dataclass(frozen=True, eq=False)
-class Density:
+class Density(Result):
     """The eigenvalue distribution of a symmetric operator, as found by `spectral_density`."""
 
     alpha: Tensor  # (probes, steps), float64: diagonal of each probe's tridiagonal matrix
@@ -75,6 +77,24 @@ class Density:
     eps: float  # relative error of the nodes by rounding: of the vectors, or of how they were kept
     lowest: float  # 0 for a positive semidefinite operator: nodes below are rounding
     status: Status
+
+    def _line(self) -> str:
+        ends = f"{float(self.nodes.min()):.4g} to {float(self.nodes.max()):.4g}, " if self.lengths else ""
+        return (
+            f"{ends}{len(self.lengths)} probes, {len(self.deflated)} deflated, dimension {self.dimension}, "
+            f"{self.status}, {self.products} products"
+        )
+
+    def plot(self, axes: Any, width: float | None = None) -> Any:
+        """Draw the smoothed density and its band into matplotlib's `axes`, on a logarithmic scale; returns them."""
+        grid = self.grid(width)
+        value, low, high = (t.tolist() for t in self.on(grid, width))
+        axes.fill_between(grid.tolist(), low, high, alpha=0.3)
+        axes.semilogy(grid.tolist(), value)
+        axes.set_xlabel("eigenvalue")
+        axes.set_ylabel("density")
+        axes.set_ylim(bottom=1e-3 / self.dimension * max(value))
+        return axes
 
     @property
     def nodes(self) -> Tensor:

@@ -200,9 +200,13 @@ def split_diagonal(A: LinearOperator) -> tuple[Tensor, float, LinearOperator | N
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and summed squared deviations of z * A z over k probes (Welford), and the sum of squares of A z."""
+    """Mean and summed squared deviations of z * A z over k probes (Welford), and the sum of squares of A z.
+
+    All in units of `unit`, about the length of the first product, so that squares are numbers of the dtype.
+    """
 
     k: int
+    unit: float
     mean: Tensor
     deviations: Tensor
     squares: Tensor
@@ -217,14 +221,16 @@ def hutchinson_diagonal(A: LinearOperator, seed: int) -> Sampler:
     space = A.domain
 
     def extend(now: Moments | None, probes: range) -> Moments:
-        now = now or Moments(0, space.zeros(), space.zeros(), space.zeros())
         Z = space.random(probes, seed)
         Y = finite(A @ Z, "diagonal", probes)
+        now = now or Moments(0, power_of_two(float(space.norm(Y[:, 0]))), *(space.zeros() for _ in range(3)))
+        Y = Y / now.unit
         X, b = Z * Y, len(probes)
         mean = X.mean(1)
         k, gap = now.k + b, mean - now.mean
         return Moments(
             k,
+            now.unit,
             now.mean + gap * (b / k),
             now.deviations + (X - mean.unsqueeze(1)).square().sum(1) + gap.square() * (now.k * b / k),
             now.squares + Y.square().sum(1),
@@ -233,11 +239,17 @@ def hutchinson_diagonal(A: LinearOperator, seed: int) -> Sampler:
     def read(now: Moments) -> Reading:
         dof = degrees_of_freedom(now.k)
         if now.k == 1:
-            return Reading(now.mean, torch.full_like(now.mean, math.inf), dof)
+            return Reading(now.unit * now.mean, torch.full_like(now.mean, math.inf), dof)
         error = (now.deviations / (now.k - 1) / now.k).sqrt()
-        return Reading(now.mean, error.maximum(diagonal_rounding(space, now.squares / now.k)), dof)
+        error = error.maximum(diagonal_rounding(space, now.squares / now.k))
+        return Reading(now.unit * now.mean, now.unit * error, dof)
 
     return Sampler("hutchinson", extend, read)
+
+
+def power_of_two(length: float) -> float:
+    """The power of two next to a length; 1 for a length of zero. Dividing by it rounds nothing."""
+    return math.ldexp(1.0, math.frexp(length)[1]) if length > 0.0 else 1.0
 
 
 def diagonal_rounding(space: Space, squares: Tensor) -> Tensor:

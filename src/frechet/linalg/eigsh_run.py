@@ -36,7 +36,10 @@ class EigshState:
     matrix: Tensor  # T (j + p, j)
     drawn: int  # random vectors used
     scale: float  # largest norm of a product
-    search: tuple[int, tuple[float, ...]] | None  # first column of the search for copies, values when it began
+    search: tuple[int, tuple[float, ...]] | None  # products when the search for copies began, values at that time
+    locked: float = 0.0  # residual of what has been locked
+    first: int = 0  # the column at which the last random vector entered
+    incomplete: bool = False  # a Krylov space ended, and copies of its eigenvalues may be among the wanted ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +63,14 @@ class Run:
         top = {"largest": count, "smallest": 0, "both": (count + 1) // 2}[self.which]
         return np.r_[j - 1 : j - 1 - top : -1, count - top - 1 : -1 : -1].astype(int)
 
-    def converged(self, values: np.ndarray, residuals: np.ndarray, scale: float) -> np.ndarray:
+    def tolerance(self, values: np.ndarray, scale: float) -> np.ndarray:
         floor = max(self.atol, ROUNDING * self.A.domain.eps * scale)
-        return residuals <= np.maximum(self.rtol * np.abs(values), floor)
+        return np.maximum(self.rtol * np.abs(values), floor)
+
+    def converged(self, values: np.ndarray, residuals: np.ndarray, scale: float, margin: float = 1.0) -> np.ndarray:
+        """Which residuals are within `margin` times the tolerance, or as small as rounding lets them be."""
+        floor = ROUNDING * self.A.domain.eps * scale
+        return residuals <= np.maximum(margin * self.tolerance(values, scale), floor)
 
 
 def spectrum(

@@ -8,7 +8,8 @@ QQ')||_F^2, and samples the second part.
 argument: the delta method, e.g. van der Vaart 1998, Asymptotic Statistics, chapter 3.
 
 **Differs from the source.** (1) The sketch is the range of A' itself and not of A'A: half of the products, and for a
-symmetric A a single pass. (2) The interval is that of the norm, not of its square, whose samples are skewed.
+symmetric A a single pass. (2) The interval is that of the norm, not of its square, with as few degrees of freedom as
+one dominating singular value asks for (`quadratic_forms.py`).
 
 Cost: one product per probe; each of the r vectors of the sketch one product with A' and one with A. Memory: r vectors
 and a block of probes.
@@ -17,20 +18,24 @@ and a block of probes.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from frechet.linalg.diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, closed_diagonal
-from frechet.linalg.hutchinson import Deflated, Samples, inners
+from frechet.linalg.hutchinson import complement
+from frechet.linalg.quadratic_forms import dominated, length
 from frechet.linalg.result import Estimate, exact_estimate
-from frechet.linalg.sequential import Reading, Sampler, check_request, degrees_of_freedom, finite, run
+from frechet.linalg.sequential import Reading, Sampler, check_request, finite, run
 from frechet.linalg.xtrace import draw
 from frechet.operators.normal_form import normal_form
 from frechet.operators.operator import Adjoint, LinearOperator, Product, Scaled, Sum
 from frechet.operators.structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
 from frechet.space import Space
+
+PROBES = 14  # with fewer, intervals that cover are longer than twice the ideal ones (`dominated`)
 
 
 def frobenius_norm(
@@ -49,7 +54,7 @@ def frobenius_norm(
     `rtol` 1000): from min(m, n) on, unit vectors give the exact norm, below a `seed` is required. With `rtol` the run
     stops when q standard_error <= rtol value, q being the factor of ``interval(0.95)``; `converged` is False where the
     budget ended first. ``method="auto"`` is `hutch++` from 20 products on, which needs products with A.T; `sketch` is
-    its number of vectors, by default a third of the budget, at most 30 with `rtol`.
+    its number of vectors, by default a third of the budget that leaves 14 probes, at most 30 with `rtol`.
 
     Example:
         >>> from frechet import frobenius_norm, from_callable
@@ -77,12 +82,13 @@ def frobenius_norm(
         method = "hutch++" if products >= 20 else "hutchinson"
     if sketch is None:
         most = least - 1 if rtol is None else min(least - 1, 30)
-        sketch = 0 if method == "hutchinson" else max(0, min(products // 3, most))
+        # at least PROBES probes are left to tell the error
+        sketch = 0 if method == "hutchinson" else max(0, min(products // 3, (products - PROBES) // 2, most))
     if not 0 <= sketch < max(1, least):
         raise ValueError(f"frobenius_norm: sketch must lie between 0 and {max(1, least) - 1}, got {sketch}")
     return run(
         "frobenius_norm",
-        deflated_squares(A, seed, sketch, method, scale),
+        deflated_lengths(A, seed, sketch, method, scale),
         A.domain,
         seed=seed,
         products=products,
@@ -164,34 +170,46 @@ def _of_diagonal(A: LinearOperator) -> Tensor | None:
 # --- estimators -------------------------------------------------------------------------------------------------------
 
 
-def deflated_squares(A: LinearOperator, seed: int, sketch: int, method: str, scale: float) -> Sampler:
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """Q with orthonormal columns, ||A Q||, and the lengths of A times probes from the complement of Q."""
+
+    Q: Tensor
+    captured: float
+    lengths: Tensor  # (k,) float64
+    spent: int
+
+    @property
+    def products(self) -> int:
+        return self.spent + self.lengths.numel()
+
+
+def deflated_lengths(A: LinearOperator, seed: int, sketch: int, method: str, scale: float) -> Sampler:
     """The norm from ||A Q||^2 and samples of ||A (I - QQ') z||^2, with Q the range of A' on `sketch` probes."""
     space: Space = A.domain
 
-    def start() -> Deflated:
+    def start() -> Lengths:
         S = A.T @ draw(A.codomain, range(sketch), seed)
         Q, _ = space.orthonormalize(finite(S, "frobenius_norm", range(sketch)))
-        captured = float(A.codomain.norm(A @ Q).square().sum()) if Q.shape[1] else 0.0
-        none = torch.zeros(0, dtype=torch.float64)
-        return Deflated(Q, captured, Samples(none, 0.0, 0), sketch + Q.shape[1])
+        captured = length(A.codomain, A @ Q) if Q.shape[1] else 0.0
+        return Lengths(Q, captured, torch.zeros(0, dtype=torch.float64), sketch + Q.shape[1])
 
-    def extend(now: Deflated | None, probes: range) -> Deflated:
+    def extend(now: Lengths | None, probes: range) -> Lengths:
         now = now or start()
-        Q, seen = now.Q, now.samples
-        Z = draw(space, range(sketch + probes.start, sketch + probes.stop), seed)
-        Z = Z - Q @ space.gram(Q, Z).to(Z.device, Z.dtype)
-        Z = Z * (math.sqrt(space.dim - Q.shape[1]) / space.norm(Z)).to(Z.device, Z.dtype)
-        Y = finite(A @ Z, "frobenius_norm", probes)
-        x = inners(A.codomain, Y, Y)
-        return Deflated(Q, now.captured, Samples(torch.cat([seen.x.to(x.device), x]), 0.0, 0), now.spent)
+        Z = complement(A, now.Q, range(sketch + probes.start, sketch + probes.stop), seed)
+        found = A.codomain.norm(finite(A @ Z, "frobenius_norm", probes))
+        return replace(now, lengths=torch.cat([now.lengths.to(found.device), found]))
 
-    def read(now: Deflated) -> Reading:
-        x, k = now.samples.x, now.samples.x.numel()
-        value = (now.captured + x.mean()).sqrt()
+    def read(now: Lengths) -> Reading:
+        k = now.lengths.numel()
+        # in units of the largest, whose squares are numbers
+        unit = max(now.captured, float(now.lengths.max())) or 1.0
+        x = (now.lengths / unit).square()
+        value = ((now.captured / unit) ** 2 + x.mean()).sqrt()
         if k == 1:
-            return Reading(scale * value, x.new_tensor(math.inf), degrees_of_freedom(k))
+            return Reading(scale * unit * value, x.new_tensor(math.inf), dominated(k))
         error = (x.var() / k).sqrt() / (2 * value.clamp(min=torch.finfo(torch.float64).tiny))
         floor = space.eps * math.sqrt(space.dim) * value
-        return Reading(scale * value, scale * error.maximum(floor), degrees_of_freedom(k))
+        return Reading(scale * unit * value, scale * unit * error.maximum(floor), dominated(k))
 
     return Sampler(method, extend, read, setup=2 * sketch)

@@ -4,7 +4,7 @@ tr A = tr(Q'A Q) + tr(P A P) for Q with orthonormal columns and P = I - QQ': the
 averaged over probes. Hutch++ spends a part of its budget on Q. With a tolerance nobody knows the budget before: there
 XTrace runs until its k vectors would weigh, and where that was not enough, the range that it found is the Q.
 
-**Source.** See `trace.py` and `xtrace.py`.
+**Source.** See `trace.py` and `xtrace.py`; the standard errors: `quadratic_forms.py`.
 
 **Differs from the source.** Projected probes are scaled to their expected length (sqrt(n - r)); the bars come from the
 probes after the sketch, which are independent given it.
@@ -15,54 +15,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from frechet.linalg.sequential import Reading, Sampler, degrees_of_freedom, finite
+from frechet.linalg.quadratic_forms import Samples, inners, length, no_samples, on_sphere, reading, with_signs
+from frechet.linalg.sequential import Reading, Sampler, finite
+from frechet.linalg.symmetry import refuse_asymmetric
 from frechet.linalg.xtrace import Sketch, draw, xtrace
-from frechet.operators.operator import LinearOperator
-from frechet.space import Space
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Independent samples x_1, ..., x_k of a trace, and the summed squares of the products behind them."""
-
-    x: Tensor  # (k,) float64
-    squares: float
-    squared: int  # how many products `squares` adds up
-
-    @property
-    def products(self) -> int:
-        return self.x.numel()
-
-
-def inners(space: Space, U: Tensor, V: Tensor) -> Tensor:
-    """u_j'v_j of two blocks' columns, float64 (k,)."""
-    return torch.stack([space.inner(u, v) for u, v in zip(U.T, V.T, strict=True)])
-
-
-def mean_of(space: Space, samples: Samples, shift: float = 0.0) -> Reading:
-    x, k = samples.x, samples.x.numel()
-    if k == 1:
-        return Reading(shift + x[0], x.new_tensor(math.inf), degrees_of_freedom(k))
-    floor = x.new_tensor(space.eps * math.sqrt(space.dim * samples.squares / samples.squared))
-    return Reading(shift + x.mean(), (x.var() / k).sqrt().maximum(floor), degrees_of_freedom(k))
+from frechet.operators.operator import Fact, LinearOperator
 
 
 def hutchinson(A: LinearOperator, seed: int) -> Sampler:
     """z'A z over probes of signs z, of mean tr A and variance 2 sum_{i != j} A_ij^2 for a symmetric A."""
-    space = A.domain
+    space, symmetric = A.domain, Fact.SYMMETRIC in A.facts
 
     def extend(now: Samples | None, probes: range) -> Samples:
         Z = space.random(probes, seed)
         Y = finite(A @ Z, "trace", probes)
-        x, squares = inners(space, Z, Y), float(inners(space, Y, Y).sum())
-        if now is None:
-            return Samples(x, squares, len(probes))
-        return Samples(torch.cat([now.x, x]), now.squares + squares, now.squared + len(probes))
+        refuse_asymmetric(A, Z, Y, "trace")
+        return with_signs(space, now or no_samples(), Z, Y)
 
-    return Sampler("hutchinson", extend, lambda samples: mean_of(space, samples))
+    return Sampler("hutchinson", extend, lambda samples: reading(space, samples, symmetric))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,38 +58,48 @@ def hutch_plus_plus(A: LinearOperator, seed: int, sketch: int) -> Sampler:
         raise ValueError(f"trace: sketch must lie between 0 and {space.dim - 1}, got {sketch}")
 
     def start() -> Deflated:
-        Y = finite(A @ draw(space, range(sketch), seed), "trace", range(sketch))
+        Omega = draw(space, range(sketch), seed)
+        Y = finite(A @ Omega, "trace", range(sketch))
+        refuse_asymmetric(A, Omega, Y, "trace")
         Q, _ = space.orthonormalize(Y)
         captured = float(inners(space, Q, A @ Q).sum()) if Q.shape[1] else 0.0
-        squares = float(inners(space, Y, Y).sum()) if sketch else 0.0
-        return Deflated(Q, captured, Samples(torch.zeros(0, dtype=torch.float64), squares, sketch), sketch + Q.shape[1])
+        return Deflated(Q, captured, no_samples(length(space, Y), sketch), sketch + Q.shape[1])
 
     def extend(now: Deflated | None, probes: range) -> Deflated:
         # the sketch has used the first probes of the seed
         return deflated(A, now or start(), range(sketch + probes.start, sketch + probes.stop), seed)
 
-    return Sampler("hutch++", extend, lambda now: mean_of(space, now.samples, now.captured), setup=2 * sketch)
+    return Sampler("hutch++", extend, lambda now: deflated_reading(A, now), setup=2 * sketch)
 
 
 def deflated(A: LinearOperator, now: Deflated, probes: range, seed: int) -> Deflated:
     """`now` with more samples from the complement of its Q."""
-    space, Q, seen = A.domain, now.Q, now.samples
+    space, Q = A.domain, now.Q
+    Z, n = complement(A, Q, probes, seed), space.dim - Q.shape[1]
+    Y = finite(A @ Z, "trace", probes)
+    image = Y - Q @ space.gram(Q, Y).to(Y.device, Y.dtype)
+    return Deflated(Q, now.captured, on_sphere(space, now.samples, Z, Y, image, n), now.spent)
+
+
+def complement(A: LinearOperator, Q: Tensor, probes: range, seed: int) -> Tensor:
+    """Probes on the sphere of radius sqrt(n - r) in the complement of Q's r columns."""
+    space = A.domain
     Z = draw(space, probes, seed)
     Z = Z - Q @ space.gram(Q, Z).to(Z.device, Z.dtype)
-    Z = Z * (math.sqrt(space.dim - Q.shape[1]) / space.norm(Z)).to(Z.device, Z.dtype)
-    Y = finite(A @ Z, "trace", probes)
-    x, squares = inners(space, Z, Y), seen.squares + float(inners(space, Y, Y).sum())
-    seen = Samples(torch.cat([seen.x.to(x.device), x]), squares, seen.squared + len(probes))
-    return Deflated(Q, now.captured, seen, now.spent)
+    return Z * (math.sqrt(space.dim - Q.shape[1]) / space.norm(Z)).to(Z.device, Z.dtype)
+
+
+def deflated_reading(A: LinearOperator, now: Deflated) -> Reading:
+    return reading(A.domain, now.samples, Fact.SYMMETRIC in A.facts, now.captured)
 
 
 def xtrace_then_probes(A: LinearOperator, seed: int, most: int) -> Sampler:
     """XTrace for the first `most` probes, two products each; then its Q stays, and further probes cost one product."""
-    space, exchangeable = A.domain, xtrace(A, seed)
+    exchangeable = xtrace(A, seed)
 
     def behind(sketch: Sketch) -> Deflated:
-        none = Samples(torch.zeros(0, dtype=torch.float64), float(sketch.R.square().sum()), sketch.probes)
-        return Deflated(sketch.Q, float(sketch.H.trace()), none, sketch.products)
+        seen = no_samples(float(sketch.R.norm()), sketch.probes)
+        return Deflated(sketch.Q, float(sketch.H.trace()), seen, sketch.products)
 
     def extend(now: Sketch | Deflated | None, probes: range) -> Sketch | Deflated:
         if isinstance(now, Deflated):
@@ -130,6 +112,6 @@ def xtrace_then_probes(A: LinearOperator, seed: int, most: int) -> Sampler:
         return deflated(A, behind(sketch), rest, seed) if len(rest) else sketch
 
     def read(now: Sketch | Deflated) -> Reading:
-        return exchangeable.read(now) if isinstance(now, Sketch) else mean_of(space, now.samples, now.captured)
+        return exchangeable.read(now) if isinstance(now, Sketch) else deflated_reading(A, now)
 
     return Sampler("xtrace, then probes", extend, read, setup=most)

@@ -29,12 +29,13 @@ from torch import Tensor
 
 from frechet.linalg.basis import Storage, new_basis
 from frechet.linalg.result import Status
+from frechet.linalg.shown import Result
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.space import Space
 
 
 @dataclass(frozen=True, eq=False)
-class Lanczos:
+class Lanczos(Result):
     """A V = V T + r e' (+ Q Q'A V with `deflate=Q`); status ``max_iterations`` (all steps), ``breakdown`` (r = 0)."""
 
     V: Tensor  # (n, m), orthonormal; as and where `storage` keeps it
@@ -52,7 +53,7 @@ class Lanczos:
 
 
 @dataclass(frozen=True, eq=False)
-class Arnoldi:
+class Arnoldi(Result):
     """A V[:, :m] = V H; V has m + 1 columns and H is ``(m + 1, m)``, or m and ``(m, m)`` after a breakdown."""
 
     V: Tensor
@@ -63,7 +64,7 @@ class Arnoldi:
 
 
 @dataclass(frozen=True, eq=False)
-class GolubKahan:
+class GolubKahan(Result):
     """A V = U B and A' U[:, :m] = V B[:m]'; B is ``(m + 1, m)`` lower bidiagonal, ``(m, m)`` where A V ends in U."""
 
     U: Tensor

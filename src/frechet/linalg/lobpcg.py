@@ -20,6 +20,7 @@ from torch import Tensor
 from frechet.linalg.basis import combine
 from frechet.linalg.eigsh_run import STREAM, EigshState, Run, applied, spectrum
 from frechet.linalg.result import Spectrum, Status
+from frechet.linalg.symmetry import refuse_asymmetric_matrix
 from frechet.operators.operator import LinearOperator
 from frechet.space import Space
 
@@ -73,6 +74,7 @@ def _improved(run: Run, Q: Tensor, AQ: Tensor, b: int, x: int) -> tuple[Tensor, 
     # Q is orthonormal up to drift: its Gram matrix keeps rounding from adding up over the iterations
     L = np.linalg.inv(np.linalg.cholesky(run.A.domain.gram(Q, Q).cpu().numpy()))
     H = L @ run.A.domain.gram(Q, AQ).cpu().numpy() @ L.T
+    refuse_asymmetric_matrix(run.A, torch.from_numpy(H), "eigsh")
     theta, S = np.linalg.eigh((H + H.T) / 2)
     chosen = slice(-b, None) if run.which == "largest" else slice(b)
     C, theta = S[:, chosen], theta[chosen]

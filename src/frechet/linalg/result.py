@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import torch
 from scipy import stats
 from torch import Tensor
 
 from frechet.errors import NotConverged
+from frechet.linalg.shown import Result, Rows, short
 from frechet.space import Space
 
 
@@ -34,7 +36,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class Solution(Result):
     """The result of an iterative solve. `residual` is recomputed from the definition at exit."""
 
     x: Tensor
@@ -50,6 +52,16 @@ class Solution:
     def converged(self) -> bool:
         return self.status is Status.CONVERGED
 
+    def _line(self) -> str:
+        return f"x {short(self.x)}, {self.status}, residual {self.residual:.3g}, {self.products} products"
+
+    def plot(self, axes: Any) -> Any:
+        """Draw the history of the iteration into matplotlib's `axes`, on a logarithmic scale; returns them."""
+        axes.semilogy(range(len(self.history)), self.history)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("residual")
+        return axes
+
     def checked(self) -> Solution:
         """This solution if it converged; raises `NotConverged` otherwise."""
         if self.converged:
@@ -62,7 +74,7 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(Result):
     """A number or a vector of numbers with its standard error. `exact` means a closed form: nothing was drawn."""
 
     value: Tensor
@@ -85,9 +97,27 @@ class Estimate:
     def __float__(self) -> float:
         return float(self.value)
 
+    def _line(self) -> str:
+        cost = f"{self.products} products, {self.method}"
+        if self.value.ndim:
+            return f"{short(self.value)}, {cost}"
+        return f"{float(self.value):.6g}{'' if self.exact else f' ± {self._half():.2g}'}, {cost}"
+
+    def _half(self) -> float:
+        low, high = self.interval()
+        return float(high - low) / 2
+
+    def _table(self) -> Rows:
+        rows = [("value", short(self.value)), ("standard error", short(self.standard_error))]
+        if not self.value.ndim and not self.exact:
+            rows.append(("95 % interval", "[{:.5g}, {:.5g}]".format(*map(float, self.interval()))))
+        told = ("method", "products", "samples", "seed", "converged")
+        rows += [(name, short(getattr(self, name))) for name in told if getattr(self, name) is not None]
+        return ("", ""), rows
+
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Result):
     """Eigen- or singular values with vectors. `residuals[i]` bounds the distance of `values[i]` to the spectrum.
 
     `left` holds the left singular vectors of `svds` and is None for eigenpairs.
@@ -102,6 +132,25 @@ class Spectrum:
     status: Status
     left: Tensor | None = None
     space: Space | None = field(default=None, repr=False)
+
+    def _line(self) -> str:
+        count, done = self.values.numel(), int(self.converged.sum())
+        ends = f"{float(self.values[0]):.5g} to {float(self.values[-1]):.5g}, " if count else ""
+        return f"{ends}{done} of {count} converged, {self.status}, {self.products} products"
+
+    def _table(self) -> Rows:
+        rows = [
+            (f"{v:.6g}", f"{r:.2g}", "yes" if c else "no")
+            for v, r, c in zip(self.values.tolist(), self.residuals.tolist(), self.converged.tolist(), strict=True)
+        ]
+        return ("value", "residual", "converged"), rows
+
+    def plot(self, axes: Any) -> Any:
+        """Draw the values with their residuals into matplotlib's `axes`; returns them."""
+        axes.errorbar(range(1, self.values.numel() + 1), self.values.tolist(), self.residuals.tolist(), fmt="o")
+        axes.set_xlabel("number")
+        axes.set_ylabel("value")
+        return axes
 
     def checked(self) -> Spectrum:
         """This spectrum if every pair converged; raises `NotConverged` otherwise."""

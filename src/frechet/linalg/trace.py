@@ -33,6 +33,7 @@ from frechet.operators.structured import BlockDiagonal, Diagonal, Identity, Kron
 
 METHODS = ("auto", "exact", "hutchinson", "hutch++", "xtrace", "nystrom")
 FEW_PRODUCTS = 20  # fewer than this cannot both sketch and test: plain probes are as good
+PROBES = 6  # with fewer, intervals that cover are longer than three times the ideal ones
 KEPT = 200  # "auto" keeps at most this many products' vectors; larger budgets stream behind a sketch
 
 
@@ -55,12 +56,12 @@ def trace(
     when q standard_error <= rtol |value|, q being the factor of ``interval(0.95)``, at one of a few fixed looks whose
     number is paid for in the standard error; `converged` is False where the budget ended first.
 
-    ``method="auto"`` takes `nystrom` for a positive semidefinite A, `xtrace` for others, `hutchinson` below 20 products
-    and `hutch++` above 200, where the vectors that the first two keep (one per product) would weigh; with `rtol` it is
-    `xtrace` up to 200 products, then probes behind its sketch. `sketch` is the number of vectors of `hutch++`, by
-    default a third of the budget, at most 30 with `rtol`. `block` probes are
-    multiplied at once. `observe` sees an `EstimateState` after each block and stops the run by returning True; `resume`
-    goes on from such a state.
+    ``method="auto"`` takes `nystrom` for a positive semidefinite A up to n/2 products, `xtrace` for others,
+    `hutchinson` below 20 products and `hutch++` above 200, where the vectors that the first two keep (one per product)
+    would weigh; with `rtol` it is `xtrace` up to 200 products, then probes behind its sketch. `sketch` is the number of
+    vectors of `hutch++`, by default a third of the budget that leaves 6 probes, at most 30 with `rtol`. `block` probes
+    are multiplied at once. `observe` sees an `EstimateState` after each block and stops the run by returning True;
+    `resume` goes on from such a state.
 
     Example:
         >>> from frechet import from_callable, trace
@@ -94,7 +95,9 @@ def trace(
             sampler = hutchinson(unknown, seed)
         case "hutch++":
             if sketch is None:
-                sketch = max(0, min(products // 3, n - 1 if rtol is None else min(n - 1, 30)))
+                # at least PROBES probes are left to tell the error
+                most = n - 1 if rtol is None else min(n - 1, 30)
+                sketch = max(0, min(products // 3, (products - PROBES) // 2, most))
             sampler = hutch_plus_plus(unknown, seed, sketch)
         case "nystrom":
             sampler = xnystrace(unknown, seed)
@@ -118,7 +121,8 @@ def trace(
 def _choice(A: LinearOperator, products: int, rtol: float | None) -> str:
     if products > KEPT:
         return "hutch++" if rtol is None else "xtrace, then probes"
-    if Fact.POSITIVE_SEMIDEFINITE in A.facts and products >= FEW_PRODUCTS // 2:
+    # with more probes than half the dimension, the estimates of the Nystrom form are nearly one: the bar is too short
+    if Fact.POSITIVE_SEMIDEFINITE in A.facts and FEW_PRODUCTS // 2 <= products <= A.domain.dim // 2:
         return "nystrom"
     return "xtrace" if products >= FEW_PRODUCTS else "hutchinson"
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from frechet.linalg.exchangeable import covariance, second_directions, unit_columns
 from frechet.linalg.sequential import Reading, Sampler, degrees_of_freedom, finite
-from frechet.linalg.xtrace import Sketch, extend_sketch
+from frechet.linalg.xtrace import Sketch, extend_sketch, scaled, unit_of
 from frechet.operators.operator import LinearOperator
 
 PAIRED = 24
@@ -40,8 +40,8 @@ def xdiag(A: LinearOperator, seed: int) -> Sampler:
         return Sketch(sketch.Q, sketch.R, Z, sketch.H, sketch.products + new.shape[1])
 
     def read(sketch: Sketch) -> Reading:
-        R, k, n = sketch.R, sketch.probes, space.dim
-        Z = space.zeros(0) if sketch.Z is None else sketch.Z
+        unit, k, n = unit_of(sketch.R), sketch.probes, space.dim
+        R, Z = sketch.R / unit, space.zeros(0) if sketch.Z is None else sketch.Z / unit
         Omega = space.random(range(k), seed)
         P, sigma, X = torch.linalg.svd(R, full_matrices=False)
         small = _small_matrices(P, sigma, X)
@@ -51,8 +51,8 @@ def xdiag(A: LinearOperator, seed: int) -> Sampler:
         floor = space.eps * math.sqrt(n) * squares.sqrt()
         if R.shape[0] < k:
             dropped = k * space.eps * float(sigma[0]) / math.sqrt(n) if sigma.numel() else 0.0
-            return Reading(value, floor + dropped, degrees_of_freedom(k))
-        return Reading(value, variance.sqrt().maximum(floor), degrees_of_freedom(k))
+            return scaled(Reading(value, floor + dropped, degrees_of_freedom(k)), unit)
+        return scaled(Reading(value, variance.sqrt().maximum(floor), degrees_of_freedom(k)), unit)
 
     return Sampler("xdiag", extend, read, cost=2)
 

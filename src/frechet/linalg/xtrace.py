@@ -29,6 +29,7 @@ from torch import Tensor
 
 from frechet.linalg.exchangeable import PAIRED, second_directions, unit_columns, variance_of_mean
 from frechet.linalg.sequential import Reading, Sampler, degrees_of_freedom, finite
+from frechet.linalg.symmetry import refuse_asymmetric
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.space import Space
 
@@ -83,6 +84,13 @@ def draw(space: Space, probes: range, seed: int) -> Tensor:
     return space.random(probes, seed, "sphere")
 
 
+def _products(A: LinearOperator, probes: range, seed: int) -> Tensor:
+    Omega = draw(A.domain, probes, seed)
+    Y = finite(A @ Omega, "trace", probes)
+    refuse_asymmetric(A, Omega, Y, "trace")
+    return Y
+
+
 def rounding(space: Space, R: Tensor) -> float:
     """The least standard error of a trace: eps sqrt(n) times the Frobenius norm of A as the products A w show it."""
     return space.eps * math.sqrt(space.dim * float(R.square().sum()) / max(1, R.shape[1]))
@@ -93,6 +101,15 @@ def reading(space: Space, R: Tensor, estimates: Tensor, paired: Tensor) -> Readi
     floor = R.new_tensor(rounding(space, R))
     error = variance_of_mean(estimates, paired).sqrt().maximum(floor) if k > 1 else R.new_tensor(math.inf)
     return Reading(estimates.mean(), error, degrees_of_freedom(k))
+
+
+def unit_of(R: Tensor) -> float:
+    """The largest entry: what is divided by it has squares that are numbers."""
+    return (float(R.abs().max()) if R.numel() else 0.0) or 1.0
+
+
+def scaled(reading: Reading, unit: float) -> Reading:
+    return Reading(reading.value * unit, reading.standard_error * unit, reading.degrees_of_freedom)
 
 
 def low_rank_reading(space: Space, R: Tensor, value: Tensor) -> Reading:
@@ -111,7 +128,7 @@ def xtrace(A: LinearOperator, seed: int) -> Sampler:
     def extend(sketch: Sketch | None, probes: range) -> Sketch:
         old = space.zeros(0) if sketch is None else sketch.Q
         old_Z = None if sketch is None else sketch.Z
-        sketch, new = extend_sketch(space, sketch, finite(A @ draw(space, probes, seed), "trace", probes))
+        sketch, new = extend_sketch(space, sketch, _products(A, probes, seed))
         Z = A @ new
         r, s = old.shape[1], new.shape[1]
         H = sketch.R.new_zeros(r + s, r + s)
@@ -126,14 +143,15 @@ def xtrace(A: LinearOperator, seed: int) -> Sampler:
         return Sketch(sketch.Q, sketch.R, Z, H, sketch.products + s)
 
     def read(sketch: Sketch) -> Reading:
-        R = sketch.R
+        unit = unit_of(sketch.R)
+        R, H = sketch.R / unit, sketch.H / unit
         if R.shape[0] < R.shape[1]:
-            return low_rank_reading(space, R, sketch.H.trace())
+            return scaled(low_rank_reading(space, R, H.trace()), unit)
         Omega = draw(space, range(sketch.probes), seed)
         W = space.gram(sketch.Q, Omega)
-        T = R if sketch.Z is None else space.gram(sketch.Z, Omega)
-        estimates, paired = xtrace_estimates(space.dim, R, (sketch.H + sketch.H.T) / 2, W, T)
-        return reading(space, R, estimates, paired)
+        T = R if sketch.Z is None else space.gram(sketch.Z, Omega) / unit
+        estimates, paired = xtrace_estimates(space.dim, R, (H + H.T) / 2, W, T)
+        return scaled(reading(space, R, estimates, paired), unit)
 
     return Sampler("xtrace", extend, read, cost=2)
 
@@ -172,27 +190,28 @@ def xnystrace(A: LinearOperator, seed: int) -> Sampler:
     space = A.domain
 
     def extend(sketch: Sketch | None, probes: range) -> Sketch:
-        return extend_sketch(space, sketch, finite(A @ draw(space, probes, seed), "trace", probes))[0]
+        return extend_sketch(space, sketch, _products(A, probes, seed))[0]
 
     def read(sketch: Sketch) -> Reading:
-        R, k = sketch.R, sketch.probes
-        Omega = draw(space, range(k), seed)
+        unit, k = unit_of(sketch.R), sketch.probes
+        R, Omega = sketch.R / unit, draw(space, range(k), seed)
         W = space.gram(sketch.Q, Omega)
         M = W.T @ R  # Omega'A Omega
         E, X = torch.linalg.eigh((M + M.T) / 2)
         small = k * space.eps * float(E.abs().max())
-        if float(E[0]) < -math.sqrt(space.dim) * small:
+        lowest = float(E[0])
+        if lowest < -math.sqrt(space.dim) * small:
             raise ValueError(
-                f"trace: A must be positive semidefinite for method 'nystrom', got v'A v = {float(E[0]):.3g} for a "
+                f"trace: A must be positive semidefinite for method 'nystrom', got v'A v = {unit * lowest:.3g} for a "
                 f"vector v in {A!r}; use method='xtrace'"
             )
         keep = small < E
         B = R @ X[:, keep] / E[keep].sqrt()  # Q B B'Q' is the Nystrom approximation of A
         if R.shape[0] < k or not bool(keep.all()):
-            return low_rank_reading(space, R, B.square().sum())
+            return scaled(low_rank_reading(space, R, B.square().sum()), unit)
         F = X.T / E.sqrt()[:, None]  # F'F is the inverse of Omega'A Omega
         estimates, paired = xnystrace_estimates(space.dim, B, F, space.gram(Omega, Omega))
-        return reading(space, R, estimates, paired)
+        return scaled(reading(space, R, estimates, paired), unit)
 
     return Sampler("nystrom", extend, read)
 

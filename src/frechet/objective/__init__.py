@@ -4,14 +4,14 @@ from frechet.objective.check import Check
 from frechet.objective.criterion import (
     Criterion,
     binary_cross_entropy,
-    custom,
     gaussian,
     huber,
     poisson,
     squared_error,
 )
 from frechet.objective.cross_entropy import cross_entropy
-from frechet.objective.data import Batch, Subsample, causal_lm, default_split, subsample
+from frechet.objective.custom import custom
+from frechet.objective.data import Batch, Subsample, causal_lm, default_split, seq2seq, subsample
 from frechet.objective.objective import Objective
 from frechet.objective.parts import Part, Penalty, l2
 from frechet.objective.snapshot import Snapshot
@@ -34,6 +34,7 @@ __all__ = [
     "huber",
     "l2",
     "poisson",
+    "seq2seq",
     "squared_error",
     "subsample",
 ]

@@ -21,7 +21,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 A, B = math.sqrt(2 / math.pi), 0.044715
@@ -126,14 +125,4 @@ def _silu_of(input: Tensor, inplace: bool = False) -> Tensor:
     return F.silu(input, inplace=True) if inplace else _value(input, "silu")
 
 
-class ActivationsByFormula(TorchFunctionMode):
-    """GELU and SiLU by the formulas above inside."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        function: Callable[..., Any] = _FORMULAS.get(func) or func
-        return function(*args, **(kwargs or {}))
-
-
-_FORMULAS: dict[Any, Callable[..., Tensor]] = {F.gelu: _gelu_of, F.silu: _silu_of}
+ACTIVATIONS: dict[Any, Callable[..., Tensor]] = {F.gelu: _gelu_of, F.silu: _silu_of}

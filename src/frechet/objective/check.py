@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
+from frechet.objective._torch_internals import nodes_of, padding_rows
 from frechet.objective.data import Batch, untouched_generators
-from frechet.objective.kernels import nodes_of
-from frechet.objective.model import exact_math
 
 if TYPE_CHECKING:
     from frechet.objective.objective import Objective
@@ -29,8 +28,17 @@ _KINKS = (
 
 
 @dataclass(frozen=True, eq=False)
+class Proved:
+    """One claim about an objective's derivatives, and whether a difference proves it or says nothing."""
+
+    claim: str
+    proved: bool
+    difference: float  # relative
+
+
+@dataclass(frozen=True, eq=False)
 class Check:
-    """What two passes over the data, of all ranks, have shown."""
+    """What passes over the data, of all ranks, have shown."""
 
     value: float
     batches: int
@@ -43,6 +51,8 @@ class Check:
     seconds: float  # of one pass, the slowest rank's
     ranks: int = 1  # processes that hold the data together
     wrapper: str | None = None  # what the model was taken out of, such as DistributedDataParallel
+    proved: tuple[Proved, ...] = ()  # what differences say of the derivatives
+    padding: tuple[tuple[str, int], ...] = ()  # rows of embeddings that get no gradient by design, by parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +73,7 @@ class _Call:
     returned: list[tuple[object, ...]]
 
 
-def check(objective: Objective) -> Check:
+def passes(objective: Objective) -> Check:
     """Raise `UnusableObjective` if `objective` is random, unrepeatable or contradicts the model's own loss."""
     snapshot = objective.snapshot(pieces=True).gathered()
     group, wrapper = snapshot.group, objective.wrapper
@@ -94,9 +104,14 @@ def _alone(snapshot: Snapshot, value: float) -> Check:
     _compare(snapshot, first, _pass(snapshot, seed=2))
     _compare_head(snapshot)
     own = _own_loss(snapshot)
-    unreached, kinks = _graph(snapshot)
+    unreached, kinks, padding = _graph(snapshot)
+    if len(unreached) == len(snapshot.space.names) and snapshot.group is None:
+        raise UnusableObjective(
+            f"check: the loss must depend on a trainable parameter, got no gradient for any of {len(unreached)} blocks "
+            f"({', '.join(unreached[:3])}, ...): the model runs under torch.no_grad, or detaches its outputs"
+        )
     examples, terms = sum(len(r.losses) for r in first), sum(r.terms for r in first)
-    return Check(value, len(first), examples, terms, own, unreached, kinks, snapshot.coupled, seconds)
+    return Check(value, len(first), examples, terms, own, unreached, kinks, snapshot.coupled, seconds, padding=padding)
 
 
 def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
@@ -104,7 +119,7 @@ def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
 
     def visit(part: Part, batch: Batch) -> None:
         losses = snapshot.terms(part, blocks, batch)
-        rows.append(_Row(losses.double().cpu(), float(part.criterion.count(batch.targets))))
+        rows.append(_Row(losses.double().cpu(), float(snapshot.count(part, batch))))
 
     with torch.no_grad():
         blocks = snapshot.space.unflatten(snapshot.x)
@@ -159,7 +174,8 @@ def _guilty(snapshot: Snapshot, index: int) -> str:
             where = f"module '{a.name}' ({a.kind})" if a.name else f"{a.kind}.forward"
             return (
                 f"{where} gives different outputs for the same inputs; make it deterministic (dropout only when "
-                "self.training, model.eval(), torch.use_deterministic_algorithms)"
+                "self.training, model.eval(), torch.use_deterministic_algorithms), or fix what it draws with "
+                "Objective(..., dropout_seed=0): noise of a diffusion model or a VAE, layer drop"
             )
     return "the model's outputs repeat, so the criterion is random or keeps a state between calls"
 
@@ -221,9 +237,8 @@ def _calls(snapshot: Snapshot, batch: Batch, seed: int) -> list[_Call]:
         hooks.append(m.register_forward_hook(after, with_kwargs=True))
     blocks = snapshot.space.unflatten(snapshot.x)
     try:
-        flags, device = snapshot.flags, snapshot.space.device
-        with torch.no_grad(), untouched_generators(reseed=seed), exact_math(snapshot.modules, flags, device):
-            snapshot.returned(blocks, batch.inputs, batch.index)
+        with torch.no_grad(), untouched_generators(reseed=seed), snapshot.exact():
+            snapshot.returned(blocks, batch.inputs, batch.index, batch.model)
     finally:
         for hook in hooks:
             hook.remove()
@@ -237,8 +252,8 @@ def _compare_head(snapshot: Snapshot) -> None:
     for part in snapshot.parts:
         if part.head is None:
             continue
-        flags, device = snapshot.flags, snapshot.space.device
-        with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
+        device = snapshot.space.device
+        with torch.no_grad(), untouched_generators(), snapshot.exact():
             _, batch = _first(part, device)
             if batch is None:
                 continue
@@ -276,8 +291,8 @@ def _own_loss(snapshot: Snapshot) -> float | None:
     found: float | None = None
     blocks = snapshot.space.unflatten(snapshot.x)
     for part in snapshot.parts:
-        flags, device = snapshot.flags, snapshot.space.device
-        with torch.no_grad(), untouched_generators(), exact_math(snapshot.modules, flags, device):
+        device = snapshot.space.device
+        with torch.no_grad(), untouched_generators(), snapshot.exact():
             raw, batch = _first(part, device)
             if batch is None:  # an empty shard
                 continue
@@ -285,7 +300,7 @@ def _own_loss(snapshot: Snapshot) -> float | None:
                 continue
             try:
                 labels = raw["labels"].to(snapshot.space.device)
-                returned = snapshot.returned(blocks, {**batch.inputs, "labels": labels}, batch.index)
+                returned = snapshot.returned(blocks, {**batch.inputs, "labels": labels}, batch.index, batch.model)
             except TypeError:  # its forward takes no labels
                 continue
             loss = returned.get("loss") if isinstance(returned, Mapping) else getattr(returned, "loss", None)
@@ -302,12 +317,13 @@ def _own_loss(snapshot: Snapshot) -> float | None:
     return found
 
 
-def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """From the graph of the first batch of each part: unreached parameters, operations with kinks, none in half."""
+def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """From the graph of the first batch of each part: unreached parameters, operations with kinks, padding rows."""
     reached: set[str] = set()
+    padding: set[tuple[str, int]] = set()
     kinks: set[str] = set()
     for part in snapshot.parts:
-        with untouched_generators(), exact_math(snapshot.modules, snapshot.flags, snapshot.space.device):
+        with untouched_generators(), snapshot.exact():
             leaves, blocks = snapshot.leaves(snapshot.space)
             batch = next(part.batches(snapshot.space.device), None)
             if batch is None:  # an empty shard
@@ -316,6 +332,8 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 total = snapshot.total(part, blocks, batch)
             nodes = nodes_of([total])
         owners = {id(node.variable) for node in nodes if hasattr(node, "variable")}
+        names = {id(leaf): name for name, leaf in zip(snapshot.space.names, leaves, strict=True)}
+        padding |= {(names[id(leaf)], row) for leaf, row in padding_rows(nodes) if id(leaf) in names}
         reached |= {name for name, leaf in zip(snapshot.space.names, leaves, strict=True) if id(leaf) in owners}
         for node in nodes:
             operation = type(node).__name__.split("Backward")[0]
@@ -328,4 +346,5 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 )
             if any(k in operation.lower() for k in _KINKS):
                 kinks.add(operation)
-    return tuple(n for n in snapshot.space.names if n not in reached), tuple(sorted(kinks))
+    unreached = tuple(n for n in snapshot.space.names if n not in reached)
+    return unreached, tuple(sorted(kinks)), tuple(sorted(padding))

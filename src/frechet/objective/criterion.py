@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from frechet.objective.kernels import refuse_once_differentiable
-
 
 class Criterion(ABC):
     """A loss that is a sum of terms. `convex` says whether each term is convex in the outputs."""
 
     convex: bool
+    additive = True  # each term sees one example; `check` and whatever asks about single examples test it
 
     @abstractmethod
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor: ...  # (examples,): sums over each example
@@ -54,7 +53,11 @@ class Criterion(ABC):
         further = outputs.requires_grad and torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = outputs if further else outputs.detach().requires_grad_()
-            return torch.autograd.grad(self.terms(leaf, targets).sum(), leaf, create_graph=further)[0]
+            total = self.terms(leaf, targets).sum()
+            if not total.requires_grad:
+                return torch.zeros_like(leaf)
+            found = torch.autograd.grad(total, leaf, create_graph=further, allow_unused=True, materialize_grads=True)
+            return found[0]
 
     def rows(self, shape: tuple[int, ...], targets: Tensor) -> Rows:
         """The same terms for outputs of `shape` seen as rows of their last axis, each row on its own."""
@@ -98,6 +101,8 @@ class Elementwise(Criterion):
     quantile: Callable[[Tensor, Tensor], Tensor] | None  # inverse distribution function of y at (f, uniform)
 
     def _targets(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"{self.name}: targets must be a tensor, got {type(targets).__name__}; use custom(...)")
         if outputs.shape != targets.shape:
             raise ValueError(
                 f"{self.name}: targets must have the outputs' shape {tuple(outputs.shape)}, got "
@@ -208,9 +213,7 @@ def huber(delta: float = 1.0) -> Criterion:
     return Elementwise("huber", loss, lambda f, y: ((f - y).abs() <= delta).to(f.dtype), True, None, None)
 
 
-_NO_LIKELIHOOD = "fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton"
-
-# --- Gaussian with learnt variance, and any other loss ----------------------------------------------------------------
+# --- Gaussian with learnt variance ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,67 +281,3 @@ def gaussian() -> Criterion:
     Not convex in the outputs, so its Gauss-Newton matrix is only symmetric; its Fisher is positive semidefinite.
     """
     return Gaussian()
-
-
-@dataclass(frozen=True, eq=False)
-class Custom(Criterion):
-    """Any loss given by its terms; derivatives by autograd."""
-
-    function: Callable[[Tensor, Tensor], Tensor]
-    counter: Callable[[Tensor], Tensor | float] | None
-    convex: bool
-
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        values = self.function(outputs, targets)
-        if values.ndim == 0 or values.shape[0] != outputs.shape[0]:
-            raise ValueError(
-                f"custom: terms must return one value per example, shape ({outputs.shape[0]},) or "
-                f"({outputs.shape[0]}, ...), got {tuple(values.shape)}; use reduction='none'"
-            )
-        return per_example(values)
-
-    def count(self, targets: Tensor) -> Tensor:
-        number = targets.shape[0] if self.counter is None else self.counter(targets)
-        return torch.as_tensor(number, dtype=torch.float64)
-
-    def hessian_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        with torch.enable_grad():
-            leaf = outputs if outputs.requires_grad else outputs.detach().requires_grad_()
-            total = self.terms(leaf, targets).sum()
-            refuse_once_differentiable([total])
-            (g,) = torch.autograd.grad(total, leaf, create_graph=True)
-            if not g.requires_grad:
-                return torch.zeros_like(u)
-            return torch.autograd.grad(g, leaf, u, create_graph=outputs.requires_grad, materialize_grads=True)[0]
-
-    def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:
-        raise ValueError(_NO_LIKELIHOOD)
-
-    def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        raise ValueError(_NO_LIKELIHOOD)
-
-    def require_likelihood(self) -> None:
-        raise ValueError(_NO_LIKELIHOOD)
-
-    def project(self, score: Tensor, u: Tensor) -> Tensor:
-        if self.counter is not None:
-            raise ValueError(
-                "empirical_fisher: a custom criterion with count= does not say which outputs make a term; "
-                "use per='example'"
-            )
-        inner = (score * u).flatten(1).sum(1)
-        return score * inner.view(-1, *[1] * (score.ndim - 1))
-
-
-def custom(
-    terms: Callable[[Tensor, Tensor], Tensor],
-    *,
-    count: Callable[[Tensor], Tensor | float] | None = None,
-    convex: bool = False,
-) -> Criterion:
-    """A criterion from ``terms(outputs, targets) -> (examples, ...)``, summed over each example.
-
-    `count(targets)` is the number of terms of a batch (default: its examples). `convex` is your word that every term
-    is convex in the outputs; it makes the Gauss-Newton operator positive semidefinite.
-    """
-    return Custom(terms, count, convex)

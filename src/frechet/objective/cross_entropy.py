@@ -148,7 +148,7 @@ class CrossEntropy(Criterion):
             pu -= p.mul(pu.sum(1, keepdim=True)) if pu.requires_grad else p.mul_(pu.sum(1, keepdim=True))
             pu *= self._scale(logits[a : a + step], labels[a : a + step]).unsqueeze(1)
             parts.append(pu)
-        product = parts[0] if len(parts) == 1 else torch.cat(parts)
+        product = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else torch.zeros_like(rows)
         return product.view(direction.shape).movedim(-1, self.class_dim)
 
     def fisher_product(self, outputs: Tensor, targets: Tensor, u: Tensor) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -25,6 +24,7 @@ from torch.utils.data import (
 
 from frechet.errors import UnusableObjective
 from frechet.objective.kernels import ordinary
+from frechet.objective.structure import Layout, examples_of, is_cut, mapped, tensors_of
 from frechet.space import generator
 
 Split = Callable[[Any], tuple[Any, Any]]
@@ -37,6 +37,8 @@ class Batch:
     inputs: Any
     targets: Any
     index: int
+    model: nn.Module | None = None  # that takes the inputs; None: the objective's
+    layout: Layout = field(default_factory=Layout)  # how what the model returned last lies in one tensor
 
 
 def default_split(batch: Any) -> tuple[Any, Any]:
@@ -90,17 +92,33 @@ def causal_lm(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     return {k: v for k, v in batch.items() if k != "labels"}, targets
 
 
+def seq2seq(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Split a batch of an encoder-decoder model (T5, BART): it gets the labels too, from which it makes decoder inputs.
+
+    `labels` are -100 where ignored. The model's logits at a position are those of the label there: nothing is shifted.
+
+    Example:
+        >>> import torch
+        >>> from frechet import seq2seq
+        >>> inputs, targets = seq2seq({"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[7]])})
+        >>> sorted(inputs), targets
+        (['input_ids', 'labels'], tensor([[7]]))
+    """
+    if not isinstance(batch, Mapping) or "labels" not in batch:
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(f"seq2seq: batch must be a dict with 'labels', got {got}")
+    return dict(batch), batch["labels"]
+
+
 def to_device(tree: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """Every tensor of a nested structure on `device`, those of floating point in `dtype` where one is given."""
-    if isinstance(tree, Mapping):  # tokenizers' batches are mappings that pytrees do not know
-        return {k: to_device(v, device, dtype) for k, v in tree.items()}
 
     def moved(t: Any) -> Any:
         if not isinstance(t, Tensor):
             return t
         return ordinary(t.to(device, dtype if t.is_floating_point() else None, non_blocking=True))
 
-    return tree_map(moved, tree)
+    return mapped(tree, moved)
 
 
 def refuse_unrepeatable(data: object) -> None:
@@ -125,8 +143,13 @@ def refuse_unrepeatable(data: object) -> None:
             if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
                 raise UnusableObjective(
                     f"Objective: data must come in one fixed order, got a shuffling DataLoader "
-                    f"({type(sampler).__name__}); pass DataLoader(dataset, batch_size={data.batch_size}, shuffle=False)"
+                    f"({type(sampler).__name__}); pass DataLoader(dataset, batch_size={_batch_size(data)}, "
+                    "shuffle=False), a loader for evaluation, or subsample(loader, examples, seed=0)"
                 )
+
+
+def _batch_size(loader: DataLoader[Any]) -> int:
+    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +180,7 @@ def subsample(loader: Iterable[Any], examples: int, seed: int) -> Subsample:
         indices = _indices(loader)
         if isinstance(loader, DataLoader) and indices is not None:
             chosen = [indices[i] for i in _choice(len(indices), examples, seed)]
-            size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+            size = _batch_size(loader)
             data = DataLoader(
                 Subset(loader.dataset, chosen),
                 batch_size=size,
@@ -168,6 +191,9 @@ def subsample(loader: Iterable[Any], examples: int, seed: int) -> Subsample:
         if isinstance(loader, DataLoader):
             refuse_unrepeatable(loader)
         batches = list(loader)
+    for b in batches:
+        if not tensors_of(b):
+            raise TypeError(f"subsample: a batch must hold tensors with an example axis, got {type(b).__name__}")
     sizes = [examples_of(b) for b in batches]
     chosen = torch.tensor(_choice(sum(sizes), examples, seed), dtype=torch.long)
     kept, start = [], 0
@@ -205,21 +231,22 @@ def _choice(population: int, examples: int, seed: int) -> list[int]:
     return sorted(order[:examples].tolist())
 
 
-def examples_of(batch: Any) -> int:
-    """The length of axis 0 of a raw batch's tensors."""
-    if isinstance(batch, Mapping):
-        return examples_of(list(batch.values()))
-    sizes = [t.shape[0] for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim]
-    if not sizes:
-        raise TypeError(f"subsample: a batch must hold tensors with an example axis, got {type(batch).__name__}")
-    return sizes[0]
-
-
 def rows_of(batch: Any, rows: Tensor) -> Any:
-    """The given rows of every tensor of a raw batch."""
-    if isinstance(batch, Mapping):
-        return {k: rows_of(v, rows) for k, v in batch.items()}
-    return tree_map(lambda t: t[rows.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, batch)
+    """The given examples of a raw batch: rows of its tensors, items of lists that have one for each example."""
+    size = examples_of(batch)
+
+    def chosen(tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {k: chosen(v) for k, v in tree.items()}
+        if is_cut(tree, size):
+            return [tree[i] for i in rows.tolist()]
+        if type(tree) in (tuple, list):
+            return type(tree)(chosen(v) for v in tree)
+        return mapped(
+            tree, lambda t: t[rows.to(t.device)] if isinstance(t, Tensor) and t.ndim and len(t) == size else t
+        )
+
+    return chosen(batch)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Layers whose kernels in torch have too few right derivatives, written out in operations that have all of them.
 
 1. Embedding bags and hard sigmoids have first derivatives only.
-2. Layer norm, instance norm and batch norm by batch statistics have silently wrong third derivatives: the double
-   backward of their kernels takes mean and deviation for constants. Products use at most second derivatives and keep
-   the kernels; differentiable products need the formulas.
+2. The derivative of the fused weight normalization has a wrong derivative: asymmetric Hessians.
+3. Layer norm, instance norm and batch norm by batch statistics have silently wrong third derivatives: the double
+   backward of their kernels takes mean and deviation for constants. Products of an ordinary model use at most second
+   derivatives and keep the kernels; differentiable products, and all derivatives of a function that takes derivatives
+   itself, need the formulas. `functions.py` says which is which.
 
 Measured against finite differences with torch 2.13. **Cost:** a formula takes two to four times a kernel's time.
 """
@@ -16,19 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from frechet.errors import NotDifferentiable
-
-
-class LayersByFormula(TorchFunctionMode):
-    """Embedding bags as sums, means and maxima of rows inside, and hard sigmoids as ramps."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        function: Callable[..., Any] = _FORMULAS.get(func) or func
-        return function(*args, **(kwargs or {}))
 
 
 def _embedding_bag(
@@ -73,17 +64,6 @@ def _embedding_bag(
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return F.hardtanh(input, -3.0, 3.0) / 6 + 0.5
-
-
-class NormsByFormula(TorchFunctionMode):
-    """Layer, instance and batch norm by their formulas inside, for third derivatives; running statistics stay as they
-    are."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        function: Callable[..., Any] = _NORMS.get(func) or func
-        return function(*args, **(kwargs or {}))
 
 
 def _standardized(x: Tensor, dims: list[int], eps: float) -> Tensor:
@@ -140,10 +120,54 @@ def _batch_norm(
     return _per_channel(_standardized(input, [0, *range(2, input.ndim)], eps), weight, bias)
 
 
-_NORMS: dict[Any, Callable[..., Tensor]] = {
+def _native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = False,
+) -> Tensor:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _native_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = False,
+) -> Tensor:
+    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+# in every pass: kernels with too few or with wrong second derivatives
+LAYERS: dict[Any, Callable[..., Tensor]] = {
+    F.embedding_bag: _embedding_bag,
+    F.hardsigmoid: _hardsigmoid,
+    torch._weight_norm: _weight_norm,
+    torch.ops.aten._weight_norm: _weight_norm,
+    torch.ops.aten._weight_norm.default: _weight_norm,
+}
+# where a third derivative is taken
+NORMS: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    torch.ops.aten.layer_norm: _layer_norm,
+    torch.ops.aten.layer_norm.default: _layer_norm,
     F.instance_norm: _instance_norm,
+    torch.instance_norm: _native_instance_norm,
     F.batch_norm: _batch_norm,
+    torch.batch_norm: _native_batch_norm,
 }
-_FORMULAS: dict[Any, Callable[..., Tensor]] = {F.embedding_bag: _embedding_bag, F.hardsigmoid: _hardsigmoid}

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frechet.objective.data import Subsample, examples_of, rows_of
+from frechet.objective.data import Subsample, rows_of
+from frechet.objective.structure import examples_of
 from frechet.space import Group
 
 Deal = Literal["batch", "example"]

@@ -1,8 +1,8 @@
 """Where torch's second derivatives are missing or silently wrong, and what makes them right.
 
 1. Fused attention and the encoder layer's fast path have neither double backward nor forward mode: turned off.
-2. The derivative of the fused weight normalization has a wrong derivative (asymmetric Hessians): computed by formula.
-3. Recurrent layers of cuDNN have no double backward: it is turned off. For other layers see `formulas.py`.
+2. Recurrent layers of cuDNN have no double backward: it is turned off.
+3. Single functions and layers that need a formula: see `formulas.py`.
 4. A function marked `once_differentiable` counts as a constant in a second derivative where unused inputs are allowed:
    refused.
 5. Activation checkpoints with use_reentrant=True refuse autograd.grad, and lose the gradient where no input of theirs
@@ -14,20 +14,23 @@ Each was measured against finite differences of gradients with torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.overrides import TorchFunctionMode
 
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import (
+    function_of,
+    nodes_of,
+    reentrant_checkpoints_call,
+)
 
 
 @contextmanager
@@ -63,18 +66,6 @@ def unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-class WeightNormByFormula(TorchFunctionMode):
-    """Weight normalization as w = v g / |v| inside: the derivative of torch's fused kernel has a wrong derivative."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") == "_weight_norm":
-            v, g, dim = (*args, *(kwargs or {}).values())
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return func(*args, **(kwargs or {}))
-
-
 def has_weight_norm(m: nn.Module) -> bool:
     return isinstance(m, _WeightNorm) or any(isinstance(h, WeightNorm) for h in m._forward_pre_hooks.values())
 
@@ -90,8 +81,7 @@ def recurrence_without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = enabled
 
 
-@contextmanager
-def refused_reentrant_checkpoints() -> Iterator[None]:
+def refused_reentrant_checkpoints() -> AbstractContextManager[None]:
     """Activation checkpoints with use_reentrant=True raise inside."""
 
     def refuse(inputs: Any) -> None:
@@ -100,12 +90,7 @@ def refused_reentrant_checkpoints() -> Iterator[None]:
             "where their inputs have none; pass use_reentrant=False to torch.utils.checkpoint"
         )
 
-    checked = torch.utils.checkpoint.check_backward_validity
-    torch.utils.checkpoint.check_backward_validity = refuse
-    try:
-        yield
-    finally:
-        torch.utils.checkpoint.check_backward_validity = checked
+    return reentrant_checkpoints_call(refuse)
 
 
 @contextmanager
@@ -120,30 +105,26 @@ def refused_hooks(sentence: str) -> Iterator[None]:
         raise NotDifferentiable(sentence) from None
 
 
-def nodes_of(ys: list[Tensor]) -> set[Any]:
-    """All nodes of the graph that `ys` hang on."""
-    waiting = [y.grad_fn for y in ys if y.grad_fn is not None]
-    nodes: set[Any] = set(waiting)
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if node is not None and node not in nodes:
-                nodes.add(node)
-                waiting.append(node)
-    return nodes
-
-
 _MARKED = once_differentiable(lambda ctx: None).__code__
 
 
-def refuse_once_differentiable(ys: list[Tensor]) -> None:
-    """Raise where the graph of `ys` holds a custom function whose backward is marked `once_differentiable`."""
+def refuse_once_differentiable(ys: Sequence[Tensor]) -> list[Any]:
+    """Raise where the graph of `ys` holds a custom function whose backward is marked `once_differentiable`.
+
+    Returns the nodes of all other custom functions.
+    """
+    found = []
     for node in nodes_of(ys):
-        if isinstance(node, BackwardCFunction):
-            function: Callable[..., Any] | None = node._forward_cls.backward  # type: ignore[attr-defined]
-            while function is not None:
-                if getattr(function, "__code__", None) is _MARKED:
-                    raise NotDifferentiable(
-                        f"the backward of {node._forward_cls.__name__} is marked once_differentiable, so its second "  # type: ignore[attr-defined]
-                        "derivative would silently be left out; write a differentiable backward"
-                    )
-                function = getattr(function, "__wrapped__", None)
+        made = function_of(node)
+        if made is None:
+            continue
+        found.append(node)
+        function: Callable[..., Any] | None = made.backward
+        while function is not None:
+            if getattr(function, "__code__", None) is _MARKED:
+                raise NotDifferentiable(
+                    f"the backward of {made.__name__} is marked once_differentiable, so its second "
+                    "derivative would silently be left out; write a differentiable backward"
+                )
+            function = getattr(function, "__wrapped__", None)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,19 +13,21 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.rnn import PackedSequence
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from frechet.errors import UnusableObjective
-from frechet.objective.activations import ActivationsByFormula
-from frechet.objective.formulas import LayersByFormula
+from frechet.objective._torch_internals import autocast_left_out
+from frechet.objective.attributes import Attributes, is_users, put_back
+from frechet.objective.functions import Functions, Place
 from frechet.objective.kernels import (
-    WeightNormByFormula,
     has_weight_norm,
     ordinary_mode,
     recurrence_without_cudnn,
     unfused_attention,
 )
 from frechet.objective.sharded import without_gathering
+from frechet.objective.structure import fresh, is_record, tensors_of
 from frechet.space import Space
 
 
@@ -72,13 +75,29 @@ def parameter_space(model: nn.Module, dtype: torch.dtype | None = None) -> Space
         )
     # entries without memory: a model in half precision is not copied for its shapes
     wanted = {
-        name: torch.empty(1, dtype=dtype or p.dtype, device=p.device).expand(p.shape) for name, p in trainable.items()
+        name: torch.empty((), dtype=dtype or p.dtype, device=p.device).expand(p.shape) for name, p in trainable.items()
     }
     return Space.of(wanted)
 
 
+def flat_point(space: Space, x: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """A copy of the point `x` as a flat vector of `space`; raises where it is none."""
+    flat = space.flatten(x) if isinstance(x, Mapping) else x
+    if not isinstance(flat, Tensor):
+        raise TypeError(f"Objective: x must be a tensor or a dict of tensors, got {type(flat).__name__}")
+    if flat.shape != (space.length,) or flat.dtype != space.dtype:
+        raise ValueError(
+            f"Objective: x must be {space.dtype} of shape ({space.length},), got {flat.dtype} of shape "
+            f"{tuple(flat.shape)}"
+        )
+    if flat.device != space.device:
+        raise ValueError(f"Objective: x must be on {space.device}, got {flat.device}; move it with x.to(...)")
+    with ordinary_mode(space.device):
+        return flat.detach().clone()
+
+
 # name -> every dict and key under which a module keeps that parameter or buffer
-Places = dict[str, list[tuple[dict[str, Any], str]]]
+Places = dict[str, list[Place]]
 
 
 def training_flags(model: nn.Module) -> tuple[bool, ...]:
@@ -140,8 +159,8 @@ def refuse_coupled(model: nn.Module, flags: tuple[bool, ...], what: str) -> None
 
 
 def moving_buffers(model: nn.Module, places: Places) -> tuple[str, ...]:
-    """The names of the buffers of modules in training mode: a forward pass may write into them."""
-    holders = {id(m._buffers) for m in model.modules() if m.training}
+    """The names of the buffers into which a forward pass may write: in training mode, and in modules of somebody's."""
+    holders = {id(m._buffers) for m in model.modules() if m.training or is_users(m)}
     return tuple(name for name, kept in places.items() if any(id(holder) in holders for holder, _ in kept))
 
 
@@ -150,16 +169,37 @@ def _iterates_spectral_norm(m: nn.Module) -> bool:
     return hooked or isinstance(m, _SpectralNorm)
 
 
-def _may_call_functions(m: nn.Module) -> bool:
-    """Whether a module is somebody's own: then what it calls cannot be seen."""
-    return not type(m).__module__.startswith("torch.nn.")
+def _runs_users_code(m: nn.Module) -> bool:
+    hooks = (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+    return is_users(m) or any(hooks) or "forward" in m.__dict__
+
+
+def needs_functions(modules: tuple[nn.Module, ...]) -> bool:
+    """Whether a model may call functions that must be seen, or has layers whose kernels are replaced."""
+    replaced = (nn.GELU, nn.SiLU, nn.EmbeddingBag, nn.Hardsigmoid)
+    return any(_runs_users_code(m) or isinstance(m, replaced) or has_weight_norm(m) for m in modules)
+
+
+def writes_inputs(modules: tuple[nn.Module, ...]) -> bool:
+    """Whether a model may write into the tensors that it is given."""
+    return any(_runs_users_code(m) or bool(getattr(m, "inplace", False)) for m in modules)
+
+
+def backward_hooks(model: nn.Module) -> str | None:
+    """The first module with backward hooks, named; None where there is none."""
+    for name, m in model.named_modules():
+        if m._backward_hooks or m._backward_pre_hooks:
+            return f"'{name}' ({type(m).__name__})"
+    return None
 
 
 @contextmanager
-def exact_math(modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: torch.device) -> Iterator[None]:
+def exact_math(
+    modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: torch.device, functions: Functions | None = None
+) -> Iterator[None]:
     """Run a model with the recorded training flags, in full precision, by kernels that have second derivatives.
 
-    `modules` are those of the model when the flags were recorded, the model itself first.
+    `modules` are those of the model when the flags were recorded, the model itself first; its `functions` run as such.
     """
     if tuple(modules[0].modules()) != modules:
         raise RuntimeError(
@@ -173,12 +213,9 @@ def exact_math(modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: 
         stack.enter_context(without_gathering(modules))
         if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # no double backward through compiled code
-        if any(has_weight_norm(m) for m in modules):
-            stack.enter_context(WeightNormByFormula())
-        if any(isinstance(m, nn.EmbeddingBag | nn.Hardsigmoid) for m in modules):
-            stack.enter_context(LayersByFormula())
-        if any(_may_call_functions(m) or isinstance(m, nn.GELU | nn.SiLU) for m in modules):
-            stack.enter_context(ActivationsByFormula())
+        if functions is not None:
+            stack.enter_context(autocast_left_out())
+            stack.enter_context(functions)
         if any(isinstance(m, nn.RNNBase) for m in modules):
             stack.enter_context(recurrence_without_cudnn())
         for m, flag in changed:
@@ -190,16 +227,21 @@ def exact_math(modules: tuple[nn.Module, ...], flags: tuple[bool, ...], device: 
                 m.training = flag
 
 
-def outputs_of(returned: Any) -> Tensor:
-    """The output tensor of a model's return value: itself, its `.logits`, or its ``["logits"]``."""
+def outputs_of(returned: Any) -> Any:
+    """What a criterion takes of a model's return value: its logits, where they are what it has, or all of it.
+
+    The logits are the `.logits` of an output of transformers, or of a dict or record that has no other tensor.
+    """
     if isinstance(returned, Tensor):
         return returned
     logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    raise TypeError(
-        f"Objective: the model must return a tensor or something with .logits, got {type(returned).__name__}; wrap it "
-        "in a module whose forward returns the one tensor that the criterion takes"
+    if not isinstance(logits, Tensor):
+        return returned
+    of_transformers = any(c.__name__ == "ModelOutput" for c in type(returned).__mro__)
+    fields = returned if isinstance(returned, Mapping) else getattr(returned, "__dict__", {})
+    alone = all(t is logits for name, value in fields.items() if name != "loss" for t in tensors_of(value))
+    return (
+        logits if of_transformers or alone or not (isinstance(returned, Mapping) or is_record(returned)) else returned
     )
 
 
@@ -235,14 +277,38 @@ def installed(places: Places, state: Mapping[str, Tensor]) -> Iterator[None]:
             holder[key] = t
 
 
-def call(model: nn.Module, places: Places, state: Mapping[str, Tensor], inputs: Any) -> Any:
-    """model(inputs) with `state` inside; a dict holds keyword arguments, a tuple positional."""
-    args, keywords = (), {}
+def arguments_of(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of model(...): a dict holds keyword arguments, a tuple or list positional ones, all else is one.
+
+    A named tuple is one argument where the model's forward takes one, and otherwise holds positional arguments.
+    """
     if isinstance(inputs, Mapping):
-        keywords = dict(inputs)
-    elif isinstance(inputs, tuple | list):
-        args = tuple(inputs)
-    else:
-        args = (inputs,)
-    with installed(places, state):
+        return (), dict(inputs)
+    if type(inputs) in (tuple, list):
+        return tuple(inputs), {}
+    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence) and _takes(model, len(inputs)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _takes(model: nn.Module, n: int) -> bool:
+    """Whether a model's forward takes n positional arguments, n > 1."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = inspect.signature(model.forward).parameters.values()
+    several = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in found)
+    return n > 1 and (several or sum(p.kind in kinds for p in found) >= n)
+
+
+def call(
+    model: nn.Module,
+    places: Places,
+    state: Mapping[str, Tensor],
+    inputs: Any,
+    attributes: Attributes,
+    modules: tuple[nn.Module, ...],
+    written: bool,
+) -> Any:
+    """model(inputs) with `state` and `attributes` inside; with `written` it may write into its inputs."""
+    args, keywords = arguments_of(model, fresh(inputs) if written else inputs)
+    with installed(places, state), put_back(attributes, modules):
         return model(*args, **keywords)

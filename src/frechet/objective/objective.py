@@ -10,6 +10,7 @@ An `Objective` looks at a live model; what is computed holds a `Snapshot` of it.
 
 from __future__ import annotations
 
+import importlib
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 
 from frechet.errors import UnusableObjective
 from frechet.objective.agreement import agreed_part, agreed_snapshot
-from frechet.objective.check import Check, check
+from frechet.objective.attributes import attributes_of
+from frechet.objective.check import Check
+from frechet.objective.coupling import prove_pieces
 from frechet.objective.criterion import Criterion
+from frechet.objective.custom import Custom
 from frechet.objective.data import (
     Batch,
     Split,
@@ -30,11 +34,15 @@ from frechet.objective.data import (
     default_split,
     refuse_unrepeatable,
 )
+from frechet.objective.functions import Functions
 from frechet.objective.group import Deal, dealt
 from frechet.objective.head import head_of
+from frechet.objective.joined import joined, share_parameters
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import (
+    flat_point,
     moving_buffers,
+    needs_functions,
     parameter_space,
     places_of,
     refuse_coupled,
@@ -64,7 +72,8 @@ class Objective:
     inputs and targets are cast, and vectors have it. A bfloat16 model needs it. `dropout_seed` lets a model drop units
     in training mode: whatever its forward draws on batch i comes from (seed, i), the same in every product.
 
-    Objectives on one model add up: ``objective + 0.5 * other``.
+    Objectives on one model add up: ``objective + 0.5 * other``. So do those on modules that share parameters, such as
+    two heads on one body; the parameters are then called "0.name" and "1.name" by the module they were first seen in.
 
     With `group`, a torch.distributed process group or "world", the data of each process are its shard, of any size: the
     value, the gradient and every product are those of all data, the same on all ranks. Every rank then does the same
@@ -159,17 +168,26 @@ class Objective:
         where = "" if self.group is None else f", rank {self.group.rank} of {self.group.size}"
         return f"Objective({name}, {self.space!r}, {len(self.parts)} part(s){where})"
 
-    def _with(self, parts: tuple[Part, ...], penalties: tuple[tuple[float, Penalty], ...]) -> Objective:
+    def _with(
+        self,
+        parts: tuple[Part, ...],
+        penalties: tuple[tuple[float, Penalty], ...],
+        model: nn.Module | None = None,
+        group: Group | None = None,
+    ) -> Objective:
         other = object.__new__(Objective)
         object.__setattr__(other, "dropout_seed", self.dropout_seed)
-        other._set(self.model, parts, penalties, self.group, self.wrapper)
+        other._set(model or self.model, parts, penalties, group or self.group, self.wrapper)
         return other
 
     def __add__(self, other: object) -> Objective:
         if not isinstance(other, Objective):
             raise TypeError(f"Objective + other: other must be an Objective, got {type(other).__name__}")
-        if other.model is not self.model:
-            raise ValueError("Objective + other: both must be objectives of one and the same model object")
+        if other.model is not self.model and not share_parameters(self.model, other.model):
+            raise ValueError(
+                "Objective + other: both must be objectives of one and the same model object, or of modules that share "
+                "parameters"
+            )
         for what, mine, theirs in (
             ("dtype", self.parts[0].dtype, other.parts[0].dtype),
             ("dropout_seed", self.dropout_seed, other.dropout_seed),
@@ -178,7 +196,11 @@ class Objective:
                 raise ValueError(f"Objective + other: both must have one {what}, got {mine} and {theirs}")
         if other.group != self.group:
             raise ValueError("Objective + other: both must be objectives of the same group of processes, or of none")
-        return self._with(self.parts + other.parts, self.penalties + other.penalties)
+        if other.model is self.model:
+            return self._with(self.parts + other.parts, self.penalties + other.penalties)
+        both = [(o.model, o.parts, o.penalties) for o in (self, other)]
+        model, parts, penalties = joined(*both)
+        return self._with(parts, penalties, model)
 
     def __mul__(self, c: float) -> Objective:
         if not isinstance(c, numbers.Real):
@@ -200,7 +222,9 @@ class Objective:
     def in_pieces(self, examples: int) -> Objective:
         """The same objective, its batches cut into pieces of at most `examples` examples: less memory at a time.
 
-        Raises for models known to couple the examples of a batch. Tensors without an axis of examples stay whole.
+        Tensors without an axis of examples stay whole. Raises where two pieces of a first batch do not add up to their
+        whole, as where the model or the criterion couples the examples of a batch; this takes two forward passes over
+        at most `examples` examples and one over twice as many.
         """
         if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
             raise ValueError(f"Objective.in_pieces: examples must be a positive int, got {examples!r}")
@@ -214,6 +238,9 @@ class Objective:
             refuse_coupled(self.model, training_flags(self.model), "Objective.in_pieces")
             for part in self.parts:
                 refuse_unrepeatable(part.data)
+                if not part.criterion.additive:
+                    raise ValueError("Objective.in_pieces: the criterion says additive=False; leave the batches whole")
+            prove_pieces(replace(self._taken(self.point, copy=False), group=None).gathered(), examples)
 
         checked() if self.group is None else self.group.together(checked)
         cut = [replace(p, data=Pieces(p.data, p.split, examples), split=as_it_is) for p in self.parts]
@@ -236,10 +263,7 @@ class Objective:
                 refuse_unrepeatable(part.data)
             return tuple(replace(part, data=dealt(part.data, ranks, by), shard=True) for part in self.parts)
 
-        other = object.__new__(Objective)
-        object.__setattr__(other, "dropout_seed", self.dropout_seed)
-        other._set(self.model, ranks.together(shared_out), self.penalties, ranks, self.wrapper)
-        return other
+        return self._with(ranks.together(shared_out), self.penalties, group=ranks)
 
     @property
     def point(self) -> Tensor:
@@ -296,26 +320,18 @@ class Objective:
                 constants = {n: t.to(dtype) if t.is_floating_point() else t for n, t in constants.items()}
         flags = training_flags(self.model)
         modules, places = tuple(self.model.modules()), places_of(self.model)
+        functions = None
+        if self.penalties or needs_functions(modules) or any(isinstance(p.criterion, Custom) for p in self.parts):
+            functions = Functions({name: (kept[0][0][kept[0][1]], kept[0]) for name, kept in places.items()})
         return Snapshot(
             *(self.model, self.parts, self.penalties, self.space, x, constants, flags, modules, places),
-            *(moving_buffers(self.model, places), self.dropout_seed, self.group),
+            *(moving_buffers(self.model, places), self.dropout_seed, self.group, attributes_of(modules), functions),
         )
 
     def _flat(self, x: Tensor | Mapping[str, Tensor] | None) -> Tensor:
         if x is None:
             return self.point
-        flat = self.space.flatten(x) if isinstance(x, Mapping) else x
-        if not isinstance(flat, Tensor):
-            raise TypeError(f"Objective: x must be a tensor or a dict of tensors, got {type(flat).__name__}")
-        if flat.shape != (self.space.length,) or flat.dtype != self.space.dtype:
-            raise ValueError(
-                f"Objective: x must be {self.space.dtype} of shape ({self.space.length},), got {flat.dtype} of shape "
-                f"{tuple(flat.shape)}"
-            )
-        if flat.device != self.space.device:
-            raise ValueError(f"Objective: x must be on {self.space.device}, got {flat.device}; move it with x.to(...)")
-        with ordinary_mode(self.space.device):
-            return flat.detach().clone()
+        return flat_point(self.space, x)
 
     def batches(self) -> Iterator[Batch]:
         """The batches of all parts (this rank's) on the parameters' device, split into inputs and targets."""
@@ -364,7 +380,8 @@ class Objective:
                     y = value()
                     if not y.requires_grad:
                         return space.zeros()
-                    return space.join(torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True))
+                    found = torch.autograd.grad(y, leaves, allow_unused=True, materialize_grads=True)
+                    return space.join([g.to_dense() if g.layout is not torch.strided else g for g in found])
 
             with snapshot.installed(blocks):
                 mean = snapshot.average(
@@ -374,5 +391,10 @@ class Objective:
             return self.space.own(whole)
 
     def check(self) -> Check:
-        """Two passes: is this one fixed, finite function that agrees with the model's own loss? Raises if not."""
-        return check(self)
+        """Raise where this is not one fixed, finite function with right derivatives; return what was seen.
+
+        Two passes over the data under different seeds, the model's own loss, and every kind of product against
+        differences; about twelve gradients in float64. See `frechet.operators.proof`.
+        """
+        # the proof takes products of operators, which stand below
+        return importlib.import_module("frechet.operators.proof").check(self)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frechet.objective.criterion import Criterion
 from frechet.objective.data import Batch, Split, to_device
@@ -43,12 +43,15 @@ class Part:
     head: Head | None = None
     dtype: torch.dtype | None = None  # to which floating inputs and targets are cast
     shard: bool = False
+    model: nn.Module | None = None  # that takes its inputs, in a sum of objectives on several; None: the objective's
     population: int | None = None  # examples that the data were drawn from, on all processes, if they are a subsample
 
     def batches(self, device: torch.device) -> Iterator[Batch]:
         index = -1
         for index, raw in enumerate(self.data):
             inputs, targets = self.split(raw)
-            yield Batch(to_device(inputs, device, self.dtype), to_device(targets, device, self.dtype), index)
+            yield Batch(
+                to_device(inputs, device, self.dtype), to_device(targets, device, self.dtype), index, model=self.model
+            )
         if index < 0 and not self.shard:
             raise ValueError("Objective: data must hold at least one batch, got an empty iterable")

@@ -9,23 +9,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from frechet.errors import NonFinite, UnusableObjective
+from frechet.errors import NonFinite, NotDifferentiable
+from frechet.objective._torch_internals import differentiable, in_transform
+from frechet.objective.attributes import Attributes
+from frechet.objective.criterion import Criterion
+from frechet.objective.custom import Custom, criterion_for
 from frechet.objective.data import Batch, untouched_generators
+from frechet.objective.functions import Functions
 from frechet.objective.group import Tally, combined, room
+from frechet.objective.guards import explained, mark, misfit, refuse_graph
 from frechet.objective.head import Head, HeadRows, rows_of
 from frechet.objective.kernels import refused_hooks, refused_reentrant_checkpoints
-from frechet.objective.model import Places, call, couplings, exact_math, installed, outputs_of, refuse_coupled
+from frechet.objective.model import (
+    Places,
+    call,
+    couplings,
+    exact_math,
+    installed,
+    outputs_of,
+    refuse_coupled,
+    writes_inputs,
+)
 from frechet.objective.parts import Part, Penalty
 from frechet.objective.sharded import whole_tensor
-from frechet.space import Group, Space, generator
+from frechet.objective.structure import examples_of, tensors_of
+from frechet.space import Group, Space, aligned, generator
 from frechet.space.group import sketch
+
+T = TypeVar("T")
 
 _CHECKPOINTED = (
     "Objective.value: the model saves tensors through hooks (activation checkpoints, save_on_cpu), which would "
@@ -53,6 +71,8 @@ class Snapshot:
     moving: tuple[str, ...] = ()  # buffers into which a forward pass may write
     dropout_seed: int | None = None
     group: Group | None = None
+    attributes: Attributes = field(default_factory=list)  # what user's modules keep beside parameters and buffers
+    functions: Functions | None = None  # how the model's and the criterion's own code runs; None: there is none
 
     def gathered(self) -> Snapshot:
         """This snapshot with whole vectors, for the time of one pass. Collective where the parameters are sharded."""
@@ -64,7 +84,7 @@ class Snapshot:
     def leaves(self, space: Space) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Differentiable copies of the blocks of `space`, and the full dict of parameters that contains them."""
         blocks = self.space.unflatten(self.x)
-        leaves = {name: blocks[name].detach().requires_grad_() for name in space.names}
+        leaves = {name: mark(aligned(blocks[name].detach()).requires_grad_()) for name in space.names}
         return list(leaves.values()), {**blocks, **leaves}
 
     def installed(self, blocks: Mapping[str, Tensor]) -> AbstractContextManager[None]:
@@ -78,51 +98,60 @@ class Snapshot:
         moved = {name: self.constants[name].clone() for name in self.moving}
         return {**self.constants, **moved, **blocks}
 
-    def returned(self, blocks: Mapping[str, Tensor], inputs: Any, index: int) -> Any:
+    def returned(self, blocks: Mapping[str, Tensor], inputs: Any, index: int, model: nn.Module | None = None) -> Any:
         """What the model returns for the inputs of batch number `index`, as a function of its parameters."""
-        with ExitStack() as stack:
-            if self.dropout_seed is not None:  # the draws of batch i are always those of (seed, i)
-                drawn = generator(self.dropout_seed, index).initial_seed() % 2**32  # NumPy takes no larger seed
-                stack.enter_context(untouched_generators(drawn))
-            if torch.is_grad_enabled():
-                stack.enter_context(refused_reentrant_checkpoints())
-                holder, key = self.places[self.space.names[0]][0]
-                if isinstance(holder[key], nn.Parameter):  # nothing is installed for the backward pass
-                    stack.enter_context(refused_hooks(_CHECKPOINTED))
-            return call(self.model, self.places, self._state(blocks), inputs)
+
+        def run() -> Any:
+            with ExitStack() as stack:
+                if self.dropout_seed is not None:  # the draws of batch i are always those of (seed, i)
+                    drawn = generator(self.dropout_seed, index).initial_seed() % 2**32  # NumPy takes no larger seed
+                    stack.enter_context(untouched_generators(drawn))
+                if torch.is_grad_enabled():
+                    stack.enter_context(refused_reentrant_checkpoints())
+                    holder, key = self.places[self.space.names[0]][0]
+                    if isinstance(holder[key], nn.Parameter):  # nothing is installed for the backward pass
+                        stack.enter_context(refused_hooks(_CHECKPOINTED))
+                state, written = self._state(blocks), writes_inputs(self.modules)
+                if self.functions is not None and self.functions.nested:  # it may differentiate in its parameters
+                    state |= {name: differentiable(state[name]) for name in self.space.names}
+                return call(model or self.model, self.places, state, inputs, self.attributes, self.modules, written)
+
+        return self.evaluated(run)
+
+    def evaluated(self, run: Callable[[], T]) -> T:
+        """What `run` returns, where it calls code of the user's."""
+        return run() if self.functions is None else self.functions.evaluate(run)
 
     def forward(self, blocks: Mapping[str, Tensor], batch: Batch, head: Head | None = None) -> Tensor:
-        """The model's outputs on a batch, as a function of its parameters; with `head`, what goes into the head."""
+        """The model's outputs on a batch as one real tensor, as a function of its parameters; with `head`, what goes
+        into the head.
 
-        def run() -> Tensor:
-            return outputs_of(self.returned(blocks, batch.inputs, batch.index))
+        `criterion(part, batch)` is the criterion of such outputs.
+        """
+
+        def run() -> Any:
+            return outputs_of(self.returned(blocks, batch.inputs, batch.index, batch.model))
 
         try:
-            outputs = run() if head is None else head.before(run)
-        except (RuntimeError, ValueError) as error:
-            text = str(error).splitlines()[0]
-            if "more than 1 value per channel" in text:
-                raise UnusableObjective(
-                    f"Objective: batch {batch.index} has one value per channel, so its variance is zero: {text}; use "
-                    "another batch size, or model.eval()"
-                ) from error
-            if any(word in text for word in ("dtype", "scalar type", "Input type")):
-                raise self._misfit(batch, text) from error
-            raise
+            found = run() if head is None else head.before(run)
+        except Exception as error:
+            raise explained(error, self, batch) from (None if isinstance(error, NotDifferentiable) else error)
+        outputs = batch.layout.pack(found)
         if any(part.dtype is not None for part in self.parts) and outputs.dtype != self.space.dtype:
-            raise self._misfit(batch, f"its outputs are {outputs.dtype}")
+            raise misfit(self, batch, f"its outputs are {outputs.dtype}")
+        if self.functions is not None and batch.index == 0 and outputs.requires_grad and not in_transform():
+            refuse_graph(outputs, blocks, self.functions, self.space.dtype)
         return outputs
 
-    def _misfit(self, batch: Batch, what: str) -> TypeError:
-        if any(part.dtype is not None for part in self.parts):
-            return TypeError(
-                f"Objective: batch {batch.index}: with dtype={self.space.dtype} parameters, buffers and inputs have "
-                f"this dtype, but a module or hook makes another one: {what}; let it take the dtype of its input"
-            )
-        return TypeError(
-            f"Objective: batch {batch.index} and the {self.space.dtype} model do not fit together: {what}; convert "
-            "the data or the model"
-        )
+    def criterion(self, part: Part, batch: Batch) -> Criterion:
+        """The criterion of a part as a function of what `forward` returned last for this batch."""
+        return criterion_for(part.criterion, batch.layout)
+
+    def count(self, part: Part, batch: Batch) -> Tensor:
+        """The number of a batch's terms that count."""
+        if isinstance(part.criterion, Custom) and part.criterion.counter is None:
+            return torch.tensor(examples_of(batch.inputs, batch.targets), dtype=torch.float64)
+        return part.criterion.count(batch.targets)
 
     @property
     def coupled(self) -> tuple[str, ...]:
@@ -141,23 +170,35 @@ class Snapshot:
     def terms(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The sum of each example's terms ``(examples,)``, as a function of the parameters."""
         if part.head is None:
-            return part.criterion.terms(self.forward(blocks, batch), batch.targets)
+            return self.terms_of(part, blocks, batch, self.forward(blocks, batch))
         rows = self.head_rows(part, blocks, batch, self.forward(blocks, batch, part.head))
         return rows.per_example(rows.terms())
+
+    def terms_of(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch, outputs: Tensor) -> Tensor:
+        """The sum of each example's terms ``(examples,)`` of given outputs, as a function of both."""
+        criterion = self.criterion(part, batch)
+        if not isinstance(criterion, Custom) or self.functions is None:
+            return criterion.terms(outputs, batch.targets)
+        with self.installed(blocks):  # the criterion may read parameters of the model
+            return self.functions.evaluate(lambda: criterion.terms(outputs, batch.targets))
 
     def total(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The sum of a batch's terms, as a function of the parameters."""
         return self.terms(part, blocks, batch).sum()
 
-    def _running(self, reseed: int | None = None) -> ExitStack:
+    def running(self, reseed: int | None = None) -> ExitStack:
         """Contexts of a pass: random generators put back afterwards, the model in its recorded state."""
         stack = ExitStack()
         # batches in memory draw nothing; any other data may draw from every generator there is
         drawing = not all(isinstance(part.data, list | tuple) for part in self.parts)
         stack.enter_context(untouched_generators(reseed, everywhere=drawing or reseed is not None))
         if self.modules:
-            stack.enter_context(exact_math(self.modules, self.flags, self.space.device))
+            stack.enter_context(self.exact())
         return stack
+
+    def exact(self) -> AbstractContextManager[None]:
+        """The model in its recorded state, by kernels and formulas with right derivatives."""
+        return exact_math(self.modules, self.flags, self.space.device, self.functions)
 
     def without_model(self) -> Snapshot:
         """This snapshot for passes over the data in which the model does not run."""
@@ -174,7 +215,7 @@ class Snapshot:
         In a group on this rank's batches; what `visit` raises on one rank, all raise.
         """
         failure, at = None, 0
-        with self._running(reseed):
+        with self.running(reseed):
             try:
                 for part in self.parts:
                     at = 0
@@ -215,11 +256,12 @@ class Snapshot:
         what: str,
         scale: Callable[[float, int], float] | None = None,
         V: Tensor | None = None,
+        squared: bool = False,
     ) -> Tensor:
         """As `average`, for k vectors of `space` as rows ``(k, n)`` to which `contribute` adds, block by block.
 
         Adding in place keeps the peak over many batches at that of one: k vectors and one batch's graph. `V` is what
-        is multiplied, which must be the same on all ranks of a group.
+        is multiplied, which must be the same on all ranks of a group. `squared` weights count as their squares.
         """
         size, behind = k * space.dim, room(self.group)
 
@@ -236,7 +278,8 @@ class Snapshot:
             return flat
 
         drawn = sketch(V) if V is not None and self.group is not None else 0.0
-        return self._averaged(add, empty, size, what, scale, drawn, in_place=True).view(k, space.dim)
+        found = self._averaged(add, empty, size, what, scale, drawn, in_place=True, power=1 + squared)
+        return found.view(k, space.dim)
 
     def _averaged(
         self,
@@ -247,15 +290,16 @@ class Snapshot:
         scale: Callable[[float, int], float] | None,
         drawn: float = 0.0,
         in_place: bool = False,
+        power: int = 1,
     ) -> Tensor:
         total: Tensor | None = None
-        with self._running():
+        with self.running():
             for part in self.parts:
                 sums, number, examples = self._summed(part, add, empty, size, what, drawn)
                 if number <= 0:
                     everywhere = "" if self.group is None else f" of any of the {self.group.size} ranks"
                     raise ValueError(f"{what}: the data{everywhere} must hold at least one term that counts, got none")
-                factor = part.weight * (1 / number if scale is None else scale(number, examples))
+                factor = part.weight**power * (1 / number if scale is None else scale(number, examples))
                 part_total = sums.mul_(factor) if in_place else sums * factor
                 total = part_total if total is None else total + part_total
             assert total is not None  # an objective has at least one part
@@ -280,9 +324,9 @@ class Snapshot:
         number = 0.0
         try:
             for batch in part.batches(self.space.device):
-                sums, terms = add(part, batch, sums), part.criterion.count(batch.targets)
+                sums, terms = add(part, batch, sums), self.count(part, batch)
                 count = terms if count is None else count + terms
-                examples += len_of(batch)
+                examples += examples_of(batch.inputs, batch.targets)
                 at = batch.index + 1
             number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
         except Exception as error:
@@ -328,6 +372,13 @@ class Snapshot:
     def penalty(self, blocks: Mapping[str, Tensor], convex_only: bool = False) -> Tensor:
         """The sum of the penalties at `blocks`."""
         value = self.x.new_zeros(())
+        if not self.penalties:
+            return value
+        with self.exact() if self.modules else nullcontext(), self.installed(blocks):
+            return self.evaluated(lambda: self._penalty(blocks, convex_only))
+
+    def _penalty(self, blocks: Mapping[str, Tensor], convex_only: bool) -> Tensor:
+        value = self.x.new_zeros(())
         for weight, p in self.penalties:
             if p.convex or not convex_only:
                 term = torch.as_tensor(p.function(blocks))
@@ -337,14 +388,5 @@ class Snapshot:
         return value
 
 
-def len_of(batch: Batch) -> int:
-    """Number of examples of a batch."""
-    return batch.targets.shape[0] if isinstance(batch.targets, Tensor) and batch.targets.ndim else 1
-
-
 def _finite(tree: Any) -> bool:
-    if isinstance(tree, Tensor):
-        return not tree.is_floating_point() or bool(torch.isfinite(tree).all())
-    if isinstance(tree, Mapping):
-        return all(_finite(v) for v in tree.values())
-    return all(_finite(v) for v in tree) if isinstance(tree, list | tuple) else True
+    return all(not t.is_floating_point() or bool(torch.isfinite(t).all()) for t in tensors_of(tree))

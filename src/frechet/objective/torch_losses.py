@@ -14,6 +14,7 @@ from torch import nn
 from frechet.objective import criterion as c
 from frechet.objective.criterion import Criterion
 from frechet.objective.cross_entropy import cross_entropy
+from frechet.objective.custom import custom
 
 _FUNCTIONS: dict[Callable[..., object], Callable[[], Criterion]] = {
     F.cross_entropy: lambda: cross_entropy(class_dim=1),
@@ -37,7 +38,7 @@ _REFUSED: dict[object, str] = {
     nn.KLDivLoss: "use cross_entropy() with probabilities as targets",
     F.kl_div: "use cross_entropy() with probabilities as targets",
 }
-_UNCALLED = (cross_entropy, c.squared_error, c.binary_cross_entropy, c.gaussian, c.poisson, c.huber, c.custom)
+_UNCALLED = (cross_entropy, c.squared_error, c.binary_cross_entropy, c.gaussian, c.poisson, c.huber, custom)
 
 
 def as_criterion(loss: object) -> Criterion:

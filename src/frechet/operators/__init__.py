@@ -6,7 +6,6 @@ from frechet.operators.closed_form import inverse, square_root
 from frechet.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.operators.jacobian import jacobian, ntk
-from frechet.operators.linearized import Linearized, linearize
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.operators.products import gauss_newton_product, hessian_product, jacobian_product
 from frechet.operators.structured import (
@@ -23,7 +22,6 @@ from frechet.operators.structured import (
 __all__ = [
     "Fact",
     "LinearOperator",
-    "Linearized",
     "OperatorCheck",
     "block_diagonal",
     "check_operator",
@@ -42,7 +40,6 @@ __all__ = [
     "jacobian",
     "jacobian_product",
     "kronecker",
-    "linearize",
     "ntk",
     "restriction",
     "square_root",

@@ -6,13 +6,17 @@ The point is a tensor of any shape (one block named "") or a dict of tensors; it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from frechet.objective.kernels import WeightNormByFormula, ordinary, ordinary_mode
+from frechet.errors import NonFinite, NotDifferentiable
+from frechet.objective._torch_internals import in_dispatch_mode, nodes_of
+from frechet.objective.functions import Functions
+from frechet.objective.kernels import ordinary, ordinary_mode
+from frechet.operators.custom_functions import refuse_forgotten, users_nodes
 from frechet.operators.operator import NONE, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import columns, dual_numbers, grads, second_order
 from frechet.operators.route import Route, refuse_padded_embedding
@@ -36,8 +40,13 @@ def frozen_point(what: str, x: Tensor | Mapping[str, Tensor]) -> tuple[dict[str,
         return {name: b.detach().clone() for name, b in blocks.items()}, single
 
 
-def _call(f: Callable[..., object], blocks: Mapping[str, Tensor], single: bool) -> object:
-    return f(blocks[""] if single else dict(blocks))
+def _call(f: Callable[..., object], blocks: Mapping[str, Tensor], single: bool, functions: Functions) -> object:
+    return functions.evaluate(lambda: f(blocks[""] if single else dict(blocks)))
+
+
+def _nested() -> Functions:
+    """How a function runs of which nothing is known: it may take derivatives itself."""
+    return Functions(nested=True)
 
 
 def _outputs(y: object) -> dict[str, Tensor]:
@@ -56,6 +65,7 @@ class FunctionHessian(LinearOperator):
     x: dict[str, Tensor]
     single: bool
     route: Route
+    functions: Functions = field(default_factory=_nested)
 
     @property
     def domain(self) -> Space:
@@ -70,7 +80,7 @@ class FunctionHessian(LinearOperator):
         return SYMMETRIC
 
     def _value(self, blocks: Mapping[str, Tensor]) -> Tensor:
-        value = _call(self.f, blocks, self.single)
+        value = _call(self.f, blocks, self.single, self.functions)
         if not isinstance(value, Tensor) or value.ndim:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"hessian: f must return a scalar tensor, got {got}; for more outputs use jacobian(f, x)")
@@ -78,16 +88,19 @@ class FunctionHessian(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         space = self.domain
-        with second_order("hessian", space.device), WeightNormByFormula(), torch.enable_grad():
+        with second_order("hessian", space.device, self.functions), torch.enable_grad():
             leaves, vectors = _leaves(self.x), columns(space, V)
             xs = list(leaves.values())
             if self.route == "forward":
                 rows = [space.join(_gradient_tangent(self._value, leaves, v)) for v in vectors]
             else:
-                gradient = grads(self._value(leaves), xs, None, create_graph=True)
+                value = self._value(leaves)
+                gradient = grads(value, xs, None, create_graph=True)
+                if users_nodes(nodes_of([value])):
+                    refuse_forgotten(lambda point: self._value(dict(zip(leaves, point, strict=True))), xs)
                 last = len(vectors) - 1
                 rows = [space.join(grads(gradient, xs, v, retain_graph=i < last)) for i, v in enumerate(vectors)]
-        return torch.stack(rows).detach().T
+        return finite("hessian", torch.stack(rows).detach(), V).T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
@@ -102,6 +115,7 @@ class FunctionJacobian(LinearOperator):
     single: bool
     route: Route
     codomain: Space
+    functions: Functions = field(default_factory=_nested)
 
     @property
     def domain(self) -> Space:
@@ -112,10 +126,10 @@ class FunctionJacobian(LinearOperator):
         return NONE
 
     def _flat(self, blocks: Mapping[str, Tensor]) -> Tensor:
-        return self.codomain.join(_outputs(_call(self.f, blocks, self.single)).values())
+        return self.codomain.join(_outputs(_call(self.f, blocks, self.single, self.functions)).values())
 
     def _matmat(self, V: Tensor) -> Tensor:
-        with second_order("jacobian", self.domain.device), WeightNormByFormula(), torch.enable_grad():
+        with second_order("jacobian", self.domain.device, self.functions), torch.enable_grad():
             leaves, vectors = _leaves(self.x), columns(self.domain, V)
             if self.route == "forward":
                 rows = [_tangent(self._flat, self.x, v) for v in vectors]
@@ -124,15 +138,32 @@ class FunctionJacobian(LinearOperator):
                 u = torch.zeros_like(y).requires_grad_()
                 transposed = grads(y, list(leaves.values()), [u], create_graph=True)
                 rows = [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
-        return torch.stack(rows).detach().T
+            if self.route == "forward" and self.functions.hooked:
+                raise NotDifferentiable(
+                    "jacobian: f registers backward hooks, which forward mode does not see; use route='reverse'"
+                )
+        return finite("jacobian", torch.stack(rows).detach(), V).T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         space = self.domain
-        with second_order("jacobian", space.device), WeightNormByFormula(), torch.enable_grad():
+        with second_order("jacobian", space.device, self.functions), torch.enable_grad():
             leaves = _leaves(self.x)
             xs, y, last = list(leaves.values()), self._flat(leaves), U.shape[1] - 1
             rows = [space.join(grads(y, xs, [u], retain_graph=i < last)) for i, u in enumerate(ordinary(U).T)]
-        return torch.stack(rows).T
+        return finite("jacobian", torch.stack(rows), U).T
+
+
+def finite(what: str, product: Tensor, vectors: Tensor) -> Tensor:
+    """`product`; raises where it holds a NaN or an infinity though the vectors do not."""
+    if in_dispatch_mode():  # a recorded product is looked at by whoever plays it back
+        return product
+    if not bool(torch.isfinite(product).all()) and bool(torch.isfinite(vectors).all()):
+        raise NonFinite(
+            f"{what}: the product with a finite vector holds NaN or infinity, so f has no such derivative in this "
+            "arithmetic at x (a norm or a square root at 0, an overflow); write it by functions that are smooth there, "
+            "such as sums of squares"
+        )
+    return product
 
 
 def _leaves(x: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,9 +200,10 @@ def function_jacobian(
     if route not in (None, "reverse", "forward"):
         raise ValueError(f"jacobian: route must be 'reverse' or 'forward', got {route!r}")
     forward = route == "forward"  # what it cannot do is seen in the graph
-    with torch.set_grad_enabled(forward), second_order("jacobian", Space.of(blocks).device):
-        outputs = _outputs(_call(f, _leaves(blocks) if forward else blocks, single))
+    functions = _nested()
+    with torch.set_grad_enabled(forward), second_order("jacobian", Space.of(blocks).device, functions):
+        outputs = _outputs(_call(f, _leaves(blocks) if forward else blocks, single, functions))
         for y in outputs.values():
             refuse_padded_embedding(y, "jacobian")
         codomain = Space.of({n: y.detach() for n, y in outputs.items()})
-    return FunctionJacobian(f, blocks, single, route or "reverse", codomain)
+    return FunctionJacobian(f, blocks, single, route or "reverse", codomain, functions)

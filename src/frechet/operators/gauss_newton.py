@@ -26,13 +26,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Criterion, Objective, Part, Snapshot
+from frechet.objective.coupling import check_additive
 from frechet.objective.head import Head
 from frechet.objective.kernels import refused_hooks
 from frechet.operators.headed import add_headed, head_blocks
+from frechet.operators.joint import OfCriterion, joint_by_term, joint_product, joint_second_moment, reads_parameters
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
-from frechet.operators.route import Route, chosen, refuse_padded_embedding
+from frechet.operators.route import Route, Way, chosen, forward_only, refuse_padded_embedding
 from frechet.space import Space, generator
 
 # the middle factor on one batch, or on some rows of it in order: (part, criterion, outputs, targets) -> (u -> C u),
@@ -53,17 +56,24 @@ class OutputProduct(LinearOperator):
     name: str
     snapshot: Snapshot
     domain: Space
-    route: Route
+    way: Way
     facts: frozenset[Fact]
     middle: Middle
     scale: Callable[[float, int], float] | None
     penalized: bool
     drawn: bool  # the middle factor draws random numbers, batch after batch
     coupled: bool  # C couples the rows of an example: it is the outer product of the example's score
+    of_criterion: OfCriterion | None = None  # the product where the criterion reads parameters itself
+    squared: bool = False  # it is a second moment of gradients: a factor c on the objective is c^2
 
     @property
     def codomain(self) -> Space:
         return self.domain
+
+    @property
+    def route(self) -> Route:
+        """The route that products take, which the first product may have changed where it was left open."""
+        return self.way.route
 
     def __repr__(self) -> str:
         return super().__repr__().replace(type(self).__name__, self.name, 1)
@@ -72,6 +82,14 @@ class OutputProduct(LinearOperator):
         if self.domain.shard is not None:
             whole = replace(self, snapshot=self.snapshot.gathered(), domain=self.domain.unsharded)
             return self.domain.own(whole._matmat(self.domain.whole(V)))
+        try:
+            return self._product(V)
+        except NotDifferentiable as error:
+            if not self.way.turns(error):
+                raise
+        return self._product(V)
+
+    def _product(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
         with differentiating(self.name, space.device):
             leaves, vectors = s.leaves(space), columns(space, V)
@@ -81,7 +99,7 @@ class OutputProduct(LinearOperator):
                 add(leaves, part, batch, vectors, Sums(rows))
 
             with s.installed(leaves[1]):
-                product = s.average_rows(contribute, space, len(vectors), self.name, self.scale, V)
+                product = s.average_rows(contribute, space, len(vectors), self.name, self.scale, V, self.squared)
             if not self.penalized:
                 return product.T
             return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
@@ -98,7 +116,11 @@ class OutputProduct(LinearOperator):
                     of_rows = None if self.coupled else partial(middle, part, headed.criterion)
                     add_headed(headed, where, push, of_rows, leaves[0], vectors, sums)
                     return
-                C = middle(part, part.criterion, y.detach(), batch.targets)
+                criterion = self.snapshot.criterion(part, batch)
+                if self.of_criterion is not None and reads_parameters(self.snapshot, part, batch, y, leaves):
+                    self.of_criterion(self.snapshot, part, batch, leaves, y, push, vectors, sums)
+                    return
+                C = middle(part, criterion, y.detach(), batch.targets)
                 for i in range(len(vectors)):
                     u = C(push(i)).detach()
                     sums.add(i, grads(y, leaves[0], [u], retain_graph=i + 1 < len(vectors)))
@@ -131,13 +153,13 @@ class OutputProduct(LinearOperator):
             transposed = [found[j] for j in reached]
             return y, lambda i: grads(transposed, [u], [vectors[i][j] for j in reached], retain_graph=True)[0]
         if head is not None:  # where memory is short, the graph of the tangents is worth a forward pass
-            pushed = [tangent(s, space, blocks, v, batch, head) for v in vectors]
+            pushed = [tangent(s, space, blocks, v, batch, head, what=self.name) for v in vectors]
             y = s.forward(blocks, batch, head)
             if batch.index == 0:
                 refuse_padded_embedding(y, self.name)
             return y, pushed.__getitem__
         # a checkpoint would run again outside of the level, without tangents
-        with refused_hooks(_CHECKPOINTED.format(self.name)), dual_numbers():
+        with forward_only(self.name, s.functions), refused_hooks(_CHECKPOINTED.format(self.name)), dual_numbers():
             duals = map(forward_ad.make_dual, leaves, vectors[0])
             outputs = s.forward({**blocks, **dict(zip(space.names, duals, strict=True))}, batch)
             # the graph of the tangents goes with them: left in place it would be differentiated too
@@ -145,7 +167,7 @@ class OutputProduct(LinearOperator):
             first = torch.zeros_like(y) if first is None else first.detach()
         if batch.index == 0:
             refuse_padded_embedding(y, self.name)
-        return y, lambda i: first if i == 0 else tangent(s, space, blocks, vectors[i], batch)
+        return y, lambda i: first if i == 0 else tangent(s, space, blocks, vectors[i], batch, what=self.name)
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
@@ -158,9 +180,10 @@ def tangent(
     v: list[Tensor],
     batch: Batch,
     head: Head | None = None,
+    what: str = "jacobian",
 ) -> Tensor:
     """J v on one batch by dual numbers."""
-    return primal_and_tangent(s, space, blocks, v, batch, head)[1]
+    return primal_and_tangent(s, space, blocks, v, batch, head, what)[1]
 
 
 def primal_and_tangent(
@@ -170,12 +193,15 @@ def primal_and_tangent(
     v: list[Tensor],
     batch: Batch,
     head: Head | None = None,
+    what: str = "jacobian",
 ) -> tuple[Tensor, Tensor]:
     """The outputs on one batch (with a `head`, what goes into it) and J v, without a graph."""
-    with torch.no_grad(), dual_numbers():
+    with torch.no_grad(), forward_only(what, s.functions), dual_numbers():
         duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
         primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch, head))
-        return primal, torch.zeros_like(primal) if derivative is None else derivative
+        # a model that takes derivatives itself has run with a graph
+        primal = primal.detach()
+        return primal, torch.zeros_like(primal) if derivative is None else derivative.detach()
 
 
 def _made(
@@ -190,11 +216,15 @@ def _made(
     penalized: bool = False,
     drawn: bool = False,
     coupled: bool = False,
+    of_criterion: OfCriterion | None = None,
+    squared: bool = False,
 ) -> OutputProduct:
     snapshot = objective.snapshot(x, pieces=True)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
-    way = chosen(route, snapshot.model, name, gauss_newton=True)
-    return OutputProduct(name, snapshot, space, way, facts, middle, scale, penalized, drawn, coupled)
+    way = Way(chosen(route, snapshot.model, name, gauss_newton=True), route is not None)
+    return OutputProduct(
+        *(name, snapshot, space, way, facts, middle, scale, penalized, drawn, coupled, of_criterion, squared)
+    )
 
 
 def _require_objective(name: str, objective: object) -> None:
@@ -235,7 +265,9 @@ def gauss_newton(
     def middle() -> OnBatch:
         return lambda _part, criterion, y, targets: lambda u: criterion.hessian_product(y, targets, u)
 
-    return _made("gauss_newton", objective, x, restrict, route, facts, middle, penalized=True)
+    return _made(
+        *("gauss_newton", objective, x, restrict, route, facts, middle), penalized=True, of_criterion=joint_product
+    )
 
 
 def fisher(
@@ -295,7 +327,7 @@ def empirical_fisher(
     ``per="term"``: 1/count sum over terms of g g'. ``per="example"``: 1/N sum over examples of g g' with g the gradient
     of the example's total times N/count, so that the mean of g is the objective's gradient. They agree where every
     example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently: one
-    that normalizes by the statistics of the batch is refused.
+    that normalizes by the statistics of the batch is refused. A factor c on the objective is c^2 on this matrix.
     """
     _require_objective("empirical_fisher", objective)
     if per not in ("example", "term"):
@@ -303,10 +335,11 @@ def empirical_fisher(
 
     def middle() -> OnBatch:
         def on_batch(_part: Part, criterion: Criterion, y: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+            check_additive("empirical_fisher", criterion, y, targets, objective.space.eps, 0)
             score = criterion.score(y, targets)
             if per == "term":
                 return lambda u: criterion.project(score, u)
-            flat = score.reshape(score.shape[0], -1)
+            flat = score.flatten(1) if score.ndim > 1 else score[:, None]
             return lambda u: (flat * (flat * u.reshape(flat.shape)).sum(1, keepdim=True)).view(score.shape)
 
         return on_batch
@@ -314,8 +347,12 @@ def empirical_fisher(
     def per_example(count: float, examples: int) -> float:
         return examples / count**2
 
-    scale = per_example if per == "example" else None
-    facts, coupled = _signed(objective), per == "example"
-    made = _made("empirical_fisher", objective, x, restrict, route, facts, middle, scale, coupled=coupled)
+    coupled = per == "example"
+    made = _made(
+        *("empirical_fisher", objective, x, restrict, route, PSD, middle, per_example if coupled else None),
+        coupled=coupled,
+        of_criterion=joint_second_moment if coupled else joint_by_term,
+        squared=True,
+    )
     made.snapshot.refuse_coupled("empirical_fisher")
     return made

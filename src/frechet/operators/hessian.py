@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.operators.custom_functions import refuse_forgotten
 from frechet.operators.function import FunctionHessian, frozen_point
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
@@ -63,8 +64,25 @@ class ObjectiveHessian(LinearOperator):
 
     def adding(self) -> Adding:
         """How the unscaled product on a batch is computed, for one pass over the data."""
-        s, add = self.snapshot, _reverse if self.route == "reverse" else _forward
-        return lambda leaves, part, batch, vectors, sums: add(lambda b: s.total(part, b, batch), *leaves, vectors, sums)
+        s, product = self.snapshot, _reverse if self.route == "reverse" else _forward
+
+        def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], sums: Sums) -> None:
+            product(lambda blocks: s.total(part, blocks, batch), *leaves, vectors, sums)
+            if batch.index == 0 and s.functions is not None and s.functions.custom and not s.functions.proved:
+                self._prove_functions(leaves, part, batch)
+
+        return add
+
+    def _prove_functions(self, leaves: Leaves, part: Part, batch: Batch) -> None:
+        """Once for each operator: the custom functions of the model carry their derivatives."""
+        s, names = self.snapshot, self.domain.names
+
+        def total(point: list[Tensor]) -> Tensor:
+            return s.total(part, {**leaves[1], **dict(zip(names, point, strict=True))}, batch)
+
+        refuse_forgotten(total, leaves[0])
+        assert s.functions is not None
+        s.functions.proved = True
 
     def of_penalty(self, leaves: Leaves, vectors: list[list[Tensor]]) -> Tensor:
         """The penalties' Hessian times each vector, as rows."""

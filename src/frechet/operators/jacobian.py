@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.kernels import ordinary
 from frechet.operators.function import function_jacobian
 from frechet.operators.gauss_newton import tangent
 from frechet.operators.operator import NONE, Fact, LinearOperator
 from frechet.operators.products import Leaves, Sums, columns, differentiating, grads
-from frechet.operators.route import Route, chosen, refuse_padded_embedding
+from frechet.operators.route import Route, Way, chosen, refuse_padded_embedding
 from frechet.space import Space
 
 
@@ -31,13 +32,26 @@ class OutputJacobian(LinearOperator):
     snapshot: Snapshot
     domain: Space
     codomain: Space
-    route: Route
+    way: Way
+
+    @property
+    def route(self) -> Route:
+        """The route that J v takes, which the first product may have changed where it was left open."""
+        return self.way.route
 
     @property
     def facts(self) -> frozenset[Fact]:
         return NONE
 
     def _matmat(self, V: Tensor) -> Tensor:
+        try:
+            return self._product(V)
+        except NotDifferentiable as error:
+            if not self.way.turns(error):
+                raise
+        return self._product(V)
+
+    def _product(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain
         row = 0
 
@@ -125,13 +139,18 @@ def jacobian(
         )
     snapshot = of.snapshot(x)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
-    way, sizes = chosen(route, snapshot.model, "jacobian", gauss_newton=True), []
+    way = Way(chosen(route, snapshot.model, "jacobian", gauss_newton=True), route is not None)
+    sizes: list[int] = []
     _, blocks = snapshot.leaves(space)
 
     def visit(_part: Part, batch: Batch) -> None:
-        with torch.set_grad_enabled(way == "forward" and batch.index == 0):
+        with torch.set_grad_enabled(way.route == "forward" and batch.index == 0):
             y = snapshot.forward(blocks, batch)
-            refuse_padded_embedding(y, "jacobian")
+            try:
+                refuse_padded_embedding(y, "jacobian")
+            except NotDifferentiable as error:
+                if not way.turns(error):
+                    raise
         sizes.append(y.numel())
 
     with torch.no_grad(), snapshot.installed(blocks):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,25 +25,31 @@ from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Part
-from frechet.objective.activations import ActivationsByFormula
-from frechet.objective.formulas import LayersByFormula, NormsByFormula
+from frechet.objective._torch_internals import autocast_left_out
+from frechet.objective.functions import Functions
 from frechet.objective.kernels import (
-    WeightNormByFormula,
     ordinary,
     ordinary_mode,
+    recurrence_without_cudnn,
     refuse_once_differentiable,
     unfused_attention,
 )
-from frechet.space import Space
+from frechet.operators.custom_functions import refused_cuts
+from frechet.space import Space, aligned
 
 Point = Tensor | Mapping[str, Tensor]
 Leaves = tuple[list[Tensor], dict[str, Tensor]]  # differentiable blocks, and all parameters with these among them
 
 
 @contextmanager
-def second_order(what: str, device: torch.device) -> Iterator[None]:
-    """Second derivatives inside, outside of a pass over data, which unfuses attention itself."""
-    with differentiating(what, device), unfused_attention(), ActivationsByFormula():
+def second_order(what: str, device: torch.device, functions: Functions | None = None) -> Iterator[None]:
+    """Second derivatives of the user's functions inside, outside of a pass over data, which does the same itself.
+
+    Attention by kernels that have them, layers by formulas where theirs are wrong, in full precision. `functions` is
+    what has been seen of the functions; without it all derivatives are taken as if a function took derivatives itself.
+    """
+    seen = Functions(nested=True) if functions is None else functions
+    with differentiating(what, device), unfused_attention(), recurrence_without_cudnn(), autocast_left_out(), seen:
         yield
 
 
@@ -57,8 +63,14 @@ def differentiating(what: str, device: torch.device) -> Iterator[None]:
         text = str(error)
         missing = (
             "is not implemented",
+            "not implemented for",
             "does not support it",
             "forward AD",
+            "forward mode AD",
+            "_efficientzerotensor",
+            "Sparse",
+            "result->level()",
+            "Cannot access storage",
             "implement the jvp",
             "ZeroTensors are immutable",  # torch's mse_loss in forward mode
             "does not currently support double backward",
@@ -92,7 +104,7 @@ def dual_numbers() -> Iterator[None]:
 
 def columns(space: Space, V: Tensor) -> list[list[Tensor]]:
     """The columns of `V` ``(n, k)``, each as the blocks of `space`."""
-    return [space.split(v) for v in ordinary(V).T]
+    return [[aligned(block) for block in space.split(v)] for v in ordinary(V).T]
 
 
 @torch.no_grad()
@@ -139,12 +151,15 @@ def grads(
     if not pairs:
         return [torch.zeros_like(x) for x in xs]
     outs, cots = [y for y, _ in pairs], [u for _, u in pairs]
-    if create_graph:
-        refuse_once_differentiable(outs)
-    found = torch.autograd.grad(
-        outs, list(xs), cots, retain_graph, create_graph, allow_unused=True, materialize_grads=True
-    )
-    return list(found)
+    with ExitStack() as stack:
+        if create_graph:
+            custom = refuse_once_differentiable(outs)
+            if custom:
+                stack.enter_context(refused_cuts(custom))
+        found = torch.autograd.grad(
+            outs, list(xs), cots, retain_graph, create_graph, allow_unused=True, materialize_grads=True
+        )
+    return [g if g.layout is torch.strided else g.to_dense() for g in found]
 
 
 def _blocks(x: Point) -> list[Tensor]:
@@ -172,13 +187,6 @@ def _vector(name: str, x: Point, v: Point) -> list[Tensor]:
     return [ordinary(b) for b in blocks]
 
 
-@contextmanager
-def _by_formula() -> Iterator[None]:
-    """Layers by formulas with three right derivatives: the third is the gradient of a product."""
-    with WeightNormByFormula(), LayersByFormula(), NormsByFormula():
-        yield
-
-
 def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | dict[str, Tensor]:
     """(d^2 f / dx^2) v for a scalar function f, shaped like x, differentiable in x, v and in what f closes over.
 
@@ -193,7 +201,7 @@ def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | di
         tensor([6., 6.])
     """
     vs = _vector("hessian_product", x, v)
-    with second_order("hessian_product", vs[0].device), _by_formula(), torch.enable_grad():
+    with second_order("hessian_product", vs[0].device), torch.enable_grad():
         opened, xs = _opened(x)
         value = f(opened)
         if value.ndim:
@@ -212,7 +220,7 @@ def jacobian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor:
         tensor([2., 6.])
     """
     vs = _vector("jacobian_product", x, v)
-    with second_order("jacobian_product", vs[0].device), _by_formula(), torch.enable_grad():
+    with second_order("jacobian_product", vs[0].device), torch.enable_grad():
         opened, xs = _opened(x)
         y = f(opened)
         u = torch.zeros_like(y).requires_grad_()
@@ -234,7 +242,7 @@ def gauss_newton_product(
         tensor([2., 4.])
     """
     vs = _vector("gauss_newton_product", x, v)
-    with second_order("gauss_newton_product", vs[0].device), _by_formula(), torch.enable_grad():
+    with second_order("gauss_newton_product", vs[0].device), torch.enable_grad():
         opened, xs = _opened(x)
         y = f(opened)
         u = torch.zeros_like(y).requires_grad_()

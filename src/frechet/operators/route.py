@@ -3,20 +3,43 @@
 Reverse works for the most operations and needs the least memory; it is the default of Hessians. Forward mode is the
 default where only first derivatives are taken, for Gauss-Newton and its relatives: 1.7 to 1.9 gradients for a product
 against 2.2 to 3.4, because the tangents ride on the one forward pass and no second backward is made. It cannot go
-through the modules listed in `lacks_forward`; for these the default is reverse. `A.route` shows the choice; nothing
-switches on failure.
+through the modules listed in `lacks_forward`; for these the default is reverse. What else it cannot go through is seen
+in the first product, which then is computed in reverse mode, as are all later ones: `A.route` shows the route, and
+`A.way.reason` why. A route that the user names does not change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from frechet.errors import NotDifferentiable
-from frechet.objective.kernels import nodes_of
+from frechet.objective._torch_internals import nodes_of
+from frechet.objective.functions import Functions
+from frechet.objective.model import backward_hooks
 
 Route = Literal["reverse", "forward"]
+
+
+@dataclass(eq=False)
+class Way:
+    """The route of an operator. Where the user left it open, it turns to reverse when forward mode cannot serve."""
+
+    route: Route
+    fixed: bool = True
+    reason: str = ""  # why it turned
+
+    def turns(self, error: NotDifferentiable) -> bool:
+        """Turn to reverse mode for what forward mode could not do, if that is left to choose."""
+        if self.fixed or self.route == "reverse":
+            return False
+        self.route, self.reason = "reverse", str(error)
+        return True
 
 
 def lacks_forward(model: nn.Module) -> str | None:
@@ -28,7 +51,7 @@ def lacks_forward(model: nn.Module) -> str | None:
         fused = isinstance(m, nn.LSTMCell | nn.GRUCell) and m.weight_ih.device.type != "cpu"
         if isinstance(m, nn.RNNBase) or padded or fused:
             return f"'{name}' ({type(m).__name__})"
-    return None
+    return backward_hooks(model)  # it does not see them
 
 
 def chosen(route: Route | None, model: nn.Module, what: str, *, gauss_newton: bool) -> Route:
@@ -41,6 +64,26 @@ def chosen(route: Route | None, model: nn.Module, what: str, *, gauss_newton: bo
     if route is not None:
         return route
     return "forward" if gauss_newton and lacking is None else "reverse"
+
+
+@contextmanager
+def forward_only(what: str, functions: Functions | None) -> Iterator[None]:
+    """Forward mode through the user's functions inside; where it cannot be right, that in one sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        if isinstance(error, NotDifferentiable):
+            raise
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        raise NotDifferentiable(
+            f"{what}: forward mode cannot go through this model or loss: {text}; use route='reverse'"
+        ) from error
+    if functions is not None and functions.hooked:
+        raise NotDifferentiable(
+            f"{what}: the model registers backward hooks, which forward mode does not see; use route='reverse'"
+        )
 
 
 def refuse_padded_embedding(y: Tensor, what: str) -> None:

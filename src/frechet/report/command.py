@@ -210,11 +210,16 @@ def checked(objective: Objective, title: str, choosing: bool = False) -> list[st
         "second derivatives exist"
         + (f", piecewise: {', '.join(found.kinks)} has kinks" if found.kinks else "")
         + f"; symmetric to {abs(crossed) / max(size * space.dim**0.5, 1e-300):.1g}",
-        *(f"module {m} couples the examples of a batch: the loss depends on the batches" for m in found.coupled[:3]),
+        *(f"{_named(c)} couples the examples of a batch: the loss depends on the batches" for c in found.coupled[:3]),
+        *(f"{'proved' if p.proved else 'not proved'}: {p.claim} (to {p.difference:.0e})" for p in found.proved),
         *cost.lines(),
         *told,
     ]
     return [*lines, "usable"]
+
+
+def _named(coupled: str) -> str:
+    return f"module {coupled}" if coupled.startswith("'") else coupled
 
 
 def _taken_out(wrapper: str, ranks: int) -> str:

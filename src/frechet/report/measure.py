@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from frechet.errors import LostRank, NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.memory import ran_out
 from frechet.operators.route import Route, chosen
+from frechet.recording import ran_out
 from frechet.report import threads
 from frechet.report.metered import metered
 from frechet.report.operators import Operators

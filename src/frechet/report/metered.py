@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from frechet.operators.memory import ran_out
 from frechet.operators.operator import LinearOperator
 from frechet.operators.structured import FromCallable
+from frechet.recording import ran_out
 
 SLOWER = 1.25  # blocks save passes; a vector in one may cost little more than alone before they are given up
 RECENT = 6  # passes whose times count: a machine that becomes busy, or quiet, shows within so many

@@ -10,10 +10,9 @@ from frechet.errors import LostRank
 from frechet.objective import Objective
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
-from frechet.operators.linearized import Linearized, linearize
-from frechet.operators.memory import free_memory
 from frechet.operators.operator import LinearOperator
 from frechet.operators.route import Route
+from frechet.recording import Linearized, free_memory, linearize
 from frechet.report.metered import metered
 from frechet.report.run import Run
 from frechet.report.schema import Cost

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from frechet.operators.memory import peak_above, start_peak
+from frechet.recording import peak_above, start_peak
 from frechet.report.files import write_atomic
 from frechet.report.metered import Meter
 from frechet.report.schema import Cost, LeftOut

@@ -26,7 +26,7 @@ from frechet.analyze.stability import Interpolation, Range, SgdBounds, Stability
 from frechet.linalg.density import Density, DensityState
 from frechet.linalg.eigsh_run import EigshState
 from frechet.linalg.result import Estimate, Spectrum, Status
-from frechet.objective.check import Check
+from frechet.objective.check import Check, Proved
 from frechet.report.schema import Cost, Eigenvalue, LeftOut
 from frechet.report.sizes import Sizes
 from frechet.space import Space
@@ -35,7 +35,18 @@ MAGIC = b"frechet unfinished report 2\n"
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(Check, Cost, CurvatureNoiseScale, Density, DensityState, Eigenvalue, EigshState, Estimate, Interpolation),
+        *(
+            Check,
+            Proved,
+            Cost,
+            CurvatureNoiseScale,
+            Density,
+            DensityState,
+            Eigenvalue,
+            EigshState,
+            Estimate,
+            Interpolation,
+        ),
         *(LeftOut, NoiseScale, Range, SgdBounds, Sizes, Slices, Spectrum, Stability),
     )
 }

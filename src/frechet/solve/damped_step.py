@@ -45,16 +45,16 @@ class Factor:
         return self._unscaled(weights)
 
     def within(self, radius: float, guess: float = 0.0) -> tuple[Tensor, float]:
-        """The step with norm(D p) near `radius` where the undamped one is longer, and its damping."""
+        """The step with norm(D p) near `radius` where the undamped one is longer, and its damping; 0 for radius 0."""
         rank = self.rank
-        if not rank:
+        sb = self.s * self.b
+        low, high = 0.0, length(sb) / radius if radius > 0 else math.inf
+        if not rank or high == math.inf:
             return self._unscaled(torch.zeros_like(self.b)), 0.0
         plain = self.b[:rank] / self.s[:rank]
         if length(plain) <= (1 + NEAR) * radius:
             return self.step(0.0), 0.0
-        s2, sb = self.s.square(), self.s * self.b
-        low, high = 0.0, length(sb) / radius
-        damping = guess
+        s2, damping = self.s.square(), guess
         for _ in range(30):
             if not low < damping < high:
                 damping = max(1e-3 * high, math.sqrt(low * high))
@@ -63,11 +63,13 @@ class Factor:
             miss = size - radius
             if abs(miss) <= NEAR * radius or size == 0:
                 break
-            slope = -float((w.square() / (s2 + damping)).sum()) / size
+            rate = float(((w / size).square() / (s2 + damping)).sum())  # at which the length falls, relative to it
             if miss < 0:
                 high = damping
-            low = max(low, damping - miss / slope)
-            damping -= size / radius * (miss / slope)
+            if rate == 0:
+                break
+            low = max(low, damping + miss / size / rate)
+            damping += miss / radius / rate
         damping = min(max(damping, low), high)
         return self.step(damping), damping
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frechet.objective.kernels import WeightNormByFormula
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.operators.products import Point, second_order
 from frechet.solve.conditions import Conditions, tensors_of
@@ -51,7 +50,7 @@ class Equations:
     def jacobian(self, args: Sequence[Tensor], n: int, what: str) -> LinearOperator:
         """The operator dF/dz, or the Gauss-Newton matrix in its place; n tensors are z."""
         space = space_of(args[:n])
-        with second_order(what, space.device), WeightNormByFormula(), torch.enable_grad():
+        with second_order(what, space.device), torch.enable_grad():
             opened = opened_for_gradients([a.detach() for a in args], range(n))
             if self.model is None:
                 return GraphJacobian(self.residual(*opened), opened[:n], space, space, self.facts)
@@ -97,7 +96,7 @@ class Equations:
 
         def find(p: Sequence[Tensor]) -> list[Tensor]:
             A = self.jacobian(p[:count], n, "implicit")
-            with second_order("implicit", A.domain.device), WeightNormByFormula(), torch.enable_grad():
+            with second_order("implicit", A.domain.device), torch.enable_grad():
                 rhs = A.domain.join([-y.detach() for y in push(*p)])
             d = solved(A, rhs.unsqueeze(1), self.rules, "implicit: forward mode")
             return A.domain.split(d[:, 0].clone())
@@ -178,7 +177,7 @@ def check_solution(
     n = len(layout.names) + len(layout.multipliers)
     space = space_of(args[:n])
     floating = [i for i, a in enumerate(args) if a.is_floating_point()]
-    with second_order(method, space.device), WeightNormByFormula(), torch.enable_grad():
+    with second_order(method, space.device), torch.enable_grad():
         opened = opened_for_gradients(args, floating)
         ys = equations.residual(*opened)
     leaves, known = _leaves(ys), {id(t) for t in opened}

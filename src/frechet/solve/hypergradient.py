@@ -38,7 +38,6 @@ from torch import Tensor
 
 from frechet.errors import NotConverged
 from frechet.linalg.result import Solution
-from frechet.objective.kernels import WeightNormByFormula
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import Point, grads, second_order
 from frechet.solve.approximate_inverse import Inverse, InverseRules
@@ -148,7 +147,7 @@ def hypergradient(
             raise TypeError(f"hypergradient: {name} must be iterable more than once, got an iterator; pass a list")
     problem = _Problem(_terms(outer, outer_data), _terms(inner, inner_data), _blocks("x", x), _blocks("theta", theta))
     space = problem.space
-    with second_order("hypergradient", space.device), WeightNormByFormula():
+    with second_order("hypergradient", space.device):
         value, slope = problem.outer_slope()
         graph = problem.inner_graph() if inner_data is None else None
         H = SummedHessian(problem) if graph is None else GraphJacobian(graph.g, graph.xs, space, space, SYMMETRIC)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frechet.objective.kernels import WeightNormByFormula
 from frechet.operators.products import grads, second_order
 
 TensorFunction = Callable[..., list[Tensor]]
@@ -72,7 +71,7 @@ class Nested(torch.autograd.Function):
 
     @staticmethod
     def forward(g: TensorFunction, *xs: Tensor) -> tuple[Tensor, ...]:
-        with second_order("implicit", xs[0].device), WeightNormByFormula(), torch.enable_grad():
+        with second_order("implicit", xs[0].device), torch.enable_grad():
             return tuple(y.detach() for y in g(*[x.detach() for x in xs]))
 
     @staticmethod

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.objective import Objective
-from frechet.objective.kernels import WeightNormByFormula
 from frechet.operators.hessian import hessian
 from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import columns, grads, second_order
@@ -86,7 +85,7 @@ class SmoothFunction:
                 return Trial(x, float(self.f.value(x)) / self.unit, [], None)
             except NonFinite:
                 return Trial(x, math.nan, [], None)
-        with second_order("minimize", self.space.device), WeightNormByFormula(), torch.enable_grad():
+        with second_order("minimize", self.space.device), torch.enable_grad():
             leaves = [b.detach().requires_grad_() for b in self.space.split(x)]
             value = self.f(leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True)))
         if not isinstance(value, Tensor) or value.ndim:
@@ -110,7 +109,7 @@ class SmoothFunction:
                 return None
         else:
             assert trial.output is not None  # only of objectives there is no graph
-            with second_order("minimize", self.space.device), WeightNormByFormula(), torch.enable_grad():
+            with second_order("minimize", self.space.device), torch.enable_grad():
                 slopes = grads(trial.output, trial.leaves, None, create_graph=self.curvature is None)
             gradient = self.space.join([s.detach() for s in slopes])
         if not self.space.finite(gradient):

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from frechet.linalg.result import Solution
-from frechet.objective.kernels import WeightNormByFormula
 from frechet.operators.operator import NONE, Fact, LinearOperator
 from frechet.operators.products import Point, second_order
 from frechet.solve.conditions import Conditions, as_conditions
@@ -61,7 +60,7 @@ class SolutionJacobian(LinearOperator):
 
     def _response(self, unknowns: Space) -> GraphJacobian:
         """dF/dtheta."""
-        with second_order("solution_jacobian", self.domain.device), WeightNormByFormula(), torch.enable_grad():
+        with second_order("solution_jacobian", self.domain.device), torch.enable_grad():
             opened = opened_for_gradients(self.args, self.moved)
             ys = self.equations.residual(*opened)
         return GraphJacobian(ys, [opened[i] for i in self.moved], self.domain, unknowns)

@@ -299,12 +299,29 @@ class Space:
         return total
 
     def norm(self, v: Tensor) -> Tensor:
-        """The Euclidean norm as a float64 scalar tensor; of a block ``(n, k)`` the k norms of its columns."""
-        if v.ndim == 1:
-            return self.inner(v, v).sqrt()
-        if not v.shape[1]:
+        """The Euclidean norm as a float64 scalar tensor; of a block ``(n, k)`` the k norms of its columns.
+
+        Where squares leave the range of the dtype, the entries are divided by the largest of them first.
+        """
+        columns = v.T if v.ndim > 1 else v[None]
+        if not len(columns):
             return torch.zeros(0, dtype=torch.float64, device=_double(v).device)
-        return self._added(torch.stack([self._inner(c, c) for c in v.T])).sqrt()
+        squares = self._added(torch.stack([self._inner(c, c) for c in columns]))
+        roots = squares.sqrt()
+        # each square that underflows loses at most `tiny`
+        safe = (squares > self.dim * torch.finfo(self.dtype).tiny / self.eps) & torch.isfinite(squares)
+        for j in (~safe).nonzero()[:, 0].tolist():
+            roots[j] = self._scaled_norm(columns[j])
+        return roots if v.ndim > 1 else roots[0]
+
+    def _scaled_norm(self, v: Tensor) -> Tensor:
+        """The norm of entries whose squares are no numbers of the dtype."""
+        # the sum of the processes' largest entries: as good a unit as the largest of all
+        unit = self._added(_double(v.abs().max() if v.numel() else v.sum()))
+        if float(unit) == 0.0 or not bool(torch.isfinite(unit)):
+            return unit
+        parts = (_double(v[a : a + CHUNK]) / unit for a in range(0, self.length, CHUNK))
+        return unit * self._added(sum((torch.dot(p, p) for p in parts), torch.zeros_like(unit))).sqrt()
 
     def gram(self, U: Tensor, V: Tensor) -> Tensor:
         """U'V as a float64 matrix ``(k, l)``, from blocks ``(n, k)`` and ``(n, l)``; U may be kept in fewer bits."""
@@ -364,6 +381,16 @@ class Space:
         if kind == "sphere" and self.dim:
             z *= math.sqrt(self.dim) / torch.linalg.vector_norm(z)
         return self.own(z).to(self.dtype).to(self.device)
+
+
+def aligned(t: Tensor) -> Tensor:
+    """`t`, copied where it is a piece of a longer vector that begins at an odd place or is not contiguous.
+
+    `view_as_complex`, views in other dtypes and vectorized kernels need memory that begins at a multiple of 16 bytes.
+    """
+    if t.is_contiguous() and t.storage_offset() * t.element_size() % 16 == 0:
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def euclidean(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Space:

@@ -4,7 +4,8 @@ from torch import nn
 
 from frechet.errors import NonFinite
 from frechet.objective import Objective, squared_error
-from frechet.operators import gauss_newton, hessian, jacobian, linearize
+from frechet.operators import gauss_newton, hessian, jacobian
+from frechet.recording import linearize
 from objective_cases import mlp, prepared, randn, tanh_mlp
 
 

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from frechet.operators.memory import peak_above, start_peak
+from frechet.recording import peak_above, start_peak
 
 CPU = torch.device("cpu")
 

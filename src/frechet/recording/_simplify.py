@@ -1,4 +1,4 @@
-"""Steps of a tape with less work in them: the same map, up to rounding.
+"""Steps of a recording with less work in them: the same map, up to rounding.
 
     x + 0          ->  x                  tangents of what does not move
     x' + y'        ->  (x + y)'           the two halves of a weight's tangent
@@ -6,7 +6,7 @@
     x + A B        ->  addmm(x, A, B)     tangents of layers: a pass over the outputs less for each, also where
                                           they have more than two axes
 
-**Cost:** once for each tape, a microsecond or two for each of its steps.
+**Cost:** once for each recording, a microsecond or two for each of its steps.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from frechet.operators.script import Cell, Constant, Script, Slot, Step, aten, look_of
+from frechet.recording._program import Cell, Constant, Program, Slot, Step, aten, look_of
 
 
-def fused(script: Script, steps: list[Step], results: Sequence[Cell]) -> tuple[list[Step], list[Cell]]:
+def simplified(program: Program, steps: list[Step], results: Sequence[Cell]) -> tuple[list[Step], list[Cell]]:
     """Steps and results with less work; some steps may be for nobody. Nothing is changed where steps write in place."""
     if any(step.writes for step in steps):
         return steps, list(results)
-    run = _Rewriting(script, Counter(a.index for step in steps for a in step.reads))
+    run = _Rewriting(program, Counter(a.index for step in steps for a in step.reads))
     run.uses.update(r.index for r in results if isinstance(r, Slot))
     for step in steps:
         run.take(step)
@@ -31,8 +31,8 @@ def fused(script: Script, steps: list[Step], results: Sequence[Cell]) -> tuple[l
 
 
 class _Rewriting:
-    def __init__(self, script: Script, uses: Counter[int]) -> None:
-        self.script, self.uses = script, uses
+    def __init__(self, program: Program, uses: Counter[int]) -> None:
+        self.program, self.uses = program, uses
         self.steps: list[Step] = []
         self.maker: dict[int, Step] = {}
         self.instead: dict[int, Cell] = {}  # what stands for a slot that is not made
@@ -71,7 +71,7 @@ class _Rewriting:
                 return
         p, q = self._argument(aten.t.default, x), self._argument(aten.t.default, y)
         if p is not None and q is not None and look_of(p) == look_of(q) and self._once(x) and self._once(y):
-            transposed = self.script.anonymous(*look_of(p))
+            transposed = self.program.anonymous(*look_of(p))
             self._add(p, q, transposed)
             self._emit(Step(aten.t.default, (self.now(transposed),), {}, [total]))
             return
@@ -86,9 +86,9 @@ class _Rewriting:
             of_two = isinstance(product, Slot) and self.maker[product.index].operation is aten.mm.default
             if product is None or not of_two or not look_of(a) == look_of(b) == look_of(total) or not self._once(b):
                 continue
-            rows, total_of_rows = self._viewed(a), self.script.anonymous(*look_of(product))
+            rows, total_of_rows = self._viewed(a), self.program.anonymous(*look_of(product))
             if rows is None or look_of(rows) != look_of(product):
-                rows = self.script.anonymous(*look_of(product))
+                rows = self.program.anonymous(*look_of(product))
                 self._emit(Step(aten.reshape.default, (a, list(rows.shape)), {}, [rows]))
             self._add(rows, product, total_of_rows)
             self._emit(Step(aten.view.default, (self.now(total_of_rows), list(total.shape)), {}, [total]))

@@ -1,37 +1,37 @@
-"""Tapes that compute their constants anew: played back with another vector and another batch of the same shapes."""
+"""Recordings that compute their constants anew: played back with another vector and batch."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from frechet.operators.recorder import Recorder
-from frechet.operators.script import Untraceable
-from frechet.operators.tape import record
+from frechet.recording._program import Untraceable
+from frechet.recording._replay import record
+from frechet.recording._watch import Watch
 from recordings import same, vector
 
 W, SHARED = vector(3, 3, seed=8), vector(3, seed=9)
 
 
 def anew(product, *shapes, batch=((4, 3),)):
-    """Compare a tape of `product(v, x)` with the product on another batch, twice; returns the tape."""
+    """Compare a replay of `product(v, x)` with the product on another batch, twice; returns the replay."""
     first, other = ([vector(*s, seed=seed) for s in batch] for seed in (3, 4))
-    tape = record(lambda v: product(v, *first), [vector(*s) for s in shapes], batch=first)
-    assert not tape.constants
+    replay = record(lambda v: product(v, *first), [vector(*s) for s in shapes], batch=first)
+    assert not replay.constants
     v = [vector(*s, seed=1) for s in shapes]
     for _ in range(2):
-        same(tape.at(other)(v), product([b.clone() for b in v], *[b.clone() for b in other]))
-    same(tape.at(first)(v), product([b.clone() for b in v], *first))
-    return tape
+        same(replay.at(other)(v), product([b.clone() for b in v], *[b.clone() for b in other]))
+    same(replay.at(first)(v), product([b.clone() for b in v], *first))
+    return replay
 
 
 def test_constants_are_those_of_the_batch_at_hand():
-    tape = anew(lambda v, x: [torch.tanh(x @ W) @ v[0], x.sum() * v[0]], (3,))
-    assert tape.bytes == W.nbytes
+    replay = anew(lambda v, x: [torch.tanh(x @ W) @ v[0], x.sum() * v[0]], (3,))
+    assert replay.bytes == W.nbytes
 
 
 def test_what_the_vector_does_not_need_is_not_computed():
-    tape = anew(lambda v, x: [(x @ W).sum() * v[0], ((x @ W).exp() * 0).new_zeros(3) + v[0]], (3,))
-    assert all("exp" not in str(o) for o in tape.before.objects)
+    replay = anew(lambda v, x: [(x @ W).sum() * v[0], ((x @ W).exp() * 0).new_zeros(3) + v[0]], (3,))
+    assert all("exp" not in str(o) for o in replay.before.objects)
 
 
 def test_numbers_of_the_batch_may_decide():
@@ -91,8 +91,8 @@ def test_memory_that_is_filled_is_filled_anew():
         counted = torch.zeros(3, dtype=torch.int64).add_(torch.arange(3))
         return [columns.t() * v[0], rows * v[0], empty * v[0], strided.t() * v[0] + counted, torch.zeros_like(v[0])]
 
-    tape = anew(product, (3,))
-    assert tape.bytes == 0
+    replay = anew(product, (3,))
+    assert replay.bytes == 0
 
 
 def test_what_was_there_is_left_as_it_was():
@@ -104,28 +104,28 @@ def test_what_was_there_is_left_as_it_was():
         return [counter * v[0] * mask.sum()]
 
     x = [vector(4, 3, seed=3)]
-    tape = record(lambda v: product(v, *x), [vector(3)], batch=x)
+    replay = record(lambda v: product(v, *x), [vector(3)], batch=x)
     left = counter.clone(), mask.clone()
     v = [vector(3, seed=1)]
     expected = v[0] * (SHARED[0] + (SHARED * x[0][0])[1:].sum())
     for _ in range(2):
-        same(tape.at(x)(v), [expected])
+        same(replay.at(x)(v), [expected])
     assert torch.equal(counter, left[0])
     assert torch.equal(mask, left[1])
 
 
 def test_views_of_what_was_there_are_no_steps():
-    tape = anew(lambda v, x: [x @ W.t()[1:].t() @ v[0], W.expand(2, 3, 3)[0].detach() @ v[0][:1].expand(3)], (2,))
-    assert tape.before.steps == 1
+    replay = anew(lambda v, x: [x @ W.t()[1:].t() @ v[0], W.expand(2, 3, 3)[0].detach() @ v[0][:1].expand(3)], (2,))
+    assert replay.before.steps == 1
 
 
 def test_two_tensors_of_a_batch_may_be_views_of_one():
     tokens = vector(5, 3, seed=3)
     batch = [tokens[:-1], tokens[1:]]
-    tape = record(lambda v: [batch[0] * v[0] + batch[1].exp()], [vector(3)], batch=batch)
+    replay = record(lambda v: [batch[0] * v[0] + batch[1].exp()], [vector(3)], batch=batch)
     other = [vector(4, 3, seed=6), vector(4, 3, seed=7)]
     v = [vector(3, seed=1)]
-    same(tape.at(other)(v), [other[0] * v[0] + other[1].exp()])
+    same(replay.at(other)(v), [other[0] * v[0] + other[1].exp()])
 
 
 def test_results_that_do_not_depend_on_the_vector_are_made_anew_too():
@@ -150,8 +150,8 @@ def test_what_would_not_be_the_same_map_is_refused(product, why):
 
 def test_nothing_is_held_while_it_is_recorded():
     x = vector(400, 3, seed=3)
-    recorder = Recorder([vector(3)], 0, (), [x])
-    with recorder:
+    watch = Watch([vector(3)], 0, (), [x])
+    with watch:
         (x * 2).exp()
-    given, *made = (storage.expired() for storage, _ in recorder.before.made.values())
+    given, *made = (storage.expired() for storage, _ in watch.before.made.values())
     assert (given, made) == (False, [True, True])

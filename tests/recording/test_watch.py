@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from frechet.operators.script import Untraceable
-from frechet.operators.tape import record
+from frechet.recording._program import Untraceable
+from frechet.recording._replay import record
 from recordings import played_back, same, vector
 
 
@@ -30,10 +30,10 @@ def test_a_constant_that_receives_the_vector_is_fresh_at_each_playback():
         buffer[0] = v[0][1]
         return [buffer * 2, view]
 
-    tape, found, expected = played_back(product, (2,))
+    replay, found, expected = played_back(product, (2,))
     same(found, expected)
-    same(tape([vector(2, seed=1)]), expected)
-    same(tape([vector(2, seed=1)]), expected)
+    same(replay([vector(2, seed=1)]), expected)
+    same(replay([vector(2, seed=1)]), expected)
 
 
 def test_a_constant_that_was_read_before_it_received_the_vector_is_kept_as_it_was():
@@ -45,9 +45,9 @@ def test_a_constant_that_was_read_before_it_received_the_vector_is_kept_as_it_wa
         p.mul_(v[0].sum())
         return [first + p, v[0] * first]
 
-    tape, found, expected = played_back(product, (3,))
+    replay, found, expected = played_back(product, (3,))
     same(found, expected)
-    same(tape([vector(3, seed=1)]), expected)
+    same(replay([vector(3, seed=1)]), expected)
 
 
 def test_a_constant_that_is_overwritten_by_an_operation_that_also_reads_it_is_kept_as_it_was():
@@ -111,10 +111,10 @@ def test_random_draws_are_frozen():
     def product(v):
         return [F.dropout(v[0] * 2, 0.5)]
 
-    tape = record(product, [vector(50)])
+    replay = record(product, [vector(50)])
     v = vector(50, seed=1)
-    assert torch.equal(tape([v])[0], tape([v])[0])
-    assert 0 < int((tape([v])[0] == 0).sum()) < 50
+    assert torch.equal(replay([v])[0], replay([v])[0])
+    assert 0 < int((replay([v])[0] == 0).sum()) < 50
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from frechet.operators.tape import record
+from frechet.recording._replay import record
 from recordings import played_back, same, vector
 
 
@@ -13,10 +13,10 @@ def test_what_does_not_depend_on_the_vector_is_done_once():
         calls.append(None)
         return [torch.tanh(M).exp() @ v[0]]
 
-    tape, found, expected = played_back(product, (3,))
+    replay, found, expected = played_back(product, (3,))
     same(found, expected)
     assert len(calls) == 2
-    assert tape.steps == 1
+    assert replay.steps == 1
 
 
 def test_steps_that_nobody_reads_are_dropped():
@@ -26,10 +26,10 @@ def test_steps_that_nobody_reads_are_dropped():
         _unused = (M @ v[0]).sin()
         return [v[0] * 2]
 
-    tape, found, expected = played_back(product, (3,))
+    replay, found, expected = played_back(product, (3,))
     same(found, expected)
-    assert tape.steps == 1
-    assert not tape.constants
+    assert replay.steps == 1
+    assert not replay.constants
 
 
 def test_a_result_that_does_not_depend_on_the_vector_is_a_constant():
@@ -40,22 +40,22 @@ def test_a_result_that_does_not_depend_on_the_vector_is_a_constant():
 
 def test_a_block_goes_through_together():
     M = vector(4, 3)
-    tape = record(lambda v: [M @ v[0], v[1].t() @ M.t()], [vector(3), vector(3, 2)])
+    replay = record(lambda v: [M @ v[0], v[1].t() @ M.t()], [vector(3), vector(3, 2)])
     V = [vector(5, 3, seed=2), vector(5, 3, 2, seed=3)]
-    together = tape.block(V)
+    together = replay.block(V)
     for i in range(5):
-        same([t[i] for t in together], tape([b[i] for b in V]))
+        same([t[i] for t in together], replay([b[i] for b in V]))
 
 
 def test_it_says_what_it_holds():
     M = vector(100, 100)
-    tape = record(lambda v: [M @ v[0], M.t() @ v[0]], [vector(100)])
-    assert tape.bytes == M.numel() * 8
+    replay = record(lambda v: [M @ v[0], M.t() @ v[0]], [vector(100)])
+    assert replay.bytes == M.numel() * 8
     with pytest.raises(MemoryError):
         record(lambda v: [M @ v[0]], [vector(100)], most=M.numel() * 8 - 1)
 
 
 def test_batches_of_one_shape_share_their_code():
-    tapes = [record(lambda v, i=i: [vector(3, 3, seed=i) @ v[0]], [vector(3)]) for i in range(2)]
-    assert tapes[0].run is tapes[1].run
-    assert tapes[0].code == tapes[1].code
+    replays = [record(lambda v, i=i: [vector(3, 3, seed=i) @ v[0]], [vector(3)]) for i in range(2)]
+    assert replays[0].run is replays[1].run
+    assert replays[0].code == replays[1].code

@@ -2,8 +2,9 @@ import torch
 from torch import nn
 
 from frechet.objective import Objective, squared_error
-from frechet.operators import gauss_newton, hessian, linearize
-from frechet.operators.tape import record
+from frechet.operators import gauss_newton, hessian
+from frechet.recording import linearize
+from frechet.recording._replay import record
 from laws import close
 from objective_cases import randn
 from recordings import played_back, same, vector
@@ -11,8 +12,8 @@ from recordings import played_back, same, vector
 M, N = vector(4, 3, seed=5), vector(4, 3, seed=6)
 
 
-def names(tape):
-    return sorted(str(o).removeprefix("aten.") for o in tape.objects if isinstance(o, torch._ops.OpOverload))
+def names(replay):
+    return sorted(str(o).removeprefix("aten.") for o in replay.objects if isinstance(o, torch._ops.OpOverload))
 
 
 def test_a_product_that_is_added_to_something_is_added_where_it_is_made():
@@ -23,18 +24,18 @@ def test_a_product_that_is_added_to_something_is_added_where_it_is_made():
         lambda v: [C[0] + M @ v[0]],
         lambda v: [C[0].view(1, 2).expand(4, 2) + M @ v[0]],
     ):
-        tape, found, expected = played_back(product, (3, 2))
+        replay, found, expected = played_back(product, (3, 2))
         same(found, expected)
-        assert (tape.steps, names(tape)) == (1, ["addmm.default"])
-    tape, found, expected = played_back(lambda v: [C + M @ v[0] + N @ v[1]], (3, 2), (3, 2))
+        assert (replay.steps, names(replay)) == (1, ["addmm.default"])
+    replay, found, expected = played_back(lambda v: [C + M @ v[0] + N @ v[1]], (3, 2), (3, 2))
     same(found, expected)
-    assert (tape.steps, names(tape)) == (2, ["addmm.default"])
+    assert (replay.steps, names(replay)) == (2, ["addmm.default"])
 
 
 def test_a_moving_row_is_repeated_by_the_product_itself():
-    tape, found, expected = played_back(lambda v: [v[0].view(1, 2).expand(4, 2) + M @ v[1]], (2,), (3, 2))
+    replay, found, expected = played_back(lambda v: [v[0].view(1, 2).expand(4, 2) + M @ v[1]], (2,), (3, 2))
     same(found, expected)
-    assert (tape.steps, names(tape)) == (1, ["addmm.default"])
+    assert (replay.steps, names(replay)) == (1, ["addmm.default"])
 
 
 def test_sums_that_are_something_else_stay_as_they_are():
@@ -60,23 +61,23 @@ def test_sums_that_are_something_else_stay_as_they_are():
         lambda v: [(M @ v[0]) + 1],
         lambda v: [torch.bmm(v[0].view(1, 3, 2), v[0].t().view(1, 2, 3)) + torch.ones(3, 3).double()],
     ):
-        tape, found, expected = played_back(product, (3, 2))
+        replay, found, expected = played_back(product, (3, 2))
         same(found, expected)
-        assert "addmm.default" not in names(tape)
+        assert "addmm.default" not in names(replay)
 
 
 def test_transposes_are_added_before_they_are_transposed():
-    tape, found, expected = played_back(lambda v: [((M @ v[0]).t() + (N @ v[0]).t()).t()], (3, 2))
+    replay, found, expected = played_back(lambda v: [((M @ v[0]).t() + (N @ v[0]).t()).t()], (3, 2))
     same(found, expected)
-    assert (tape.steps, names(tape)) == (2, ["addmm.default", "mm.default"])
+    assert (replay.steps, names(replay)) == (2, ["addmm.default", "mm.default"])
 
     def kept(v):
         t = (M @ v[0]).t()
         return [t + (N @ v[0]).t(), t]
 
-    tape, found, expected = played_back(kept, (3, 2))
+    replay, found, expected = played_back(kept, (3, 2))
     same(found, expected)
-    tape, found, expected = played_back(lambda v: [v[0].t() + v[1].t(), v[0].t().t()], (3, 2), (3, 2))
+    replay, found, expected = played_back(lambda v: [v[0].t() + v[1].t(), v[0].t().t()], (3, 2), (3, 2))
     same(found, expected)
 
 
@@ -87,9 +88,9 @@ def test_tangents_of_what_does_not_move_are_left_out():
     assert G.route == "forward"
     L = linearize(G, 0)
     close(L.dense(), G.dense())
-    tape = L.room.tapes[0]
-    assert "add.Tensor" not in names(tape)
-    assert "zeros.default" not in names(tape.before)
+    replay = L.budget.replays[0]
+    assert "add.Tensor" not in names(replay)
+    assert "zeros.default" not in names(replay.before)
 
 
 def test_a_layer_of_a_hessian_is_three_products_forward_and_three_back():
@@ -97,23 +98,23 @@ def test_a_layer_of_a_hessian_is_three_products_forward_and_three_back():
     H = hessian(Objective(model, squared_error(), [(randn(5, 3), randn(5, 2))]))
     L = linearize(H, 0)
     close(L.dense(), H.dense())
-    code = L.room.tapes[0].code
-    o = [str(x) for x in L.room.tapes[0].objects]
+    code = L.budget.replays[0].code
+    o = [str(x) for x in L.budget.replays[0].objects]
     times = {name: code.count(f"o[{i}](") for i, name in enumerate(o)}
     # two tangents forward and two back, and two halves of each weight's; the inputs and their gradients do not move
     assert times["aten.mm.default"] + times["aten.addmm.default"] == 3 * 6 - 3 - 1
-    before = L.room.tapes[0].before
+    before = L.budget.replays[0].before
     gradients_in_weights = [str(x) for x in before.objects].count("aten.mm.default")
     assert gradients_in_weights <= 1  # the operation is listed once; it makes the gradients in the activations only
 
 
 def test_blocks_go_through():
     C = vector(4, 2, seed=7)
-    tape = record(lambda v: [C + M @ v[0], v[1].view(1, 2).expand(4, 2) + M @ v[0]], [vector(3, 2), vector(2)])
+    replay = record(lambda v: [C + M @ v[0], v[1].view(1, 2).expand(4, 2) + M @ v[0]], [vector(3, 2), vector(2)])
     V = [vector(5, 3, 2, seed=2), vector(5, 2, seed=3)]
-    together = tape.block(V)
+    together = replay.block(V)
     for i in range(5):
-        same([t[i] for t in together], tape([b[i] for b in V]))
+        same([t[i] for t in together], replay([b[i] for b in V]))
 
 
 def test_layers_of_sequences_are_added_where_they_are_made():
@@ -122,20 +123,20 @@ def test_layers_of_sequences_are_added_where_they_are_made():
     def two_tangents(v):
         return [(D @ v[0]).view(2, 4, 2) + (D @ v[1]).view(2, 4, 2) + (D @ v[2]).view(2, 4, 2)]
 
-    tape, found, expected = played_back(two_tangents, (3, 2), (3, 2), (3, 2))
+    replay, found, expected = played_back(two_tangents, (3, 2), (3, 2), (3, 2))
     same(found, expected)
-    assert names(tape) == ["addmm.default", "mm.default", "view.default"]
-    assert tape.steps == 4
+    assert names(replay) == ["addmm.default", "mm.default", "view.default"]
+    assert replay.steps == 4
 
     def kept(v):
         p = (D @ v[0]).view(2, 4, 2)
         return [C.transpose(0, 1).contiguous().transpose(0, 1) + p, v[0].sum() + (D @ v[0]).view(2, 4, 2), p]
 
-    tape, found, expected = played_back(kept, (3, 2))
+    replay, found, expected = played_back(kept, (3, 2))
     same(found, expected)
     other = [lambda v: [C + (D @ v[0]).view(2, 4, 2)], lambda v: [(D @ v[0]).view(2, 4, 2) + v[1].expand(2, 4, 2)]]
     for product in other:
-        tape, found, expected = played_back(product, (3, 2), (2,))
+        replay, found, expected = played_back(product, (3, 2), (2,))
         same(found, expected)
-        assert "add.Tensor" not in names(tape)
-    tape.block([vector(5, 3, 2, seed=2), vector(5, 2, seed=3)])
+        assert "add.Tensor" not in names(replay)
+    replay.block([vector(5, 3, 2, seed=2), vector(5, 2, seed=3)])

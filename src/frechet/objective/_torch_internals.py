@@ -1,0 +1,134 @@
+"""What is private in torch, in one place. Read in torch 2.13.
+
+Each function here says which private name it uses and what it replaces that name by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor
+from torch.amp import autocast_mode
+from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
+
+
+@contextmanager
+def backward_inside(mode: AbstractContextManager[Any]) -> Iterator[None]:
+    """Backward passes started inside run with `mode` entered: what they run again then sees the mode too.
+
+    A function mode is left while it handles a call, `torch.autograd.grad` included. An activation checkpoint that is
+    recomputed in that call would take other operations than its first run. Replaces
+    `torch.autograd._engine_run_backward`.
+    """
+    engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def run(*args: Any, **keywords: Any) -> Any:
+        with mode:
+            return engine(*args, **keywords)
+
+    torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.autograd._engine_run_backward = engine  # type: ignore[attr-defined]
+
+
+@contextmanager
+def autocast_left_out() -> Iterator[None]:
+    """``torch.autocast`` regions entered inside change nothing: a model's own would round derivatives.
+
+    Replaces `torch.autocast.__enter__` and `__exit__`.
+    """
+    kind: Any = autocast_mode.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+    kind.__enter__ = lambda self: self
+    kind.__exit__ = lambda self, *_: None
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
+
+
+@contextmanager
+def reentrant_checkpoints_call(act: Callable[[Any], None]) -> Iterator[None]:
+    """Activation checkpoints with use_reentrant=True call `act` inside.
+
+    Replaces `torch.utils.checkpoint.check_backward_validity`, which only they call.
+    """
+    checked = torch.utils.checkpoint.check_backward_validity
+    torch.utils.checkpoint.check_backward_validity = act
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.check_backward_validity = checked
+
+
+def in_transform() -> bool:
+    """Whether a torch.func transform is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of dual numbers is open."""
+    return forward_ad._current_level >= 0
+
+
+def differentiable(t: Tensor) -> Tensor:
+    """`t`, or its like that requires a gradient; a dual number keeps its tangent."""
+    if t.requires_grad or in_transform():
+        return t
+    if in_forward_mode() and forward_ad.unpack_dual(t).tangent is not None:
+        return t.requires_grad_()
+    return t.detach().requires_grad_()
+
+
+def in_dispatch_mode() -> bool:
+    """Whether somebody watches every operation, as a recording does: then no value must be read."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def nodes_of(ys: Sequence[Tensor]) -> KeysView[Any]:
+    """All nodes of the graph that `ys` hang on, in an order that only the graph's shape decides."""
+    waiting = [y.grad_fn for y in ys if y.grad_fn is not None]
+    nodes: dict[Any, None] = dict.fromkeys(waiting)
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and node not in nodes:
+                nodes[node] = None
+                waiting.append(node)
+    return nodes.keys()
+
+
+def padding_rows(nodes: Iterable[Any]) -> Iterator[tuple[Tensor, int]]:
+    """The leaves that are weights of embeddings with a padding row, which gets no gradient, and its number."""
+    for node in nodes:
+        if type(node).__name__ == "EmbeddingBackward0" and 0 <= node._saved_padding_idx < 1 << 62:
+            behind = node.next_functions[0][0]
+            if hasattr(behind, "variable"):
+                yield behind.variable, int(node._saved_padding_idx)
+
+
+def function_of(node: Any) -> type[torch.autograd.Function] | None:
+    """The class of a node that a `torch.autograd.Function` made; None for torch's own operations."""
+    return node._forward_cls if isinstance(node, BackwardCFunction) else None  # type: ignore[attr-defined]
+
+
+def is_users_function(node: Any) -> bool:
+    """Whether a node was made by a `torch.autograd.Function` that is neither torch's nor ours."""
+    made = function_of(node)
+    return made is not None and not made.__module__.startswith(("torch.", "frechet."))
+
+
+def dtypes_of(node: Any) -> set[torch.dtype]:
+    """The dtypes of what an operation returned."""
+    return {m.dtype for m in node._input_metadata}
+
+
+def cotangents_like(node: Any) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    """Shape, dtype and device of the cotangents that a node's backward takes."""
+    return [(torch.Size(m.shape), m.dtype, m.device) for m in node._input_metadata]

@@ -1,0 +1,86 @@
+"""What modules keep beside parameters and buffers: caches, counters, flags, in plain attributes.
+
+A model that keeps a tensor computed from its parameters (a position bias, a normalized weight) until it is told
+otherwise would give the second pass a constant in its place. So every pass begins with the attributes as they were when
+the operator was made, and leaves the user's model as it was.
+
+Attributes are compared by identity, and the contents of plain dicts, lists and sets with them. What lies deeper, in
+other objects or outside of the model, is not seen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+# what torch's own code keeps in a module: registered tensors and modules, hooks, the training flag
+_TORCHS = frozenset(nn.Module().__dict__) | {"_compiled_call_impl", "forward"}
+
+Contents = list[tuple[Any, Any]]  # containers, and copies of what they hold
+Attributes = list[tuple[dict[str, Any], dict[str, Any], Contents]]
+
+
+def is_users(m: nn.Module) -> bool:
+    """Whether a module is somebody's own: what it calls and keeps cannot be known."""
+    return not type(m).__module__.startswith("torch.nn.")
+
+
+def attributes_of(modules: Sequence[nn.Module]) -> Attributes:
+    """The plain attributes of the modules that are not torch's own."""
+    found: Attributes = []
+    for m in modules:
+        if is_users(m):
+            kept = {k: v for k, v in m.__dict__.items() if k not in _TORCHS}
+            contents: Contents = []
+            for value in kept.values():
+                _contents(value, contents)
+            found.append((m.__dict__, kept, contents))
+    return found
+
+
+def _contents(value: Any, found: Contents) -> None:
+    if type(value) in (dict, list, set):
+        found.append((value, type(value)(value)))
+        if type(value) is not set:
+            for item in value.values() if type(value) is dict else value:
+                _contents(item, found)
+
+
+def _put(attributes: Attributes) -> None:
+    for holder, kept, contents in attributes:
+        for key in [k for k in holder if k not in kept and k not in _TORCHS]:
+            del holder[key]
+        for key, value in kept.items():
+            if holder.get(key, holder) is not value:
+                holder[key] = value
+        for container, copy in contents:
+            if _differs(container, copy):
+                container.clear()
+                container.extend(copy) if isinstance(container, list) else container.update(copy)
+
+
+def _differs(container: Any, copy: Any) -> bool:
+    if len(container) != len(copy):
+        return True
+    if isinstance(container, dict):
+        return any(container.get(k, container) is not v for k, v in copy.items())
+    if isinstance(container, set):
+        return any(item not in container for item in copy)
+    return any(a is not b for a, b in zip(container, copy, strict=True))
+
+
+@contextmanager
+def put_back(attributes: Attributes, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The modules with these attributes inside, and afterwards with those that they had before."""
+    if not attributes:
+        yield
+        return
+    before = attributes_of(modules)
+    _put(attributes)
+    try:
+        yield
+    finally:
+        _put(before)

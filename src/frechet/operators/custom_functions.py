@@ -1,0 +1,175 @@
+"""Functions of `torch.autograd.Function` whose backward leaves no graph, or one that forgets an input.
+
+Autograd counts what such a backward returns as a constant, so second derivatives through it would silently miss terms.
+
+1. *No graph* (a backward under no_grad, in NumPy or in C++): its cotangent carries a graph and its result does not,
+   without being zero. Seen in the pass itself.
+2. *A forgotten input* (an intermediate result that the forward saved, a factor made by NumPy): with everything that the
+   backward saved taken from passes at x + d and x - d, its result moves by more than the graph knows of,
+
+       B(g; S+) - B(g; S-)    beside    sum_i dB/dS_i (S+_i - S-_i).
+
+   Both steps d and d/4 must tell the same, so a mask that switches between the two is no fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import (
+    cotangents_like,
+    function_of,
+    in_transform,
+    is_users_function,
+    nodes_of,
+)
+from frechet.space import generator
+
+_HALF_OF_THE_WAY = 0.05  # relative difference from which a term counts as missing
+
+
+def users_nodes(nodes: Iterable[Any]) -> list[Any]:
+    """Those of the nodes that the user's own functions made; none inside of a torch.func transform."""
+    if in_transform():
+        return []
+    return [node for node in nodes if is_users_function(node)]
+
+
+@contextmanager
+def refused_cuts(nodes: Iterable[Any]) -> Iterator[None]:
+    """Raise where a backward pass inside, with create_graph, goes through one of the nodes that leaves no graph."""
+    suspects: list[tuple[Any, tuple[Tensor | None, ...]]] = []
+    handles = []
+    for node in users_nodes(nodes):
+
+        def look(found: tuple[Any, ...], given: tuple[Any, ...], node: Any = node) -> None:
+            if any(isinstance(f, Tensor) and not f.requires_grad for f in _wanted(node, found)):
+                suspects.append((node, given))
+
+        handles.append(node.register_hook(look))
+    try:
+        yield
+        # a cotangent without a graph, or of zeros, says nothing: these backwards run once more, with one that has both
+        cut = [node for node, given in suspects if _is_cut(node, _applied(node, _drawn(given)))]
+    finally:
+        for handle in handles:
+            handle.remove()
+    if cut:
+        raise NotDifferentiable(
+            f"the backward of {_name(cut[0])} leaves no graph (it runs under no_grad, or outside of PyTorch), so its "
+            "second derivative would silently be left out; write the backward in differentiable operations on what was "
+            "saved"
+        )
+
+
+def _name(node: Any) -> str:
+    made = function_of(node)
+    assert made is not None
+    return made.__name__
+
+
+def _applied(node: Any, given: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """What the backward of a node returns for these cotangents, with their graph."""
+    with torch.enable_grad():
+        fresh = [None if g is None else g.detach().clone().requires_grad_(g.is_floating_point()) for g in given]
+        found = node.apply(*fresh)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _drawn(given: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def like(j: int, g: Tensor | None) -> Tensor | None:
+        if g is None or not g.is_floating_point():
+            return g
+        return torch.randn(g.shape, generator=generator(1, j), dtype=torch.float64).to(g.device, g.dtype)
+
+    return [like(j, g) for j, g in enumerate(given)]
+
+
+def _wanted(node: Any, found: Sequence[Any]) -> list[Any]:
+    """What a backward returned for inputs that have a gradient."""
+    return [f for f, (behind, _) in zip(found, node.next_functions, strict=False) if behind is not None]
+
+
+def _is_cut(node: Any, found: Sequence[Any]) -> bool:
+    return any(isinstance(f, Tensor) and not f.requires_grad and bool((f != 0).any()) for f in _wanted(node, found))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The custom nodes of one evaluation, and what each has saved."""
+
+    nodes: list[Any]
+
+    def saved(self, i: int) -> list[Tensor]:
+        node = self.nodes[i]
+        kept = [*node.saved_tensors, *node.__dict__.values()]
+        return [t for t in kept if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def refuse_forgotten(f: Callable[[list[Tensor]], Tensor], leaves: list[Tensor]) -> None:
+    """Raise where the graph of a backward in f does not know all that the backward depends on; `f` is deterministic."""
+
+    def seen(step: float) -> _Seen:
+        with torch.enable_grad():
+            point = [(x.detach() + step * d).requires_grad_() for x, d in zip(leaves, directions, strict=True)]
+            return _Seen(users_nodes(nodes_of([f(point)])))
+
+    eps = torch.finfo(leaves[0].dtype).eps
+    directions = [_direction(x, j) for j, x in enumerate(leaves)]
+    center, h = seen(0.0), (1e-6 if eps < 1e-10 else 1e-2)
+    if not center.nodes:
+        return
+    around = {s: (seen(s * h), seen(-s * h)) for s in (1.0, 0.25)}
+    for i, node in enumerate(center.nodes):
+        missing = {s: _missing(center, plus, minus, i, eps) for s, (plus, minus) in around.items()}
+        far, near = missing[1.0], missing[0.25]
+        if far is not None and near is not None and far[0] and near[0] and 2 < far[1] / near[1] < 8:
+            raise NotDifferentiable(
+                f"the backward of {_name(node)} depends on its inputs by a way that autograd cannot follow (an "
+                "intermediate result of its forward, a factor made outside of PyTorch), so its second derivative would "
+                "silently miss terms; compute the backward from saved inputs by differentiable operations"
+            )
+
+
+def _direction(x: Tensor, j: int) -> Tensor:
+    drawn = torch.randn(x.shape, generator=generator(0, j), dtype=torch.float64).to(x.device, x.dtype)
+    size = float(x.detach().abs().mean()) if x.numel() else 0.0
+    return drawn * (size or 1.0)
+
+
+@torch.enable_grad()
+def _missing(center: _Seen, plus: _Seen, minus: _Seen, i: int, eps: float) -> tuple[bool, float] | None:
+    """Whether a term is missing in node i, and the size of what its graph does not know; None: cannot be told."""
+    nodes = (center.nodes, plus.nodes, minus.nodes)
+    if any([function_of(n) for n in other] != [function_of(n) for n in nodes[0]] for other in nodes[1:]):
+        return None
+    given = [
+        torch.randn(shape, generator=generator(1, i, j), dtype=torch.float64).to(device, dtype)
+        for j, (shape, dtype, device) in enumerate(cotangents_like(nodes[0][i]))
+    ]
+    here, above, below = (_applied(n[i], given) for n in nodes)
+    moved, size, known = 0.0, 0.0, None
+    for j, (b, p, m) in enumerate(zip(here, above, below, strict=True)):
+        if not isinstance(b, Tensor) or not b.is_floating_point():
+            continue
+        r = torch.randn(b.shape, generator=generator(2, i, j), dtype=torch.float64).to(b.device, b.dtype)
+        moved += float((r * (p - m).detach()).sum())
+        size += float((r * b.detach()).abs().sum())
+        known = (r * b).sum() if known is None else known + (r * b).sum()
+    kept = [k for k, t in enumerate(center.saved(i)) if t.requires_grad]
+    told = 0.0
+    if known is not None and known.requires_grad and kept:
+        ts, ps, ms = center.saved(i), plus.saved(i), minus.saved(i)
+        found = torch.autograd.grad(known, [ts[k] for k in kept], retain_graph=True, allow_unused=True)
+        told = sum(
+            float((g * (ps[k] - ms[k]).detach()).sum()) for g, k in zip(found, kept, strict=True) if g is not None
+        )
+    off = moved - told
+    return abs(off) > _HALF_OF_THE_WAY * (abs(moved) + abs(told)) + 1e3 * eps * size, off if off else 1e-300

@@ -1,0 +1,328 @@
+"""Proof that an objective's derivatives are those of the function that the user runs.
+
+Every claim is compared with differences along one random direction d, scaled block by block as the parameters are:
+
+    value       L(x) and the terms of the examples         the model as the user calls it, at the same parameters
+    slope       g'd                                        (L(x + h d) - L(x - h d)) / 2h of that model
+    Hessian     H d, and u'H d = d'H u                     (g(x + h d) - g(x - h d)) / 2h
+    Gauss-Newton  d'G d                                    y'C y, with y the difference of the model's outputs
+    second moment  d'F d                                   the mean square of the differences of the examples' terms
+
+The model that the user calls has its parameters moved in place for as long as a call takes, so parameters that it reads
+by other ways than its modules move too. All is done in float64 where the model can be run in it, since differences in
+float32 tell two or three digits; the step is small enough that few kinks (ReLU, maxima) lie between its ends. A
+difference proves, or it contradicts (two steps agree with each other and not with the derivative), or it says nothing.
+
+**Cost:** about twelve gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
+from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective._torch_internals import autocast_left_out
+from frechet.objective.attributes import Attributes, attributes_of, put_back
+from frechet.objective.check import Check, Proved, passes
+from frechet.objective.coupling import couplings_seen
+from frechet.objective.custom import criterion_for
+from frechet.objective.data import untouched_generators
+from frechet.objective.kernels import ordinary_mode
+from frechet.objective.model import arguments_of, outputs_of
+from frechet.objective.structure import Layout, examples_of, fresh
+from frechet.operators.gauss_newton import empirical_fisher, gauss_newton
+from frechet.operators.hessian import hessian
+from frechet.space import generator
+
+STEPS = (1e-5, 1e-7, 1e-8)  # of float64, relative to the parameters: truncation is 1e-10, rounding 1e-9 to 1e-8
+SINGLE = (3e-2, 1e-2, 3e-3)  # of float32
+CLOSE = 1e-4  # relative difference below which a claim is proved
+APART = {torch.float64: 1e-3, torch.float32: 2e-2}  # above three times this it is contradicted
+
+
+def check(objective: Objective) -> Check:
+    """Raise where an objective is not one fixed, finite function with right derivatives; return what was seen."""
+    attributes = attributes_of(tuple(objective.model.modules()))  # before any pass could leave something behind
+    found = passes(objective)
+    coupled = found.coupled
+    if not coupled and objective.group is None and objective.space.shard is None:
+        coupled = couplings_seen(objective.snapshot())
+    return replace(found, proved=prove(objective, found, attributes), coupled=coupled)
+
+
+def prove(objective: Objective, found: Check, attributes: Attributes) -> tuple[Proved, ...]:
+    """Compare an objective's derivatives with differences; raises `NotDifferentiable` where they contradict.
+
+    Where passes have `found` operations that are not differentiable everywhere only small steps are taken, and rows
+    that get no gradient by design (the padding of embeddings) do not move.
+    """
+    twin = _double(objective)
+    if twin is not None:
+        try:
+            return _proved(twin, STEPS[1:] if found.kinks else STEPS, found, attributes)
+        except (NotDifferentiable, LostRank):
+            raise
+        except Exception:  # whatever a model raises in float64 says that it cannot be run in it
+            if objective.space.dtype == torch.float64:
+                raise
+    return _proved(objective, STEPS if objective.space.dtype == torch.float64 else SINGLE, found, attributes)
+
+
+def _double(objective: Objective) -> Objective | None:
+    """The objective in float64; None where it is or where the device has none."""
+    if objective.space.dtype == torch.float64:
+        return objective
+    if objective.space.device.type == "mps" or objective.space.shard is not None:
+        return None
+    return objective._with(tuple(replace(p, dtype=torch.float64) for p in objective.parts), objective.penalties)
+
+
+def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attributes: Attributes) -> tuple[Proved, ...]:
+    x = objective.point
+    d, u = (_direction(objective, x, j, seen.padding) for j in (0, 1))
+    found = []
+    gradient = objective.gradient(x)
+    slope = float(objective.space.inner(gradient, d))
+    H = hessian(objective, x)
+    image = H @ torch.stack([d, u], 1)
+    if objective.group is None and objective.space.shard is None:
+        found += _of_live_model(objective, x, d, slope, steps, attributes)
+    scale = _scale(objective, x)
+
+    def curved(h: float) -> Tensor:
+        ends = [objective.gradient(x + s * h * d) for s in (1.0, -1.0)]
+        return scale * (ends[0] - ends[1]) / (2 * h)
+
+    noise = objective.space.eps * float(objective.space.norm(scale * gradient))
+    found.append(_compare("the Hessian is the derivative of the gradient", curved, scale * image[:, 0], steps, noise))
+    pair = [float(objective.space.inner(a, b)) for a, b in ((u, image[:, 0]), (d, image[:, 1]))]
+    size = max(float(objective.space.norm(scale * image[:, j])) for j in (0, 1))
+    found.append(_symmetric(pair, size * objective.space.dim**0.5, objective.space.eps))
+    return tuple(found)
+
+
+def _scale(objective: Objective, x: Tensor) -> Tensor:
+    """The size of each parameter's block, as a vector."""
+    blocks = objective.space.split(x)
+    sizes = [b.abs().mean() if b.numel() and bool((b != 0).any()) else b.new_ones(()) for b in blocks]
+    return torch.cat([size.expand(b.numel()) for size, b in zip(sizes, blocks, strict=True)])
+
+
+def _direction(objective: Objective, x: Tensor, j: int, padding: tuple[tuple[str, int], ...]) -> Tensor:
+    drawn = torch.randn(len(x), generator=generator(0, j), dtype=torch.float64).to(x.device, x.dtype)
+    drawn *= _scale(objective, x)
+    if objective.space.shard is None:
+        for name, row in padding:
+            objective.space.unflatten(drawn)[name][row] = 0.0
+    return drawn
+
+
+def _symmetric(pair: list[float], size: float, eps: float) -> Proved:
+    off = abs(pair[0] - pair[1]) / max(abs(pair[0]), abs(pair[1]), size * eps**0.5, 1e-300)
+    if off > max(CLOSE, eps**0.5):
+        raise NotDifferentiable(
+            f"check: the Hessian must be symmetric, got u'Hv = {pair[0]:.6g} and v'Hu = {pair[1]:.6g}: the gradients "
+            "are those of no function, since a backward hook or a torch.autograd.Function changes them, or a "
+            "derivative of the model is wrong"
+        )
+    return Proved("the Hessian is symmetric", True, off)
+
+
+def _compare(
+    claim: str, difference: Callable[[float], Tensor], exact: Tensor, steps: tuple[float, ...], noise: float
+) -> Proved:
+    """Hold `exact` against differences with ever smaller steps; `noise` is the rounding of what is subtracted."""
+    seen: list[tuple[Tensor, float]] = []
+    best, apart = 1.0, APART[torch.float32 if steps is SINGLE else torch.float64]
+    for h in steps:
+        found, rounding = difference(h), 10 * noise / h
+        size = max(float(found.norm()), float(exact.norm()))
+        missing = float((found - exact).norm())
+        if size <= rounding:  # both are zero, as far as differences can tell
+            return Proved(claim, False, 0.0)
+        best = min(best, missing / size)
+        if missing <= CLOSE * size:
+            return Proved(claim, True, missing / size)
+        seen.append((found, apart * size + rounding))
+    for (a, wide), (b, near) in pairwise(seen):
+        if float((a - b).norm()) <= max(wide, near) and float((b - exact).norm()) > 3 * max(wide, near):
+            raise NotDifferentiable(
+                f"check: it must hold that {claim}, but differences are {float(b.norm()):.6g} in size where the "
+                f"derivative is {float(exact.norm()):.6g}, and {float((b - exact).norm()):.3g} apart: a derivative of "
+                "the model or of the criterion is wrong or incomplete (a backward that leaves no graph, a backward "
+                "hook, a tensor kept from an earlier pass, a parameter that is used by another way than its module)"
+            )
+    return Proved(claim, False, best)
+
+
+@dataclass(eq=False)
+class _Sums:
+    """What differences of a user's model over the data add up to."""
+
+    losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # at x, x + h d, x - h d
+    quadratic: float = 0.0  # y'C y
+    squares: float = 0.0  # of the slopes of the examples' terms
+    examples: int = 0
+    count: float = 0.0
+
+
+def _of_live_model(
+    objective: Objective, x: Tensor, d: Tensor, slope: float, steps: tuple[float, ...], attributes: Attributes
+) -> list[Proved]:
+    """The claims about the value, the slope, Gauss-Newton and the second moment."""
+    snapshot = replace(objective.snapshot(x), attributes=attributes)
+    measured: dict[float, _Measured] = {}
+
+    def at(h: float) -> _Measured:
+        if h not in measured:
+            measured[h] = _measured(snapshot, x, d, h)
+        return measured[h]
+
+    eps, h = objective.space.eps, steps[0]
+    off = 0.0
+    for place, theirs in ((x, at(h).loss), (x + h * d, at(h).ahead)):
+        ours, size = float(objective.value(place)), max(abs(theirs), at(h).size, 1e-300)
+        off = max(off, abs(theirs - ours) / size)
+        if off > 1e4 * eps * max(1.0, abs(ours) / size):
+            raise UnusableObjective(
+                f"check: the model called as it is gives the loss {theirs:.8g}, and {ours:.8g} in a pass of frechet: "
+                "it reads something that is not its parameters, buffers, attributes or inputs, or it computes another "
+                "way without gradients"
+            )
+    found = [Proved("the loss is that of the model as you call it", True, off)]
+    noise = eps * at(h).size
+    exact = torch.tensor([slope], dtype=torch.float64)
+    claim = "the gradient is the slope of the loss"
+    found.append(_compare(claim, lambda h: torch.tensor([at(h).slope], dtype=torch.float64), exact, steps, noise))
+    for claim, pick, make in (
+        (
+            "Gauss-Newton products are those of the outputs' Jacobian",
+            lambda m: m.quadratic,
+            lambda: gauss_newton(objective, x=x),
+        ),
+        (
+            "the second moment is that of the examples' slopes",
+            lambda m: m.squares,
+            lambda: empirical_fisher(objective, per="example", x=x),
+        ),
+    ):
+        if pick(at(h)) is None:
+            continue
+        try:
+            A = make()
+            value = float(objective.space.inner(d, A @ d))
+        except (ValueError, UnusableObjective):  # of a question that has no answer for this model and criterion
+            continue
+
+        def difference(h: float, pick: Callable[[_Measured], float | None] = pick) -> Tensor:
+            return torch.tensor([pick(at(h))], dtype=torch.float64)
+
+        found.append(_compare(claim, difference, torch.tensor([value], dtype=torch.float64), steps, noise))
+    return found
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the user's model tells at x and a step beside it; None: there is no such question."""
+
+    loss: float
+    ahead: float  # at x + h d
+    slope: float
+    quadratic: float | None  # y'C y
+    squares: float | None  # mean square of the examples' slopes
+    size: float  # of the sums, whose rounding is subtracted
+
+
+def _measured(snapshot: Snapshot, x: Tensor, d: Tensor, h: float) -> _Measured:
+    losses, quadratic, squares, size = [0.0, 0.0, 0.0], 0.0, 0.0, 0.0
+    asked = [True, True]
+    for part in snapshot.parts:
+        sums = _Sums()
+        with snapshot.without_model().running():
+            for batch in part.batches(snapshot.space.device):
+                _add(snapshot, part, batch, x, d, h, sums, asked)
+        if sums.count <= 0:
+            continue
+        for i in range(3):
+            losses[i] += part.weight * sums.losses[i] / sums.count
+        size += abs(part.weight * sums.losses[0] / sums.count)
+        quadratic += part.weight * sums.quadratic / sums.count
+        squares += part.weight**2 * sums.squares * sums.examples / sums.count**2
+    if snapshot.penalties:
+        with _placed(snapshot, x):
+            blocks = snapshot.space.unflatten(x)
+            moved = [snapshot.space.unflatten(x + s * h * d) for s in (1.0, -1.0)]
+        values = [float(snapshot.penalty(b).detach()) for b in (blocks, *moved)]
+        losses = [loss + value for loss, value in zip(losses, values, strict=True)]
+        asked[0] = asked[0] and not any(p.convex for _, p in snapshot.penalties)
+    slope = (losses[1] - losses[2]) / (2 * h)
+    return _Measured(
+        *(losses[0], losses[1], slope, quadratic if asked[0] else None, squares if asked[1] else None, size)
+    )
+
+
+def _add(
+    snapshot: Snapshot, part: Part, batch: Batch, x: Tensor, d: Tensor, h: float, sums: _Sums, asked: list[bool]
+) -> None:
+    outputs, terms = [], []
+    for s in (0.0, 1.0, -1.0):
+        y, t, layout = _called(snapshot, part, batch, x + s * h * d)
+        outputs.append(y)
+        terms.append(t)
+    for i, t in enumerate(terms):
+        sums.losses[i] += float(t.sum())
+    sums.count += float(snapshot.count(part, batch))
+    sums.examples += examples_of(batch.inputs, batch.targets)
+    sums.squares += float((((terms[1] - terms[2]) / (2 * h)) ** 2).sum())
+    asked[1] = asked[1] and part.criterion.additive and len(terms[0]) == examples_of(batch.inputs, batch.targets)
+    criterion = criterion_for(part.criterion, layout)
+    moved = (outputs[1] - outputs[2]) / (2 * h)
+    with _placed(snapshot, x):
+        reads = criterion.terms(outputs[0].detach(), batch.targets).requires_grad
+        asked[0] = asked[0] and not reads and part.head is None
+        if asked[0]:
+            image = criterion.hessian_product(outputs[0].detach(), batch.targets, moved)
+            sums.quadratic += float((image.detach() * moved).sum(dtype=torch.float64))
+
+
+def _called(snapshot: Snapshot, part: Part, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor, Layout]:
+    """The outputs and terms of the user's model, called as it is with its parameters at x."""
+    layout = Layout()
+    with _placed(snapshot, x), put_back(snapshot.attributes, snapshot.modules):
+        args, keywords = arguments_of(batch.model or snapshot.model, fresh(batch.inputs))
+        with ExitStack() as stack:
+            if snapshot.dropout_seed is not None:
+                drawn = generator(snapshot.dropout_seed, batch.index).initial_seed() % 2**32
+                stack.enter_context(untouched_generators(drawn))
+            returned = outputs_of((batch.model or snapshot.model)(*args, **keywords))
+        y = layout.pack(returned).detach()
+        terms = criterion_for(part.criterion, layout).terms(y, batch.targets)
+    return y.detach(), terms.detach().double(), layout
+
+
+@contextmanager
+def _placed(snapshot: Snapshot, x: Tensor) -> Iterator[None]:
+    """The user's model with its parameters moved to x in place, and its buffers as recorded, for a moment."""
+    state = {**snapshot.constants, **snapshot.space.unflatten(x)}
+    kept: list[tuple[Tensor, Tensor]] = []
+    with ExitStack() as stack:
+        stack.enter_context(ordinary_mode(snapshot.space.device))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(autocast_left_out())
+        try:
+            for name, value in state.items():
+                holder, key = snapshot.places[name][0]
+                kept.append((holder[key], holder[key].data))
+                holder[key].data = value.detach().clone()
+            yield
+        finally:
+            for t, data in kept:
+                t.data = data
