@@ -56,12 +56,21 @@ def test_a_budget_is_shared_by_the_weights_of_the_open_stages():
     assert run.allowance("c") == 0
 
 
-def test_a_share_that_is_too_small_becomes_the_least_once_shares_are_tight():
+def test_a_share_that_is_too_small_becomes_the_least():
     run = Run(CPU, WEIGHTS, products=16)
-    assert run.allowance("a", least=6) == 2
-    run.tight = True
+    assert run.allowance("a") == 2
     assert run.allowance("a", least=6) == 6
-    assert run.allowance("a", least=20) == 2  # there is not so much at all
+    assert run.allowance("a", least=20) == 16  # there is not so much at all: the stage will say so
+
+
+def test_what_stages_without_a_result_need_at_least_is_left_for_them():
+    run = Run(CPU, WEIGHTS, products=40, leasts={"a": 5, "b": 20, "c": 15})
+    assert run.allowance("c", least=15) == 15  # its share would be 20
+    run.results["b"] = 1
+    assert run.allowance("c", least=15) == 20
+    timed = Run(CPU, WEIGHTS, seconds=40.0 / 0.98, leasts={"a": 5, "b": 20, "c": 15}, users={"b": "B", "c": "C"})
+    timed.meter.times = {"B": [(1, 1.5)], "C": [(1, 0.5)], "": [(1, 0.5)]}
+    assert timed.allowance("c", "C", least=1) == pytest.approx((40 - 30 - 2.5) / 0.5, abs=1)
 
 
 def test_a_bound_of_time_becomes_products_at_the_rate_of_the_last_ones():

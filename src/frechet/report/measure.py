@@ -49,6 +49,19 @@ WEIGHTS: dict[str, float] = {
     "learning rate": 0.8,
     "loss slices": 0.3,
 }
+# products without which a stage has no result; of the last three the time that they take, in products
+LEASTS = {
+    "Gauss-Newton eigenvalues": 6,
+    "Gauss-Newton traces": 4,
+    "Gauss-Newton density": 8,
+    "Hessian eigenvalues": 8,
+    "Hessian traces": 4,
+    "Hessian density": 8,
+    "layer eigenvalues": 4,
+    "gradient noise": 8,
+    "learning rate": 9,
+    "loss slices": 6,
+}
 ROUNDS = 4  # times that a stage is worked on at most: shares double where half of the stages are done
 SPENT = 0.05  # of a budget; less than this is left where a section is missing
 SENTENCE = 240  # characters of a reason
@@ -101,6 +114,8 @@ def measure(objective: Objective, settings: Settings, run: Run) -> None:
 def _measured(objective: Objective, settings: Settings, run: Run, plain: bool, whole: bool) -> None:
     checked = run.stage("check", lambda _observe, _resume: _usable(objective, settings, run))
     run.open.discard("check")
+    run.leasts = LEASTS
+    run.users = {n: "Hessian" if n.startswith(("Hessian", "layer")) else "Gauss-Newton" for n in LEASTS}
     run.meter.times.setdefault("Gauss-Newton", [(1, checked["seconds"])])
     with Operators(objective, run, checked["route"], plain) as operators:
         work = Work(objective, settings, run, operators, plain, whole)

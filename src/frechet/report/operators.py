@@ -18,6 +18,7 @@ from frechet.report.run import Run
 from frechet.report.schema import Cost
 
 WORTH = 12  # products; recording costs about as much as six, and saves about half of each
+TIMED = 6  # products; of fewer, two to learn their time are too many
 BASES = 0.25  # of the memory that is free: Krylov vectors, beside a recording that may take half
 
 
@@ -46,6 +47,14 @@ class Operators:
         """Return the operator, its products counted; recorded where `planned` products make that worth while."""
         A = hessian(self.objective) if name == "Hessian" else gauss_newton(self.objective, route=self.route)
         return metered(self._fastest(name, A, planned), self.run.meter, alone=self.run.group is None, name=name)
+
+    def timed(self, name: str, planned: int) -> None:
+        """Know the time of a product, where a budget of time depends on it: one that warms up, and one that counts."""
+        if self.run.seconds is None or self.run.meter.rate(name) is not None or planned < TIMED:
+            return
+        A = self.get(name, planned)
+        for _ in range(2 - (self.run.meter.times.get(name) is not None)):
+            _ = A @ A.domain.random(0, 0)
 
     def together(self, name: str, vectors: int) -> int:
         """How many Krylov spaces of `vectors` vectors fit into memory at once, 1 to 8."""

@@ -64,7 +64,9 @@ class Run:
     interrupted: bool = False
     watching: bool = False  # whether a stage is running that looks at `interrupted`
     open: set[str] = field(default_factory=set)
-    tight: bool = False  # whether the shares were found too small for some stage
+    tight: bool = False  # whether stages were worked on once
+    leasts: dict[str, int] = field(default_factory=dict)  # products without which a stage has no result
+    users: dict[str, str] = field(default_factory=dict)  # the operator of a stage
     began: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
     saving: float = 0.0  # seconds that writing the file took last
@@ -95,21 +97,33 @@ class Run:
         return left if self.group is None else self.group.objects(left)[0]
 
     def allowance(self, stage: str, operator: str = "", least: int = 0) -> int:
-        """Products that `stage` may spend: its share of what is left; a large number without a budget.
+        """Products that `stage` may spend; a large number without a budget.
 
-        A bound of time becomes products at the rate of the last products with `operator`, or of all where it is new.
-        When shares are `tight`, a stage whose share is less than its `least` gets that, if there is so much at all.
+        It is the stage's share of what is left, less if the `leasts` of stages without a result would not be left for
+        them, and its own `least` in any case, if there is so much at all. A bound of time becomes products at the rate
+        of the last products with `operator`, or of all where it is new.
         """
-        left = float(PLENTY)
+        others = [n for n in self.open if n != stage and n not in self.results and n in self.leasts]
+        given = float(PLENTY)
         if self.products is not None:
-            left = min(left, max(0.0, self.products - self.meter.products))
+            left = max(0.0, self.products - self.meter.products)
+            given = self._given(stage, left, least, sum(self.leasts[n] for n in others))
         if self.seconds is not None:
-            seconds = max(0.0, self.seconds * (1 - PAGE_SECONDS) - self.elapsed)
+            left = max(0.0, self.seconds * (1 - PAGE_SECONDS) - self.elapsed)
             rate = self.seconds_per_product(operator)
-            left = min(left, seconds / rate if rate > 0 else (PLENTY if seconds > 0 else 0))
-        share = left * self.share(stage) if left < PLENTY else left
-        given = least if self.tight and share < least <= left else int(share)
-        return given if self.group is None else self.group.exchange([0, given])[0][1]
+            reserved = sum(self.leasts[n] * self.seconds_per_product(self.users.get(n, "")) for n in others)
+            if rate > 0:
+                given = min(given, self._given(stage, left, least * rate, reserved) / rate)
+            elif left == 0:
+                given = 0.0
+        found = min(PLENTY, int(given * (1 + 1e-9)))  # a least that went through seconds and back
+        return found if self.group is None else self.group.exchange([0, found])[0][1]
+
+    def _given(self, stage: str, left: float, least: float, reserved: float) -> float:
+        """The stage's part of what is left."""
+        if left < least:
+            return left
+        return max(least, min(left * self.share(stage), left - reserved))
 
     def share(self, stage: str) -> float:
         """The part of what is left that `stage` may spend, by the weights of the open stages."""
@@ -120,7 +134,8 @@ class Run:
         rate = self.meter.rate(operator)
         if rate is None:
             known = [r for r in map(self.meter.rate, self.meter.times) if r is not None]
-            rate = max(known, default=0.0)
+            # a Hessian product costs 1.5 to 2 times what a Gauss-Newton product does
+            rate = max(known, default=0.0) * (2.0 if operator == "Hessian" else 1.0)
         return rate * self.overhead(operator)
 
     def overhead(self, operator: str) -> float:

@@ -33,7 +33,7 @@ def layer_tops(operators: Operators, settings: Settings, run: Run) -> None:
     stage, space = "layer eigenvalues", operators.objective.space
     names = _by_trace(run, list(lockstep.modules_of(space)))
     before: dict[str, Any] | None = run.results.get(stage)
-    limit = run.allowance(stage, "Hessian", least=2 * LEAST_TOP_STEPS)
+    limit = run.allowance(stage, "Hessian", LEAST_TOP_STEPS if before is None else 0)
     chosen = names[: max(1, min(MOST_TOPS, limit // LEAST_TOP_STEPS))]
     steps = min(TOP_STEPS, limit // len(chosen))
     if limit < LEAST_TOP_STEPS:

@@ -11,13 +11,13 @@ class Settings:
     """What to measure. `top` eigenvalues from each end; `probes` and `steps` of the density; SGD `batch_sizes`.
 
     `route` is that of Gauss-Newton products, `examples` that of single examples' gradients; None: the default of each.
-    `threads` is what the user asked for. The density's defaults cost 160 products an operator: less than what traces
+    `threads` is what the user asked for. The density's defaults cost 128 products an operator: less than what traces
     and norms may take, because its picture says little more with more.
     """
 
     top: int = 5
     probes: int = 8
-    steps: int = 20
+    steps: int = 16
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128)
     seed: int = 0
     points: int = 15

@@ -18,7 +18,8 @@ from frechet.report.sizes import Sizes, probes_for, sizes, widths
 
 RTOL = 1e-2  # of eigenvalues: residual by size; the report shows the residual of each
 EIGEN_PRODUCTS = 60  # what the eigenvalues of one operator usually take
-LEAST_STEPS = 6  # a shorter Krylov space resolves nothing
+LEAST_EIGEN = {"largest": 6, "both": 8}
+LEAST_STEPS = 4  # a shorter Krylov space resolves nothing
 LEAST_PROBES = 4  # of traces: fewer say nothing of their spread
 PILOT = 24  # probes whose spread says how many are needed
 MOST_PROBES = 240
@@ -30,12 +31,14 @@ EXACT = 256  # dimensions up to which unit vectors cost no more than the probes 
 def eigenvalues(operators: Operators, name: str, which: Any, settings: Settings, run: Run) -> None:
     """The `top` eigenpairs of an end, or of both; worked on again, from the vectors found, where some fell short."""
     stage, dim = f"{name} eigenvalues", operators.objective.space.dim
-    k = min(settings.top, dim)
     before: Spectrum | None = run.results.get(stage)
-    limit = run.allowance(stage, name, least=2 * k + 4)
-    if limit < (k + 1 if before is None else before.products // 2):
+    least = 0 if before is not None else min(LEAST_EIGEN[which], dim + 1)
+    operators.timed(name, min(run.allowance(stage, name, least), EIGEN_PRODUCTS))
+    limit = run.allowance(stage, name, least)
+    k = min(settings.top, dim, max(1, (limit - 2) // (6 if which == "both" else 3)))
+    if limit < (least if before is None else before.products // 2):
         if before is None:
-            run.leave_out(stage, f"the budget left {limit} products, and it needs at least {k + 1}")
+            run.leave_out(stage, f"the budget left {limit} products, and it needs at least {least}")
         return
     A = operators.get(name, min(limit, EIGEN_PRODUCTS))
 
@@ -46,19 +49,29 @@ def eigenvalues(operators: Operators, name: str, which: Any, settings: Settings,
             A, k, which=which, seed=settings.seed, rtol=RTOL, max_products=most, start=start, observe=observe,
             resume=resume,
         )  # fmt: skip
-        return found if before is None or found.residuals.max() < before.residuals.max() else before
+        return found if before is None or _better(found, before) else before
 
     found = run.stage(stage, compute, limit=None if limit >= PLENTY else limit)
     run.put_in(stage)
-    if limit >= PLENTY or bool(found.converged.all()):
+    ends = 2 if which == "both" else 1
+    if limit >= PLENTY or (bool(found.converged.all()) and found.values.numel() >= min(dim, ends * settings.top)):
         run.open.discard(stage)
+
+
+def _better(found: Spectrum, before: Spectrum) -> bool:
+    """Whether more pairs were found, or the same number with smaller residuals."""
+    counts = found.values.numel(), before.values.numel()
+    worst = float(found.residuals.max()), float(before.residuals.max())
+    return counts[0] > counts[1] or (counts[0] == counts[1] and worst[0] < worst[1])
 
 
 def traces(operators: Operators, name: str, settings: Settings, run: Run) -> None:
     """Trace, Frobenius norm and layers: a pilot of probes, then as many as it says, up to `MOST_PROBES`."""
     stage = f"{name} traces"
     before: Sizes | None = run.results.get(stage)
-    limit = run.allowance(stage, name, least=2 * LEAST_PROBES)
+    least = LEAST_PROBES if before is None else 0
+    operators.timed(name, min(run.allowance(stage, name, least), 3 * PILOT))
+    limit = run.allowance(stage, name, least)
     if limit < (LEAST_PROBES if before is None else BLOCK):
         if before is None:
             run.leave_out(stage, f"the budget left {limit} products, and it needs at least {LEAST_PROBES}")
@@ -105,10 +118,12 @@ def density(operators: Operators, name: str, settings: Settings, run: Run) -> No
     """Probes of short Krylov spaces, side by side; made anew where twice as many steps have become affordable."""
     stage = f"{name} density"
     before: Density | None = run.results.get(stage)
-    limit = run.allowance(stage, name, least=2 * LEAST_STEPS)
+    least = 2 * LEAST_STEPS if before is None else 0
+    operators.timed(name, min(run.allowance(stage, name, least), settings.probes * settings.steps))
+    limit = run.allowance(stage, name, least)
     probes, steps = settings.probes, settings.steps
     if limit < probes * steps:
-        probes = max(2, min(probes, limit // LEAST_STEPS))
+        probes = max(2, min(probes, limit // (2 * LEAST_STEPS)))
         steps = min(steps, limit // probes)
     if before is not None and probes * steps < 2 * before.products:
         if run.tight and (before.products * 2 > settings.probes * settings.steps or limit >= PLENTY):
