@@ -5,7 +5,7 @@ what the first vector costs and k - 1 times what the second added; a job costs i
 keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
 names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
 
-**Cost:** four products, and 2 k + 2 of `eigsh` where they fit; more, one per halving, where the product does not fit and
+**Cost:** four products, and 2 k + 2 of `eigsh` where they fit; one more per halving where the product does not fit and
 the objective has a head.
 """
 
