@@ -13,8 +13,8 @@ Products are recorded in reverse mode, unless a Hessian has convolutions whose k
 backward computes what nobody needs, and forward over reverse does not. Small batches are played back for `TOGETHER`
 vectors at once where the operations allow it: there the calls cost more than the arithmetic.
 
-**Cost:** linearizing takes 9 to 17 gradients, and for each further batch that looks the same a product, and a playback
-with its constants; memory per kept batch 2 to 3 times what a gradient keeps.
+**Cost:** linearizing takes 9 to 16 gradients, and for each further batch that looks the same 3 to 7: a product, and a
+playback with its constants. Memory per kept batch: 2 to 3 times what a gradient keeps.
 """
 
 from __future__ import annotations

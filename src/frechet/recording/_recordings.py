@@ -189,8 +189,8 @@ class Recordings:
         if reason:
             return reason
         if not self.budget.played:  # the first also loads and allocates
-            first = min(first, *(timed(lambda: replay.at(tensors), self.space.device)[1] for _ in range(2)))
-            played = min(played, *(timed(lambda: filled(v), self.space.device)[1] for _ in range(2)))
+            first = min(first, timed(lambda: replay.at(tensors), self.space.device)[1])
+            played = min(played, timed(lambda: filled(v), self.space.device)[1])
         if not self.full and self.budget.fits(filled, replay):
             self.budget.note(seconds, played)
             return self.budget.hold(filled)
