@@ -113,7 +113,6 @@ def recorded_product(A: Derivative, budget: Budget) -> tuple[LinearOperator, lis
             return A, [(Plain("labels are drawn for a data term that the objective holds twice"),)], A.route
         s = replace(s, parts=tuple(replace(p) for p in s.parts))
         A = replace(A, snapshot=s)
-    budget.hold_apart([s.x, *s.constants.values()])
     before = len(budget.replays)
     recordings = Recordings(budget, space)
     with differentiating(A.name, space.device), torch.no_grad():
@@ -130,6 +129,7 @@ def _served(A: Derivative, recordings: Recordings) -> OfData:
     """Decide how the product on each batch is computed, in one pass."""
     s, space = A.snapshot, A.domain
     leaves, how = s.leaves(space), OfData(A, {}, {})
+    recordings.budget.hold_apart([s.x, *s.constants.values(), *leaves[1].values()])
     # two streams of labels, where they are drawn: what is recorded and what it is compared with draw the same
     add, plain, other = A.adding(), A.adding(), _in_forward_mode(A)
     drawn = isinstance(A, OutputProduct) and A.drawn

@@ -103,7 +103,6 @@ class _Products:
 
 def recorded_jacobian(A: OutputJacobian, budget: Budget) -> tuple[LinearOperator, list[tuple[Served, ...]], str]:
     """A by two recordings for each batch, or by its own products; how each is served; and the route."""
-    budget.hold_apart([A.snapshot.x, *A.snapshot.constants.values()])
     with differentiating("jacobian", A.domain.device), torch.no_grad():
         products = _Products(A, _served(A, budget))
     kept = FromCallable(products.matmat, products.rmatmat, A.domain, A.codomain, A.facts)
@@ -115,6 +114,7 @@ def _served(A: OutputJacobian, budget: Budget) -> list[_OnBatch]:
     s, space = A.snapshot, A.domain
     found: list[_OnBatch] = []
     leaves, pushes, pulls = s.leaves(space), Recordings(budget, space), {}
+    budget.hold_apart([s.x, *s.constants.values(), *leaves[1].values()])
 
     def push(batch: Batch) -> Map:
         return lambda v: A.push(leaves, batch, [v])

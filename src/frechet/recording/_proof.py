@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from frechet.recording._replay import Replay
-from frechet.space import Space
+from frechet.space import Space, aligned
 
 T = TypeVar("T")
 PROBE, BLOCK = 0, range(1, 4)  # numbers of the vectors with which a recording and its blocks are proved
@@ -27,7 +27,7 @@ RECORDED = 4  # and of that with which it is recorded
 
 def probe(space: Space, number: int) -> list[Tensor]:
     """The blocks of a Gaussian vector; views of one vector, as a product's vectors are."""
-    return space.split(space.random(number, 0, "gaussian"))
+    return [aligned(block) for block in space.split(space.random(number, 0, "gaussian"))]
 
 
 def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:

@@ -33,7 +33,7 @@ from frechet.recording._proof import PROBE, RECORDED, difference, finite, goes_i
 from frechet.recording._replay import Replay, record
 from frechet.recording._uninitialized import FilledWithNaN
 from frechet.recording._watch import Map
-from frechet.space import Space
+from frechet.space import Space, aligned
 
 SMALL = 1 << 24  # bytes: a recording of at most this size spends its time in calls rather than in arithmetic
 TOGETHER = 8  # vectors that go through such a recording at once: more would leave the caches
@@ -189,9 +189,9 @@ class Recordings:
         if reason:
             return reason
         if not self.budget.played:  # the first also loads and allocates
-            first = min(first, *(timed(lambda: replay.at(tensors), self.space.device)[1] for _ in range(2)))
-            played = min(played, *(timed(lambda: filled(v), self.space.device)[1] for _ in range(2)))
-        if not self.full and self.budget.fits(filled):
+            first = min(first, timed(lambda: replay.at(tensors), self.space.device)[1])
+            played = min(played, timed(lambda: filled(v), self.space.device)[1])
+        if not self.full and self.budget.fits(filled, replay):
             self.budget.note(seconds, played)
             return self.budget.hold(filled)
         self.full = True
@@ -209,7 +209,7 @@ def play(served: Recorded, tensors: list[Tensor], V: Tensor, space: Space, sums:
         served.blocks = replay.bytes <= SMALL and goes_in_blocks(replay, space)
     if k == 1 or not served.blocks:
         for i, v in enumerate(V.T):
-            sums.add(i, replay(space.split(v if v.is_contiguous() and not v.storage_offset() else v.clone())))
+            sums.add(i, replay([aligned(block) for block in space.split(v)]))
         return
     for a in range(0, k, TOGETHER):
         some = V.T[a : a + TOGETHER]
