@@ -14,7 +14,6 @@ import itertools
 import math
 
 import torch
-from frechet.recording import peak_above, start_peak
 from timing import record, write
 from torch import nn
 
@@ -22,6 +21,7 @@ from frechet.analyze.plan import plan
 from frechet.linalg import eigsh, spectral_density, trace
 from frechet.objective import Objective, cross_entropy
 from frechet.operators import LinearOperator, gauss_newton, hessian
+from frechet.recording import peak_above, start_peak
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ what the first vector costs and k - 1 times what the second added; a job costs i
 keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
 names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
 
-**Cost:** four products, and 2 k + 2 of `eigsh` where they fit; one more per halving where the product does not fit and
-the objective has a head.
+**Cost:** four products, and 2 k + 2 of `eigsh` where they fit; more, one per halving, where the product does not fit
+and the objective has a head.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def plan(
     basis = min(space.dim, max(2 * k + 30, 40))
     # beside the basis: what is made orthogonal, its copy and coefficients, and the vectors found
     pairs = job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
-    if pairs.fits is not False and Fact.SYMMETRIC in A.facts and 0 < k < space.dim:
+    if pairs.fits is not False:
         count = _eigsh_products(A, k, basis)
         pairs = replace(pairs, products=count, seconds=count * first)
     # the sketch keeps a vector for each of its probes, and is copied when it grows and when it is read
@@ -172,11 +172,14 @@ def _eigsh_products(A: LinearOperator, k: int, basis: int) -> int:
     The residuals fall about geometrically. Their course is continued until the last one meets its tolerance.
     """
     seen: list[tuple[int, float]] = []
+    if Fact.SYMMETRIC not in A.facts or not 0 < k < A.domain.dim:
+        return basis
 
-    def observe(state: EigshState) -> None:
+    def observe(state: EigshState) -> bool:
         if len(state.values) == k:
             target = (MARGIN if k > 1 else 1.0) * 1e-3 * state.values.abs().clamp_min(1e-300)
             seen.append((state.products, float((state.residuals / target).clamp_min(1e-12).max())))
+        return False
 
     sample = min(basis, 2 * k + 2, A.domain.dim)
     found = eigsh(A, k, seed=0, max_products=sample, observe=observe)

@@ -77,8 +77,8 @@ class LinearOperator(ABC):
         except RuntimeError as error:  # the allocator's
             size = m * n * self.domain.dtype.itemsize / 2**30
             raise MemoryError(
-                f"dense: the matrix {(m, n)} needs {size:.3g} GiB, which is more than there is; ask by products (eigsh, "
-                "trace, diagonal), or restrict= the operator to fewer parameters"
+                f"dense: the matrix {(m, n)} needs {size:.3g} GiB, which is more than there is; ask by products "
+                "(eigsh, trace, diagonal), or restrict= the operator to fewer parameters"
             ) from error
         for a in range(0, self.shape[1], 64):
             b = min(a + 64, self.shape[1])
