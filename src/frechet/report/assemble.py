@@ -22,7 +22,7 @@ from frechet.report.sections import sliced
 from frechet.report.settings import Settings
 from frechet.report.sizes import Sizes, relative_error
 from frechet.report.spectra import RTOL, probes_wanted
-from frechet.report.threads import OPENMP
+from frechet.report.threads import openmp_settings
 
 TOLD = 0.15  # half-width relative to the number: above it the page says how many products it would take
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
@@ -110,7 +110,7 @@ def _criterion_name(criterion: object) -> str:
 
 def environment(objective: Objective, version: str, chosen: str = "") -> s.Environment:
     """Machine, versions and settings that the numbers were made with."""
-    names = [*ALLOCATOR, *sorted(n for n in os.environ if n.startswith(OPENMP))]
+    names = [*ALLOCATOR, *openmp_settings()]
     settings = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     device = objective.space.device
     return s.Environment(

@@ -209,8 +209,11 @@ def _checked(objective: Objective, settings: Settings, run: Run) -> Mapping[str,
         route = "reverse"  # an operation without forward mode; the header says which route was taken
         product(route)
     choosing = run.group is None and not threads.fixed(settings.threads) and (run.products or 1000) > 50
-    told = threads.faster(lambda: product(route)) if choosing else ""
+    told, counted = "", run.meter.products
     if choosing:
+        told = threads.faster(lambda: product(route))
+        # slow products are timed once each and not twice: the count must not depend on the machine
+        run.meter.products = counted + threads.PRODUCTS
         run.meter.times["Gauss-Newton"] = []
     if run.seconds is not None:
         product(route)

@@ -191,7 +191,7 @@ def _curvature_view(c: Curvature) -> dict[str, object]:
         "density": c.density,
         "rows": rows,
         "definitions": definitions,
-        "wanted": c.wanted,
+        "wanted": None if c.wanted is None else sentences.round_up(c.wanted),
     }
 
 

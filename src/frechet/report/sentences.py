@@ -244,13 +244,13 @@ def _doubts(report: Report) -> list[str]:
             continue
         found.append(
             f"The trace of the {NAMES[c.operator]} is known to {measured(c.trace)} only; within 15 % takes about "
-            f"{count(_round_up(c.wanted))} random products"
+            f"{count(round_up(c.wanted))} random products"
             + (": set --products or --budget accordingly." if c.wanted < 10**6 else ", so it is as good as zero.")
         )
     return found
 
 
-def _round_up(n: int) -> int:
+def round_up(n: int) -> int:
     """To two digits."""
     unit = 10 ** max(0, len(str(n)) - 2)
     return -(-n // unit) * unit

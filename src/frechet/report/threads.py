@@ -17,7 +17,9 @@ from frechet.report import numbers
 
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # where one is set, the user has chosen
 OPENMP = ("OMP_", "GOMP_", "KMP_")
+LIBRARIES = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")  # scikit-learn's
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait sleep instead of spinning
+PRODUCTS = 4  # that a choice takes at most
 QUICK = 0.5  # seconds; a product that takes less is timed twice
 
 
@@ -38,7 +40,12 @@ def fixed(asked: int | None) -> bool:
 
 def waiting_policy() -> dict[str, str]:
     """The settings of OpenMP to start with: none where the user has any."""
-    return {} if any(name.startswith(OPENMP) for name in os.environ) else PASSIVE
+    return {} if openmp_settings() else PASSIVE
+
+
+def openmp_settings() -> list[str]:
+    """The names of OpenMP's variables in the environment, without those that libraries set when they are imported."""
+    return sorted(name for name in os.environ if name.startswith(OPENMP) and name not in LIBRARIES)
 
 
 def faster(product: Callable[[], object]) -> str:
