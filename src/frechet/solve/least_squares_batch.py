@@ -25,6 +25,7 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.linalg.result import Status
+from frechet.objective.kernels import WeightNormByFormula
 from frechet.operators.products import second_order
 from frechet.solve.batched_triangles import (
     boxed,
@@ -291,7 +292,7 @@ def _finite(r: Tensor, J: Tensor) -> Tensor:
 
 def _linearized(batched: Callable[..., Tensor], x: Tensor, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """r ``(m, b)`` and J ``(n, m, b)``."""
-    with second_order("least_squares_batch", x.device), torch.enable_grad():
+    with second_order("least_squares_batch", x.device), WeightNormByFormula(), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         r = batched(leaf, *data)
         if r.ndim != 2:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite, NotDifferentiable
-from frechet.objective.kernels import refuse_once_differentiable
+from frechet.objective.kernels import WeightNormByFormula, refuse_once_differentiable
 from frechet.operators.function import FunctionJacobian
 from frechet.operators.operator import LinearOperator
 from frechet.operators.products import grads, second_order
@@ -196,7 +196,7 @@ class Residual:
             return None
         self.ledger.jacobians += 1
         try:
-            with second_order("least_squares", self.space.device), torch.enable_grad():
+            with second_order("least_squares", self.space.device), WeightNormByFormula(), torch.enable_grad():
                 S = self._second_derivatives(linear)
         except NotDifferentiable:  # rows need first derivatives only
             return None
@@ -258,7 +258,7 @@ class Residual:
             return torch.zeros(m, 0, dtype=torch.float64, device=point.r.device)
         if self.route in ("2-point", "3-point"):
             return self._differences(point)
-        with second_order("least_squares", self.space.device), torch.enable_grad():
+        with second_order("least_squares", self.space.device), WeightNormByFormula(), torch.enable_grad():
             leaf, r = self._graph(point)
             if not r.requires_grad:  # constant on this branch
                 return torch.zeros(m, n, dtype=torch.float64, device=r.device)

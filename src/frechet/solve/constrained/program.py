@@ -20,7 +20,7 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.objective import Objective
-from frechet.objective.kernels import ordinary
+from frechet.objective.kernels import WeightNormByFormula, ordinary
 from frechet.operators.hessian import hessian
 from frechet.operators.operator import LinearOperator
 from frechet.operators.products import grads, second_order
@@ -67,7 +67,7 @@ class Point:
     def hessian(self, y: Tensor) -> LinearOperator:
         """The Hessian of f + y'c ``(n, n)``."""
         p = self.program
-        with second_order("minimize", p.space.device), torch.enable_grad():
+        with second_order("minimize", p.space.device), WeightNormByFormula(), torch.enable_grad():
             u = p.outward(y)
             pulled = grads(self.graph_c, self.leaves, [u], create_graph=True)
             total = pulled if self.H is not None else [a + b for a, b in zip(self.graph_g, pulled, strict=True)]
@@ -162,7 +162,7 @@ class Program:
         """f, its gradient, c and J at x; None where they are not finite."""
         self.ledger.evaluations += 1
         self.ledger.gradients += 1
-        with second_order("minimize", self.space.device), torch.enable_grad():
+        with second_order("minimize", self.space.device), WeightNormByFormula(), torch.enable_grad():
             leaves = [ordinary(b).clone().requires_grad_() for b in self.blocks(x)]
             at = leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
             value, rows = None if isinstance(self.f, Objective) else self.f(at), self._rows(at)
