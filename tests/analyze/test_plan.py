@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from counting import counting
 from frechet.analyze.plan import plan
 from frechet.linalg.eigsh import eigsh
 from frechet.objective import Objective, cross_entropy, squared_error
@@ -159,6 +160,12 @@ def test_products_of_eigsh_are_told_within_a_factor_of_one_and_a_half(top, decay
     k = min(top, 8)
     took, told = eigsh(A, k, seed=1).products, plan(A, k=k).jobs[0].products
     assert took / 1.5 <= told <= 1.5 * took
+
+
+def test_no_products_of_eigsh_are_made_without_a_sample():
+    A, count = counting(from_callable(lambda V: V * 2, 400, facts="symmetric"))
+    assert plan(A, budget=10**9, sample=0).jobs[0].products == 50
+    assert count.total == 4
 
 
 def test_an_operator_that_is_not_symmetric_is_planned_without_eigenpairs():

@@ -93,14 +93,21 @@ class Plan(Result):
 
 
 def plan(
-    A: LinearOperator, budget: int | None = None, *, k: int = 10, products: int = 100, probes: int = 8, steps: int = 40
+    A: LinearOperator,
+    budget: int | None = None,
+    *,
+    k: int = 10,
+    products: int = 100,
+    probes: int = 8,
+    steps: int = 40,
+    sample: int | None = None,
 ) -> Plan:
     """What products with A cost, what fits into `budget` bytes (default: what is free), and what jobs will take.
 
     The jobs are the defaults of `eigsh` for the `k` largest pairs, `trace` with `products` products, and
     `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum: where they
-    fit, its first 2 k + 2 are made, and the course of the residuals is continued. Without them it is assumed to end
-    with its first basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
+    fit, its first `sample` (2 k + 2) are made, and the course of the residuals is continued. With ``sample=0`` it is
+    assumed to end with its first basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
 
     Example:
         >>> import torch
@@ -149,7 +156,7 @@ def plan(
     # beside the basis: what is made orthogonal, its copy and coefficients, and the vectors found
     pairs = job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
     if pairs.fits is not False:
-        count = _eigsh_products(A, k, basis)
+        count = _eigsh_products(A, k, basis, 2 * k + 2 if sample is None else sample)
         pairs = replace(pairs, products=count, seconds=count * first)
     # the sketch keeps a vector for each of its probes, and is copied when it grows and when it is read
     sketch = products if Fact.POSITIVE_SEMIDEFINITE in A.facts else products // 2
@@ -166,13 +173,13 @@ def plan(
     return Plan(repr(A), budget, first, peak, more, added, at_once, kept, examples, rows, jobs)
 
 
-def _eigsh_products(A: LinearOperator, k: int, basis: int) -> int:
+def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:
     """How many products `eigsh` will take for the k largest pairs, from its first ones.
 
     The residuals fall about geometrically. Their course is continued until the last one meets its tolerance.
     """
     seen: list[tuple[int, float]] = []
-    if Fact.SYMMETRIC not in A.facts or not 0 < k < A.domain.dim:
+    if Fact.SYMMETRIC not in A.facts or not 0 < k < A.domain.dim or sample < 1:
         return basis
 
     def observe(state: EigshState) -> bool:
@@ -181,7 +188,7 @@ def _eigsh_products(A: LinearOperator, k: int, basis: int) -> int:
             seen.append((state.products, float((state.residuals / target).clamp_min(1e-12).max())))
         return False
 
-    sample = min(basis, 2 * k + 2, A.domain.dim)
+    sample = min(basis, sample, A.domain.dim)
     found = eigsh(A, k, seed=0, max_products=sample, observe=observe)
     if found.status is Status.CONVERGED or len(seen) < 4:
         return found.products if found.status is Status.CONVERGED else basis
