@@ -23,9 +23,15 @@ Contents = list[tuple[Any, Any]]  # containers, and copies of what they hold
 Attributes = list[tuple[dict[str, Any], dict[str, Any], Contents]]
 
 
+_KNOWN = ("torch.nn.", "torch.distributed.", "builtins", "typing", "abc")
+
+
 def is_users(m: nn.Module) -> bool:
-    """Whether a module is somebody's own: what it calls and keeps cannot be known."""
-    return not type(m).__module__.startswith("torch.nn.")
+    """Whether a module is somebody's own: what it calls and keeps cannot be known.
+
+    Classes that ``fully_shard`` makes of torch's layers are torch's; a traced `torch.fx.GraphModule` runs user's code.
+    """
+    return any(not c.__module__.startswith(_KNOWN) for c in type(m).__mro__)
 
 
 def attributes_of(modules: Sequence[nn.Module]) -> Attributes:
