@@ -137,8 +137,9 @@ def layer_traces(
 ) -> LayerTraces:
     """The trace of every diagonal block of a symmetric A, and of the blocks of every module, from the same probes.
 
-    Intervals use Student's t of (probes - 1)/2 degrees of freedom, those of shares of half as many; standard errors are at least the rounding of the
-    sums. `block` products are computed at once, and the pairs of probes in one of these blocks tell A_bb from A_bc.
+    Intervals use Student's t of (probes - 1)/2 degrees of freedom, those of shares half as many; standard errors are at
+    least the rounding of the sums. `block` products are computed at once, and the pairs of probes in one of these
+    blocks tell A_bb from A_bc.
 
     Example:
         >>> import torch
