@@ -137,8 +137,9 @@ def layer_traces(
 ) -> LayerTraces:
     """The trace of every diagonal block of a symmetric A, and of the blocks of every module, from the same probes.
 
-    Intervals use Student's t of (probes - 1)/2 degrees of freedom; standard errors are at least the rounding of the
-    sums. `block` products are computed at once, and the pairs of probes in one of these blocks tell A_bb from A_bc.
+    Intervals use Student's t of (probes - 1)/2 degrees of freedom, those of shares half as many; standard errors are at
+    least the rounding of the sums. `block` products are computed at once, and the pairs of probes in one of these
+    blocks tell A_bb from A_bc.
 
     Example:
         >>> import torch
@@ -306,7 +307,8 @@ def _fieller(seen: _Sums, members: list[int], level: float) -> tuple[float, floa
     a, b = float(seen.draws[:, members].sum(1).mean()), float(seen.draws.sum(1).mean())
     if b == 0.0:
         return math.nan, -math.inf, math.inf
-    t = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom(probes)))
+    # the variance of a difference that nearly cancels is less well known than its parts
+    t = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom(probes) / 2))
     own, across, rest = _variances(seen, members)
     # rounding matters only where nothing is random, and counts as independent errors there
     vxx = max((2 * own + across) / probes, float(seen.rounding[members].sum()))
