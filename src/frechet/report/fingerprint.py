@@ -81,19 +81,24 @@ class Digest:
                 self.add(item, level)
         elif isinstance(x, set | frozenset):
             self._text("set", *sorted(map(repr, x)))
-        elif isinstance(x, CodeType):
-            self._code(x, level)
-        elif isinstance(x, FunctionType):
-            self._function(x, level)
-        elif isinstance(x, MethodType):
-            self.add(x.__func__, level)
-            self.add(x.__self__, level)
-        elif isinstance(x, type):
-            self._text("class", x.__module__, x.__qualname__, _source(x))
-        elif isinstance(x, ModuleType):
-            self._text("module", x.__name__)
+        elif isinstance(x, CodeType | FunctionType | MethodType | type | ModuleType):
+            self._program(x, level)
         else:
             self._object(x, level)
+
+    def _program(self, x: CodeType | FunctionType | MethodType | type | ModuleType, level: int) -> None:
+        match x:
+            case CodeType():
+                self._code(x, level)
+            case FunctionType():
+                self._function(x, level)
+            case MethodType():
+                self.add(x.__func__, level)
+                self.add(x.__self__, level)
+            case ModuleType():
+                self._text("module", x.__name__)
+            case _:
+                self._text("class", x.__module__, x.__qualname__, _source(x))
 
     def _object(self, x: object, level: int) -> None:
         self.add(type(x), level)
