@@ -26,7 +26,7 @@ report: $(VENV)/installed
 	$(BIN)/frechet report --out report
 
 test: $(VENV)/tested
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .

@@ -187,9 +187,9 @@ def main() -> None:
                     }
                 )
             print(f"{drawn.name}: {len(asked)} estimators, {time.perf_counter() - start:.0f} s", flush=True)
+            record = {"torch": torch.__version__, "seeds": arguments.seeds, "rows": rows}
+            arguments.out.write_text(json.dumps(record, indent=1))  # after each matrix: a run may be cut short
     print("\n".join(table(rows)))
-    record = {"torch": torch.__version__, "seeds": arguments.seeds, "rows": rows}
-    arguments.out.write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch.distributed as dist
 HERE = Path(__file__).parent
 
 
-def on_ranks(module: str, folder: Path, size: int = 2, seconds: float = 120.0) -> list[dict]:
+def on_ranks(module: str, folder: Path, size: int = 2, seconds: float = 280.0) -> list[dict]:
     """What ``module.main(rank, folder)`` returns on each of `size` ranks; raises with their output where one fails."""
     command = [sys.executable, str(HERE / "ranks.py"), module, str(folder), str(size)]
     environment = {**os.environ, **loopback(), "PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE)])}
@@ -48,7 +48,7 @@ def _main() -> None:
     module, folder, size, rank = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
-    limit = datetime.timedelta(seconds=60)
+    limit = datetime.timedelta(seconds=240)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
     results = importlib.import_module(module).main(rank, folder)
     torch.save(results, folder / f"{rank}.pt")

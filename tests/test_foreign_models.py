@@ -873,3 +873,30 @@ def test_a_factor_is_squared_in_second_moments_and_not_in_curvature(c, per):
     close((empirical_fisher(c * o, per=per)).dense(), c**2 * empirical_fisher(o, per=per).dense())
     for make in (hessian, gauss_newton):
         close(make(c * o).dense(), c * make(o).dense())
+
+
+# --- what cannot work is one sentence ---------------------------------------------------------------------------------
+
+
+def told(objective):
+    try:
+        objective.check()
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+def test_mistakes_are_told_with_their_place():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    y = torch.tensor([0, 1, 0])
+    wide = told(Objective(net, cross_entropy(), [(torch.randn(3, 4), y), (torch.randn(3, 5), y)]))
+    assert "in batch 1, module '0' (Linear)" in wide
+    arrays = told(Objective(net, cross_entropy(), [(torch.randn(3, 4).numpy(), y)]))
+    assert "got NumPy arrays in the inputs" in arrays
+    swapped = custom(lambda f, t: F.cross_entropy(t, f, reduction="none"))
+    assert "the criterion raised" in told(Objective(net, swapped, [(torch.randn(3, 4), y)]))
+    with pytest.raises(Exception, match="parameter 'weight' is on the meta device"):
+        Objective(nn.Linear(2, 2, device="meta"), cross_entropy(), [(torch.randn(3, 2), y)])
+    assert "fix what it draws with Objective" in told(
+        Objective(Autoencoder(), custom(lambda o, t: o["x"].sum(1)), [(torch.randn(3, 4), y)])
+    )

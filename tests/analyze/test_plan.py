@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from counting import counting
 from frechet.analyze.plan import plan
+from frechet.linalg.eigsh import eigsh
 from frechet.objective import Objective, cross_entropy, squared_error
 from frechet.operators import from_callable, from_matrix, gauss_newton, hessian
 from frechet.space import euclidean
@@ -43,10 +45,10 @@ def test_jobs_are_products_times_seconds():
 
     A = from_callable(product, euclidean(500), facts="symmetric")
     found = plan(A, budget=10**9, k=3, products=60, probes=4, steps=10)
-    assert calls == [1, 1, 2]
-    assert [job.products for job in found.jobs] == [40, 60, 40]
-    assert found.jobs[0].seconds == pytest.approx(40 * found.product_seconds)
-    assert found.jobs[2].vectors == 12
+    assert calls == [1, 1, 2, 1, 1, 1]  # the identity: eigsh ends after k products
+    assert [job.products for job in found.jobs] == [3, 60, 40]
+    assert found.jobs[0].seconds == pytest.approx(3 * found.product_seconds)
+    assert found.jobs[2].vectors == 14
     assert found.kept_vectors <= 10**9 // 2000
     assert 1 <= found.vectors_at_once <= 256
     assert len(list(found.lines())) == 6
@@ -147,3 +149,25 @@ def test_a_budget_below_the_body_asks_for_smaller_batches_too():
     assert tight.head_rows == 1
     assert tight.examples is not None
     assert tight.examples < 32
+
+
+@pytest.mark.parametrize("top", [5, 10, 12])
+@pytest.mark.parametrize("decay", [1.5, 2.0])
+def test_products_of_eigsh_are_told_within_a_factor_of_one_and_a_half(top, decay):
+    bulk = torch.linspace(0, 0.3, 1500, dtype=torch.float64) ** 2
+    d = torch.cat([10 * torch.arange(1.0, top + 1, dtype=torch.float64) ** -decay + 0.3, bulk])
+    A = from_callable(lambda V: d[:, None] * V, len(d), facts="symmetric", dtype=torch.float64)
+    k = min(top, 8)
+    took, told = eigsh(A, k, seed=1).products, plan(A, k=k).jobs[0].products
+    assert took / 1.5 <= told <= 1.5 * took
+
+
+def test_no_products_of_eigsh_are_made_without_a_sample():
+    A, count = counting(from_callable(lambda V: V * 2, 400, facts="symmetric"))
+    assert plan(A, budget=10**9, sample=0).jobs[0].products == 50
+    assert count.total == 4
+
+
+def test_an_operator_that_is_not_symmetric_is_planned_without_eigenpairs():
+    found = plan(from_callable(lambda V: V.flip(0), 400), budget=10**9)
+    assert found.jobs[0].products == 50

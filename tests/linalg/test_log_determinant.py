@@ -17,6 +17,7 @@ from frechet.operators.structured import (
     kronecker,
 )
 from frechet.space import euclidean
+from spectra import with_eigenvalues
 
 
 def random(*shape, seed=0):
@@ -116,8 +117,27 @@ def test_coverage_of_the_interval():
     assert inside >= 88  # a 95 % interval passes with probability 0.999
 
 
-def test_one_probe_has_no_error_bar():
-    assert float(log_determinant(opaque(definite(90)), seed=0, products=30).standard_error) == math.inf
+def test_one_probe_has_an_error_bar_whose_variance_is_known():
+    M = definite(90)
+    found = [log_determinant(opaque(M), seed=s, products=30) for s in range(100)]
+    truth = float(torch.logdet(M))
+    inside = sum(bool(low <= truth <= high) for low, high in (e.interval() for e in found))
+    assert inside >= 85
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4])
+@pytest.mark.parametrize("outliers", [0, 20])
+def test_bars_cover_and_are_not_much_longer_than_the_error(condition, outliers):
+    # they were 4 to 6 times too long: the remainder came from the condition number
+    values = torch.logspace(0, -math.log10(condition), 150, dtype=torch.float64)
+    if outliers:
+        values = torch.cat([torch.logspace(2, 0, outliers, dtype=torch.float64), 1 / condition + 0.05 * values])
+    A, truth = opaque(with_eigenvalues(values)), float(values.log().sum())
+    found = [log_determinant(A, seed=s, products=100, steps=20) for s in range(60)]
+    errors = torch.tensor([float(e) - truth for e in found], dtype=torch.float64)
+    halves = torch.tensor([float(e.interval()[1]) - float(e) for e in found], dtype=torch.float64)
+    assert float((errors.abs() <= halves).double().mean()) >= 0.86
+    assert float(halves.mean()) <= 2 * 1.96 * float(errors.square().mean().sqrt())
 
 
 def test_a_tolerance_is_met_or_reported_as_missed():

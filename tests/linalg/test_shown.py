@@ -146,7 +146,7 @@ def test_large_tensors_and_numbers_that_are_not_finite_are_told_in_json():
 
 def test_a_state_of_another_class_is_refused():
     with pytest.raises(
-        ValueError, match=r"Spectrum.from_state: state must hold the fields of Spectrum; missing .*values"
+        ValueError, match=r"Spectrum.from_state: state must hold the fields of Spectrum; missing .*iterations"
     ):
         Spectrum.from_state(MADE["estimate"]().state())
 

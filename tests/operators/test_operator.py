@@ -211,3 +211,9 @@ def test_a_graph_in_the_callable_does_not_leak_where_gradients_are_on():
     M = random(3, 3).requires_grad_()
     X = from_callable(lambda V: M @ V, euclidean(3, F64))
     assert not (X @ torch.ones(3, dtype=F64)).requires_grad
+
+
+def test_a_matrix_that_does_not_fit_is_one_sentence():
+    A = from_diagonal(torch.ones(1 << 24))
+    with pytest.raises(MemoryError, match=r"dense: the matrix \(16777216, 16777216\) needs 1.05e\+06 GiB"):
+        A.dense()

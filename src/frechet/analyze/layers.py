@@ -242,7 +242,8 @@ class _Sums:
 def _products(A: LinearOperator, seed: int, probes: int, block: int) -> _Sums:
     space = A.domain
     parts = [(space.restrict(glob.escape(name)), space.block(name)) for name in space.names]
-    mean, deviations, sizes, pairs, unit = space.zeros(), 0.0, 0.0, [], 1.0
+    mean, pairs, unit = space.zeros(), [], 1.0
+    deviations = sizes = torch.zeros(len(parts), dtype=torch.float64)
 
     def lengths(X: Tensor) -> Tensor:
         """The squared length of every block of the columns of X, all added up."""

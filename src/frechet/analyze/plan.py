@@ -5,7 +5,8 @@ what the first vector costs and k - 1 times what the second added; a job costs i
 keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
 names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
 
-**Cost:** four products; more, one per halving, where the product does not fit and the objective has a head.
+**Cost:** four products, and 2 k + 2 of `eigsh` where they fit; more, one per halving, where the product does not fit
+and the objective has a head.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import numpy as np
 import torch
 
 from frechet.linalg.basis import Storage, kept_as, roundoff
+from frechet.linalg.eigsh import EigshState, eigsh
+from frechet.linalg.result import Status
 from frechet.linalg.shown import Result, Rows
+from frechet.linalg.thick_restart import MARGIN
 from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.jacobian import OutputJacobian
-from frechet.operators.operator import LinearOperator
+from frechet.operators.operator import Fact, LinearOperator
 from frechet.recording import free_memory, peak_above, start_peak
 
 MOST_AT_ONCE = 256  # vectors: more bring no speed
@@ -88,12 +93,20 @@ class Plan(Result):
 
 
 def plan(
-    A: LinearOperator, budget: int | None = None, *, k: int = 10, products: int = 100, probes: int = 8, steps: int = 40
+    A: LinearOperator,
+    budget: int | None = None,
+    *,
+    k: int = 10,
+    products: int = 100,
+    probes: int = 8,
+    steps: int = 40,
+    sample: int | None = None,
 ) -> Plan:
     """What products with A cost, what fits into `budget` bytes (default: what is free), and what jobs will take.
 
     The jobs are the defaults of `eigsh` for the `k` largest pairs, `trace` with `products` products, and
-    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum: it is
+    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum: where they
+    fit, its first `sample` (2 k + 2) are made, and the course of the residuals is continued. With ``sample=0`` it is
     assumed to end with its first basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
 
     Example:
@@ -140,10 +153,17 @@ def plan(
         return made
 
     basis = min(space.dim, max(2 * k + 30, 40))
+    # beside the basis: what is made orthogonal, its copy and coefficients, and the vectors found
+    pairs = job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
+    if pairs.fits is not False:
+        count = _eigsh_products(A, k, basis, 2 * k + 2 if sample is None else sample)
+        pairs = replace(pairs, products=count, seconds=count * first)
+    # the sketch keeps a vector for each of its probes, and is copied when it grows and when it is read
+    sketch = products if Fact.POSITIVE_SEMIDEFINITE in A.facts else products // 2
     jobs = (
-        job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 2, 1),
-        job("trace", min(products, space.dim), 0, products // 2, 16),
-        job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 2, 1),
+        pairs,
+        job("trace", min(products, space.dim), 0, 2 * sketch if products < space.dim else 64, 16),
+        job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 4, 1),
     )
     rows, examples = None, None
     if peak is not None and peak > budget:
@@ -151,6 +171,33 @@ def plan(
         examples = None if rest <= budget else _examples_that_fit(A, budget, rest, vector)
     kept = max(0, room // vector)
     return Plan(repr(A), budget, first, peak, more, added, at_once, kept, examples, rows, jobs)
+
+
+def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:
+    """How many products `eigsh` will take for the k largest pairs, from its first ones.
+
+    The residuals fall about geometrically. Their course is continued until the last one meets its tolerance.
+    """
+    seen: list[tuple[int, float]] = []
+    if Fact.SYMMETRIC not in A.facts or not 0 < k < A.domain.dim or sample < 1:
+        return basis
+
+    def observe(state: EigshState) -> bool:
+        if len(state.values) == k:
+            target = (MARGIN if k > 1 else 1.0) * 1e-3 * state.values.abs().clamp_min(1e-300)
+            seen.append((state.products, float((state.residuals / target).clamp_min(1e-12).max())))
+        return False
+
+    sample = min(basis, sample, A.domain.dim)
+    found = eigsh(A, k, seed=0, max_products=sample, observe=observe)
+    if found.status is Status.CONVERGED or len(seen) < 4:
+        return found.products if found.status is Status.CONVERGED else basis
+    steps, logs = np.array([m for m, _ in seen], dtype=float), np.log([r for _, r in seen])
+    half = len(seen) // 2
+    slope = min(float(np.polyfit(steps[half:], logs[half:], 1)[0]) if half > 2 else float(np.diff(logs).mean()), -1e-3)
+    left = max(float(logs[-4:].mean()), 0.0) / -slope
+    # the runs that were measured took at most 12 first bases
+    return round(min(found.products + left, 12 * basis))
 
 
 def _measured(A: LinearOperator, V: torch.Tensor) -> tuple[float, int | None]:

@@ -98,7 +98,7 @@ def xtrace_then_probes(A: LinearOperator, seed: int, most: int) -> Sampler:
     exchangeable = xtrace(A, seed)
 
     def behind(sketch: Sketch) -> Deflated:
-        seen = no_samples(float(sketch.R.norm()), sketch.probes)
+        seen = no_samples(math.hypot(*sketch.R.flatten().tolist()), sketch.probes)
         return Deflated(sketch.Q, float(sketch.H.trace()), seen, sketch.products)
 
     def extend(now: Sketch | Deflated | None, probes: range) -> Sketch | Deflated:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from frechet.operators.operator import Fact, LinearOperator
@@ -37,8 +38,8 @@ def refuse_asymmetric_matrix(A: LinearOperator, M: Tensor, caller: str, size: fl
     unit = float(M.abs().max()) if M.numel() else 0.0
     if not (unit > 0.0 and math.isfinite(unit)):
         return
-    whole = float((M / unit).norm()) if size is None else size / unit
-    apart = float(((M - M.T) / unit).norm()) / math.sqrt(2)
+    whole = float(torch.linalg.matrix_norm(M / unit)) if size is None else size / unit
+    apart = float(torch.linalg.matrix_norm((M - M.T) / unit)) / math.sqrt(2)
     allowed = COARSE if A.domain.eps > 1e-10 else FINE
     if apart > allowed * whole:
         raise ValueError(

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frechet.linalg.basis import ROUNDING, Storage, combine, new_basis
+from frechet.linalg.basis import ROUNDING, Basis, Storage, combine, new_basis
 from frechet.linalg.eigsh_run import STREAM, EigshState, Run, applied, spectrum
 from frechet.linalg.result import Spectrum, Status
 from frechet.linalg.symmetry import refuse_asymmetric_matrix
@@ -95,26 +95,16 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
                     status = Status.STOPPED
                     break
             if finished or products >= limit:
-                # the products may be too noisy, or too far from symmetric, for the tolerance
-                within = len(best) == wanted and bool(done.all())
-                unmet = Status.STAGNATED if finished else Status.MAX_ITERATIONS
-                status = Status.CONVERGED if within and (finished or not copies) else unmet
+                status = _status(finished, len(best) == wanted and bool(done.all()), copies)
                 break
-        begun = search is not None and search[0] == products and 0 < p < n - j
-        if begun:  # lock the pairs found
-            W.rotate(j, 0, S[:, best])
-            inside = S[:, best].T @ T[:j, :j] @ S[:, best]
-            locked = math.hypot(locked, *ahead[best])
-            j, p, T[:] = len(best), 0, 0.0
-            T[:j, :j] = inside
+            if search is not None and search[0] == products and 0 < p < n - j:  # it has begun: lock the pairs found
+                locked = math.hypot(locked, *ahead[best])
+                j, p = _keep(W, T, j, 0, S[:, best]), 0
         fresh = p == 0
         if size < n and j + p + fresh >= size:
             S = _ritz(T, j, p, W.rounded)[1]
             kept = run.indices(j, wanted + (size - wanted - p - fresh) // 3)
-            W.rotate(j, p, S[:, kept])
-            inside, coupling = S[:, kept].T @ T[:j, :j] @ S[:, kept], T[j : j + p, :j] @ S[:, kept]
-            j, T[:], first = len(kept), 0.0, 0
-            T[:j, :j], T[j : j + p, :j] = inside, coupling
+            j, first = _keep(W, T, j, p, S[:, kept]), 0
             restarts += 1
         if fresh:
             drawn += 1
@@ -130,17 +120,44 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
         j, p = j + 1, p - 1
         if beta > 0.0:
             T[j + p, j - 1], p = beta, p + 1
-    vectors, values, errors = W.combine(j, S[:, best]), theta[best], residuals[best]
+    vectors, rounded = W.combine(j, S[:, best]), W.rounded
+    del W  # its memory is free for the products that measure residuals
+    return _result(
+        run, vectors, theta[best], residuals[best], done, rounded, scale, locked, restarts, products, status
+    )  # fmt: skip
+
+
+def _status(finished: bool, within: bool, copies: bool) -> Status:
+    """How a run ends: products may be too noisy, or too far from symmetric, for the tolerances."""
+    if within and (finished or not copies):
+        return Status.CONVERGED
+    return Status.STAGNATED if finished else Status.MAX_ITERATIONS
+
+
+def _result(
+    run: Run, vectors: Tensor, values: np.ndarray, errors: np.ndarray, done: np.ndarray, rounded: bool, scale: float,
+    locked: float, restarts: int, products: int, status: Status,
+) -> Spectrum:  # fmt: skip
+    """The pairs found; residuals that are not known well enough are measured."""
     told = bool(run.converged(values, np.hypot(errors, locked), scale).all()) or status is Status.STOPPED
-    if W.rounded or (not told and products + len(values) <= run.limit):
-        del W  # its memory is free for the products
-        vectors, values, errors, scale = _measured(A, vectors, scale, products)
+    if rounded or (not told and products + len(values) <= run.limit):
+        vectors, values, errors, scale = _measured(run.A, vectors, scale, products)
         # locked pairs, each within rounding, add up
         products, done = products + len(values), run.converged(values, errors, (3.0 if locked else 1.0) * scale)
         status = Status.STAGNATED if status is Status.CONVERGED and not bool(done.all()) else status
     else:
         errors = np.hypot(errors, locked)
     return spectrum(run, values, errors, done, vectors, scale, restarts, products, status)
+
+
+def _keep(W: Basis, T: np.ndarray, j: int, p: int, S: np.ndarray) -> int:
+    """Replace V by its combinations `S`, followed by the p pending vectors; the number of combinations."""
+    k = S.shape[1]
+    W.rotate(j, p, S)
+    inside, coupling = S.T @ T[:j, :j] @ S, T[j : j + p, :j] @ S
+    T[:] = 0.0
+    T[:k, :k], T[k : k + p, :k] = inside, coupling
+    return k
 
 
 def _measured(

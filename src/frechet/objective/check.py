@@ -135,9 +135,11 @@ def _value(objective: Objective) -> float:
         raise
     except (IndexError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:
         message = (str(error).strip().splitlines() or [""])[0]
+        place = " ".join(note.removeprefix("Objective: ") for note in getattr(error, "__notes__", ()))
+        who = "the criterion" if "in the criterion" in place else "the model or the data"
         raise UnusableObjective(
-            f"check: the model or the data raised {type(error).__name__}: {message}; call the model on one batch to "
-            "see where"
+            f"check: {who} raised {type(error).__name__}: {message}"
+            + (f" ({place})" if place else "; call the model on one batch to see where")
         ) from error
 
 

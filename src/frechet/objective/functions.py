@@ -97,7 +97,7 @@ class Functions(TorchFunctionMode):
     def _notice(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if self._inside:
             self.nested = self.nested or func in _DERIVATIVES
-            self.hooked = self.hooked or func in _HOOKS
+            self.hooked = self.hooked or (func in _HOOKS and not _is_torchs(args[-1]))
         if func not in _BACKWARD:
             return func(*args, **keywords)
         inside, self._inside = self._inside, 0  # what a backward pass runs again is no new call
@@ -125,3 +125,8 @@ class Functions(TorchFunctionMode):
                 changed = list(args) if changed is None else changed
                 changed[i] = b
         return args if changed is None else tuple(changed) if isinstance(args, tuple) else changed
+
+
+def _is_torchs(hook: Any) -> bool:
+    """Whether a hook is one by which torch's own tools count modules or operations; they change no gradient."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.")

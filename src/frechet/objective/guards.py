@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from frechet.errors import NotDifferentiable, UnusableObjective
 from frechet.objective._torch_internals import dtypes_of, in_forward_mode, is_users_function, nodes_of
 from frechet.objective.data import Batch
 from frechet.objective.functions import Functions
+from frechet.objective.structure import leaves_of
 
 if TYPE_CHECKING:
     from frechet.objective.snapshot import Snapshot
@@ -78,6 +80,11 @@ def explained(error: Exception, snapshot: Snapshot, batch: Batch) -> Exception:
         )
     if isinstance(error, RuntimeError | ValueError) and any(w in text for w in ("dtype", "scalar type", "Input type")):
         return misfit(snapshot, batch, text)
+    if isinstance(error, TypeError) and any(isinstance(leaf, np.ndarray) for leaf in leaves_of(batch.inputs)):
+        return TypeError(
+            f"Objective: batch {batch.index}: the model takes tensors, got NumPy arrays in the inputs: {text}; convert "
+            "them, by a DataLoader or by split=lambda batch: (torch.as_tensor(batch[0]), torch.as_tensor(batch[1]))"
+        )
     config = getattr(snapshot.model, "config", None)
     if getattr(config, "is_encoder_decoder", False) and _lacks_decoder_inputs(batch.inputs):
         return UnusableObjective(

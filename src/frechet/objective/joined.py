@@ -21,7 +21,7 @@ class Joined(nn.Module):
         for i, m in enumerate(models):
             self.add_module(str(i), m)
 
-    def forward(self, *_args: Any, **_keywords: Any) -> Any:
+    def forward(self, *_inputs: Any) -> Any:
         raise NotImplementedError("Objective: the modules of a sum of objectives are called one by one")
 
 
@@ -29,9 +29,10 @@ def share_parameters(one: nn.Module, other: nn.Module) -> bool:
     return not {id(p) for p in one.parameters()}.isdisjoint(id(p) for p in other.parameters())
 
 
-def joined(
-    one: tuple[nn.Module, tuple[Part, ...], Weighted], other: tuple[nn.Module, tuple[Part, ...], Weighted]
-) -> tuple[Joined, tuple[Part, ...], Weighted]:
+Summed = tuple[nn.Module, tuple[Part, ...], Weighted]
+
+
+def joined(one: Summed, other: Summed) -> tuple[Joined, tuple[Part, ...], Weighted]:
     """One module, the data terms and the penalties of two sums whose modules share parameters."""
     models: list[nn.Module] = []
     for model, _, _ in (one, other):

@@ -55,6 +55,11 @@ def parameter_space(model: nn.Module, dtype: torch.dtype | None = None) -> Space
                 f"Objective: parameter '{name}' must be floating point, got {p.dtype}; dequantize it, "
                 "or register it as a buffer"
             )
+        if p.device.type == "meta":
+            raise UnusableObjective(
+                f"Objective: parameter '{name}' is on the meta device and has no numbers; load weights, or call "
+                "model.to_empty(device=...) and initialize it"
+            )
     trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise UnusableObjective(

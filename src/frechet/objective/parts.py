@@ -43,8 +43,8 @@ class Part:
     head: Head | None = None
     dtype: torch.dtype | None = None  # to which floating inputs and targets are cast
     shard: bool = False
-    model: nn.Module | None = None  # that takes its inputs, in a sum of objectives on several; None: the objective's
     population: int | None = None  # examples that the data were drawn from, on all processes, if they are a subsample
+    model: nn.Module | None = None  # that takes its inputs, in a sum of objectives on several; None: the objective's
 
     def batches(self, device: torch.device) -> Iterator[Batch]:
         index = -1

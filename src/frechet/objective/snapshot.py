@@ -179,8 +179,12 @@ class Snapshot:
         criterion = self.criterion(part, batch)
         if not isinstance(criterion, Custom) or self.functions is None:
             return criterion.terms(outputs, batch.targets)
-        with self.installed(blocks):  # the criterion may read parameters of the model
-            return self.functions.evaluate(lambda: criterion.terms(outputs, batch.targets))
+        try:
+            with self.installed(blocks):  # the criterion may read parameters of the model
+                return self.functions.evaluate(lambda: criterion.terms(outputs, batch.targets))
+        except Exception as error:
+            error.add_note(f"Objective: in the criterion, batch {batch.index}")
+            raise
 
     def total(self, part: Part, blocks: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The sum of a batch's terms, as a function of the parameters."""

@@ -71,7 +71,15 @@ class LinearOperator(ABC):
         """The matrix ``(m, n)``, by products with the unit vectors of the smaller side."""
         if self.shape[0] < self.shape[1]:
             return self.T.dense().T
-        columns = torch.empty(self.shape[1], self.shape[0], dtype=self.domain.dtype, device=self.domain.device)
+        m, n = self.shape
+        try:
+            columns = torch.empty(n, m, dtype=self.domain.dtype, device=self.domain.device)
+        except RuntimeError as error:  # the allocator's
+            size = m * n * self.domain.dtype.itemsize / 2**30
+            raise MemoryError(
+                f"dense: the matrix {(m, n)} needs {size:.3g} GiB, which is more than there is; ask by products "
+                "(eigsh, trace, diagonal), or restrict= the operator to fewer parameters"
+            ) from error
         for a in range(0, self.shape[1], 64):
             b = min(a + 64, self.shape[1])
             columns[a:b] = self.codomain.whole(self @ self.domain.units(range(a, b))).T

@@ -45,8 +45,8 @@ class Look:
         return [leaf[1:3] for leaf in self.leaves if leaf[0] is Tensor]
 
 
-def look_of(tree: Any) -> Look:
-    """What a recording with a batch depends on; Untraceable where it holds tensors that are not recorded."""
+def seen(tree: Any) -> tuple[Look, list[Tensor]]:
+    """What a recording with a batch depends on, and its tensors; Untraceable where these are not recorded."""
     leaves, spec = tree_flatten(tree)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     for t in tensors:
@@ -64,7 +64,7 @@ def look_of(tree: Any) -> Look:
         else:
             described.append((type(leaf),))
             objects.append(leaf)
-    return Look(spec, repr(spec), tuple(described), tuple(objects))
+    return Look(spec, repr(spec), tuple(described), tuple(objects)), tensors
 
 
 def _refuse(t: Tensor) -> None:
@@ -74,19 +74,17 @@ def _refuse(t: Tensor) -> None:
         raise Untraceable("its batch holds a tensor with names or attributes")
 
 
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of a batch, in a fixed order."""
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+def begun_anew(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors that begin their storages: copies, where they do not yet."""
+    return tensors if all(map(fills_its_memory, tensors)) else copies(tensors)
 
 
-def begun_anew(tree: Any, *, always: bool) -> Any:
-    """A batch whose tensors begin their storages: copies, where they do not yet or `always`."""
+def own(tree: Any) -> tuple[Any, list[Tensor]]:
+    """A copy of a batch, and its tensors, which begin their storages."""
     leaves, spec = tree_flatten(tree)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if not always and all(map(fills_its_memory, tensors)):
-        return tree
-    copied = iter(copies(tensors))
-    return tree_unflatten([next(copied) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+    copied = copies([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    at = iter(copied)
+    return tree_unflatten([next(at) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec), copied
 
 
 def without_numbers(tree: Any) -> Any:

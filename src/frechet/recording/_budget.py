@@ -33,10 +33,11 @@ class Budget:
     def hold_apart(self, tensors: Iterable[Tensor]) -> None:
         self.apart |= {storage_of(t) for t in tensors}
 
-    def fits(self, replay: Replay) -> bool:
-        """Whether what a recording holds may be held beside what is held already."""
-        slack = 0 if replay.before is None else SLACK
-        return self.bytes + sum(self._new(replay).values()) <= max(self.most, slack)
+    def fits(self, *replays: Replay) -> bool:
+        """Whether what recordings hold may be held beside what is held already."""
+        new = {key: size for replay in replays for key, size in self._new(replay).items()}
+        slack = SLACK if all(replay.before is not None for replay in replays) else 0
+        return self.bytes + sum(new.values()) <= max(self.most, slack)
 
     def hold(self, replay: Replay) -> Replay:
         """Count what a recording holds from now on."""

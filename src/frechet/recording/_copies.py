@@ -36,6 +36,8 @@ def stretches(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
 
     Tensors whose extents overlap lie in one stretch; others have each their own.
     """
+    if len({storage_of(t) for t in tensors}) == len(tensors):
+        return [(i, *extent(t)) for i, t in enumerate(tensors)]
     number: list[tuple[int, int, int]] = [(-1, 0, 0)] * len(tensors)
     key = [(storage_of(t), str(t.dtype), *extent(t)) for t in tensors]
     order = sorted(range(len(tensors)), key=key.__getitem__)

@@ -22,7 +22,7 @@ from frechet.operators.operator import LinearOperator
 from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating
 from frechet.operators.route import lacks_forward
 from frechet.operators.structured import FromCallable
-from frechet.recording._batch import begun_anew, look_of, without_numbers
+from frechet.recording._batch import own, seen, without_numbers
 from frechet.recording._budget import Budget
 from frechet.recording._program import Untraceable
 from frechet.recording._recordings import Plain, Product, Recorded, Recordings, Served, play
@@ -52,41 +52,54 @@ class _Rest:
             yield self.absent.get(index, raw)
 
 
+class _NeedsModel(Exception):
+    """A batch that was recorded goes by the operator itself now, in a pass in which the model is not prepared."""
+
+
 @dataclass(frozen=True, eq=False)
 class OfData:
-    """How an operator's product on each batch is computed; `recordings` made them."""
+    """How an operator's product on each batch is computed; `absent` are those that are not read again."""
 
     A: Derivative
     served: dict[Key, Served]
     absent: dict[Key, _Absent]
 
-    def of(self, s: Snapshot, what: str, part: Part, batch: Batch) -> Served:
-        """How the product on a batch is computed; one that looks otherwise now goes by the operator itself."""
-        key = (s.parts.index(part), batch.index)
-        served = self.served.get(key)
+    @property
+    def plain(self) -> bool:
+        """Whether batches go by the operator itself; on several processes, whether one could."""
+        if any(isinstance(served, Plain) for served in self.served.values()):
+            return True
+        return self.A.snapshot.group is not None and len(self.absent) < len(self.served)
+
+    def of(self, s: Snapshot, part: Part, batch: Batch, model: bool) -> tuple[Served, list[Tensor]]:
+        """How the product on a batch is computed, and from which tensors."""
+        served = self.served.get((s.parts.index(part), batch.index))
         if served is None:
             raise UnusableObjective(
-                f"{what}: the data must give the same batches each time, but batch {batch.index} was not among those "
-                "with which it was linearized"
+                f"{self.A.name}: the data must give the same batches each time, but batch {batch.index} was not among "
+                "those with which it was linearized"
             )
-        if isinstance(served, Recorded) and not served.kept:
-            served = still(what, served, batch)
-        return served
+        found, tensors = still(self.A.name, served, batch)
+        if isinstance(found, Plain) and not model:
+            raise _NeedsModel
+        return found, tensors
 
 
-def still(what: str, served: Recorded, batch: Batch) -> Served:
-    """How the product on a batch that is read again is computed."""
+def still(what: str, served: Served, batch: Batch) -> tuple[Served, list[Tensor]]:
+    """How the product on a batch is computed: one that looks otherwise now goes by the operator itself."""
+    if isinstance(served, Plain) or served.kept:
+        return served, []
     try:
-        found = look_of((batch.inputs, batch.targets))
+        found, tensors = seen((batch.inputs, batch.targets))
     except Untraceable as error:
-        return Plain(str(error))
+        return Plain(str(error)), []
     if found.shapes != served.look.shapes:
         was, now = ([shape for shape, _ in look.shapes] for look in (served.look, found))
         raise UnusableObjective(
             f"{what}: the data must give the same batches each time, but batch {batch.index} has tensors of shapes "
             f"{now}, and {was} when it was linearized"
         )
-    return served if found.same_form(served.look) else Plain("it looks otherwise than when it was linearized")
+    return served if found.same_form(served.look) else Plain("it looks otherwise than before"), tensors
 
 
 def recorded_product(A: Derivative, budget: Budget) -> tuple[LinearOperator, list[tuple[Served, ...]], str]:
@@ -100,7 +113,6 @@ def recorded_product(A: Derivative, budget: Budget) -> tuple[LinearOperator, lis
             return A, [(Plain("labels are drawn for a data term that the objective holds twice"),)], A.route
         s = replace(s, parts=tuple(replace(p) for p in s.parts))
         A = replace(A, snapshot=s)
-    budget.hold_apart([s.x, *s.constants.values()])
     before = len(budget.replays)
     recordings = Recordings(budget, space)
     with differentiating(A.name, space.device), torch.no_grad():
@@ -117,6 +129,7 @@ def _served(A: Derivative, recordings: Recordings) -> OfData:
     """Decide how the product on each batch is computed, in one pass."""
     s, space = A.snapshot, A.domain
     leaves, how = s.leaves(space), OfData(A, {}, {})
+    recordings.budget.hold_apart([s.x, *s.constants.values(), *leaves[1].values()])
     # two streams of labels, where they are drawn: what is recorded and what it is compared with draw the same
     add, plain, other = A.adding(), A.adding(), _in_forward_mode(A)
     drawn = isinstance(A, OutputProduct) and A.drawn
@@ -138,7 +151,7 @@ def _served(A: Derivative, recordings: Recordings) -> OfData:
         )
         served = how.served[key] = recordings.serve(product)
         if isinstance(served, Recorded) and served.kept:
-            how.absent[key] = _Absent(without_numbers(batch.inputs), begun_anew(batch.targets, always=True))
+            how.absent[key] = _Absent(without_numbers(batch.inputs), own(batch.targets)[0])
 
     with s.installed(leaves[1]):
         s.sweep(visit)
@@ -156,27 +169,33 @@ def _product(add: Adding, leaves: Leaves, part: Part, batch: Batch) -> Map:
 
 def _matmat(how: OfData) -> Callable[[Tensor], Tensor]:
     A, space = how.A, how.A.domain
-    plain = any(isinstance(served, Plain) or not served.kept for served in how.served.values())
-    rest = _without(A.snapshot if plain else A.snapshot.without_model(), how)
+    rests = {plain: _without(A.snapshot if plain else A.snapshot.without_model(), how) for plain in (False, True)}
 
-    def matmat(V: Tensor) -> Tensor:
+    def product(V: Tensor, plain: bool) -> Tensor:
+        rest = rests[plain]
         with differentiating(A.name, space.device):
             vectors = columns(space, V)
             leaves = rest.leaves(space) if plain or rest.penalties else ([], {})
             add = A.adding()
 
             def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                served = how.of(rest, A.name, part, batch)
+                served, tensors = how.of(rest, part, batch, plain)
                 if isinstance(served, Plain):
                     add(leaves, part, batch, vectors, Sums(rows))
                 else:
-                    play(served, (batch.inputs, batch.targets), V, space, Sums(rows))
+                    play(served, tensors, V, space, Sums(rows))
 
             with rest.installed(leaves[1]) if plain else nullcontext():
-                product = rest.average_rows(contribute, space, len(vectors), A.name, A.scale, V)
+                mean = rest.average_rows(contribute, space, len(vectors), A.name, A.scale, V)
             if isinstance(A, OutputProduct) and not A.penalized:
-                return product.T
-            return rest.plus_penalty(A.name, product, lambda: A.of_penalty(leaves, vectors)).T
+                return mean.T
+            return rest.plus_penalty(A.name, mean, lambda: A.of_penalty(leaves, vectors)).T
+
+    def matmat(V: Tensor) -> Tensor:
+        try:
+            return product(V, how.plain)
+        except _NeedsModel:
+            return product(V, True)
 
     return matmat
 

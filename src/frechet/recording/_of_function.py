@@ -31,7 +31,7 @@ def recorded_function(
     def played(served: Served, space: Space, V: Tensor) -> Tensor:
         assert not isinstance(served, Plain)
         rows: list[list[Tensor]] = [[] for _ in range(V.shape[1])]
-        play(served, (), V, space, Sums(rows))
+        play(served, [], V, space, Sums(rows))
         return torch.stack([row for [row] in rows]).T
 
     budget.hold_apart(A.x.values())

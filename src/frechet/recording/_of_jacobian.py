@@ -62,12 +62,12 @@ class _Products:
         space, rows = self.A.domain, []
 
         def use(on: _OnBatch, batch: Batch, leaves: Leaves) -> None:
-            served = _now(on.push, batch)
+            served, tensors = still("jacobian", on.push, batch)
             if isinstance(served, Plain):
                 pushed = self.A.push(leaves, batch, columns(space, V))
             else:
                 sums = Sums([[] for _ in range(V.shape[1])])
-                play(served, (batch.inputs, batch.targets), V, space, sums)
+                play(served, tensors, V, space, sums)
                 pushed = [row[0] for row in sums.rows]
             rows.append(torch.stack([p.reshape(-1) for p in pushed]))
             if not _finite(rows[-1]):
@@ -87,11 +87,12 @@ class _Products:
         return out
 
     def _pull(self, on: _OnBatch, batch: Batch, leaves: Leaves, U: Tensor, sums: Sums) -> None:
-        some, served = U[on.start : on.start + on.space.dim], _now(on.pull, batch)
+        some = U[on.start : on.start + on.space.dim]
+        served, tensors = still("jacobian", on.pull, batch)
         if isinstance(served, Plain):
             self.A.pull(leaves, batch, [u.contiguous() for u in some.T], sums)
         else:
-            play(served, (batch.inputs, batch.targets), some, on.space, sums)
+            play(served, tensors, some, on.space, sums)
 
     def _look(self, on: _OnBatch, batch: Batch, leaves: Leaves, U: Tensor) -> None:
         sums = Sums([[] for _ in range(U.shape[1])])
@@ -102,7 +103,6 @@ class _Products:
 
 def recorded_jacobian(A: OutputJacobian, budget: Budget) -> tuple[LinearOperator, list[tuple[Served, ...]], str]:
     """A by two recordings for each batch, or by its own products; how each is served; and the route."""
-    budget.hold_apart([A.snapshot.x, *A.snapshot.constants.values()])
     with differentiating("jacobian", A.domain.device), torch.no_grad():
         products = _Products(A, _served(A, budget))
     kept = FromCallable(products.matmat, products.rmatmat, A.domain, A.codomain, A.facts)
@@ -114,6 +114,7 @@ def _served(A: OutputJacobian, budget: Budget) -> list[_OnBatch]:
     s, space = A.snapshot, A.domain
     found: list[_OnBatch] = []
     leaves, pushes, pulls = s.leaves(space), Recordings(budget, space), {}
+    budget.hold_apart([s.x, *s.constants.values(), *leaves[1].values()])
 
     def push(batch: Batch) -> Map:
         return lambda v: A.push(leaves, batch, [v])
@@ -146,10 +147,6 @@ def _served(A: OutputJacobian, budget: Budget) -> list[_OnBatch]:
     with s.installed(leaves[1]):
         s.sweep(visit)
     return found
-
-
-def _now(served: Served, batch: Batch) -> Served:
-    return served if isinstance(served, Plain) or served.kept else still("jacobian", served, batch)
 
 
 def _finite(t: Tensor) -> bool:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from frechet.recording._replay import Replay
-from frechet.space import Space
+from frechet.space import Space, aligned
 
 T = TypeVar("T")
 PROBE, BLOCK = 0, range(1, 4)  # numbers of the vectors with which a recording and its blocks are proved
@@ -27,7 +27,7 @@ RECORDED = 4  # and of that with which it is recorded
 
 def probe(space: Space, number: int) -> list[Tensor]:
     """The blocks of a Gaussian vector; views of one vector, as a product's vectors are."""
-    return space.split(space.random(number, 0, "gaussian"))
+    return [aligned(block) for block in space.split(space.random(number, 0, "gaussian"))]
 
 
 def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
@@ -69,13 +69,14 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor], eps: float) 
 def goes_in_blocks(replay: Replay, space: Space) -> bool:
     """Whether vmap plays a recording back without falling back to a loop, with the numbers of single playbacks."""
     vectors = [probe(space, i) for i in BLOCK]
-    loops = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # else vmap falls back to a loop, and prints
+    loops = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
     try:
         together = replay.block([torch.stack(list(column)) for column in zip(*vectors, strict=True)])
     except (RuntimeError, NotImplementedError):  # vmap has no rule for an operation
         return False
     finally:
-        torch._C._functorch._set_vmap_fallback_enabled(loops)
+        functorch._set_vmap_fallback_enabled(loops)
     alone = [replay(v) for v in vectors]
     return not any(difference(a, [t[i] for t in together], space.eps) for i, a in enumerate(alone))

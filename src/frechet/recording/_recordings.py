@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 
 from frechet.operators.products import Sums
-from frechet.recording._batch import Look, begun_anew, look_of, tensors_of
+from frechet.recording._batch import Look, begun_anew, own, seen
 from frechet.recording._budget import Budget
 from frechet.recording._program import Untraceable, is_ordinary
 from frechet.recording._proof import PROBE, RECORDED, difference, finite, goes_in_blocks, probe, timed
 from frechet.recording._replay import Replay, record
 from frechet.recording._uninitialized import FilledWithNaN
 from frechet.recording._watch import Map
-from frechet.space import Space
+from frechet.space import Space, aligned
 
 SMALL = 1 << 24  # bytes: a recording of at most this size spends its time in calls rather than in arithmetic
 TOGETHER = 8  # vectors that go through such a recording at once: more would leave the caches
@@ -116,14 +116,14 @@ class Recordings:
         if not finite(expected):
             return Plain("its product holds a NaN or an infinity")
         try:
-            look = look_of(product.batch)
+            look, _ = seen(product.batch)
         except Untraceable as error:
             return Plain(str(error))
-        batch = begun_anew(product.batch, always=True)
+        batch, tensors = own(product.batch)
         reasons = []
         for way in ways:
-            for found in self._recordings(way, product, look, batch):
-                reason = found if isinstance(found, str) else self._proved(found, batch, expected, seconds)
+            for found in self._recordings(way, product, look, batch, tensors):
+                reason = found if isinstance(found, str) else self._proved(found, tensors, expected, seconds)
                 if not isinstance(reason, str):
                     self.vain[way] = 0
                     if way == "own" and isinstance(found, Replay) and self.budget.fits(found):
@@ -133,14 +133,16 @@ class Recordings:
                 reasons.append(reason)
         return Plain("; ".join(dict.fromkeys(reasons)))
 
-    def _recordings(self, way: str, product: Product, look: Look, batch: Any) -> Iterator[Replay | str]:
+    def _recordings(
+        self, way: str, product: Product, look: Look, batch: Any, tensors: list[Tensor]
+    ) -> Iterator[Replay | str]:
         """The recordings to try, or why there is none."""
         if way == "shared":
             found = (r for part, other, r in reversed(self.programs) if part == product.part and other.same(look))
             yield from list(found)[:1]
             return
         try:
-            replay = self._own(product, batch) if way == "own" else self._as_it_was(product, batch)
+            replay = self._own(product, batch, tensors) if way == "own" else self._as_it_was(product, batch)
             yield replay.compiled() if self.budget.compile else replay
         except MemoryError:
             self.full = True
@@ -161,8 +163,8 @@ class Recordings:
     def _map(self, product: Product, batch: Any) -> Map:
         return (product.other if self.other and product.other is not None else product.of)(batch)
 
-    def _own(self, product: Product, batch: Any) -> Replay:
-        tensors, apart = tensors_of(batch), self.budget.apart
+    def _own(self, product: Product, batch: Any, tensors: list[Tensor]) -> Replay:
+        apart = self.budget.apart
         replay = record(self._map(product, batch), self._vector(), math.inf, apart, tensors)
         if self.other is None and product.other is not None:
             self.other = False
@@ -174,9 +176,9 @@ class Recordings:
                     self.other = False
         return replay
 
-    def _proved(self, replay: Replay, batch: Any, expected: list[Tensor], seconds: float) -> Replay | str:
+    def _proved(self, replay: Replay, tensors: list[Tensor], expected: list[Tensor], seconds: float) -> Replay | str:
         """A recording with its constants where they are kept, without where they are not; or why it does not serve."""
-        tensors, v = tensors_of(batch), probe(self.space, PROBE)
+        v = probe(self.space, PROBE)
         try:
             with FilledWithNaN():
                 filled, first = timed(lambda: replay.at(tensors), self.space.device)
@@ -187,9 +189,9 @@ class Recordings:
         if reason:
             return reason
         if not self.budget.played:  # the first also loads and allocates
-            _, first = timed(lambda: replay.at(tensors), self.space.device)
-            _, played = timed(lambda: filled(v), self.space.device)
-        if not self.full and self.budget.fits(filled):
+            first = min(first, timed(lambda: replay.at(tensors), self.space.device)[1])
+            played = min(played, timed(lambda: filled(v), self.space.device)[1])
+        if not self.full and self.budget.fits(filled, replay):
             self.budget.note(seconds, played)
             return self.budget.hold(filled)
         self.full = True
@@ -199,15 +201,15 @@ class Recordings:
         return self.budget.hold(replay)
 
 
-def play(served: Recorded, batch: Any, V: Tensor, space: Space, sums: Sums) -> None:
-    """Add the product with each column of `V`."""
-    replay = served.replay if served.kept else served.replay.at(tensors_of(begun_anew(batch, always=False)))
+def play(served: Recorded, tensors: list[Tensor], V: Tensor, space: Space, sums: Sums) -> None:
+    """Add the product with each column of `V`, on a batch of these tensors."""
+    replay = served.replay if served.kept else served.replay.at(begun_anew(tensors))
     k = V.shape[1]
     if k > 1 and served.blocks is None:
         served.blocks = replay.bytes <= SMALL and goes_in_blocks(replay, space)
     if k == 1 or not served.blocks:
         for i, v in enumerate(V.T):
-            sums.add(i, replay(space.split(v if v.is_contiguous() and not v.storage_offset() else v.clone())))
+            sums.add(i, replay([aligned(block) for block in space.split(v)]))
         return
     for a in range(0, k, TOGETHER):
         some = V.T[a : a + TOGETHER]

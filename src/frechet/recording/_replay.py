@@ -61,7 +61,8 @@ class Replay:
         return self if self.before is None else replace(self, constants=self.before(batch), before=None)
 
     def __call__(self, vector: Sequence[Tensor]) -> list[Tensor]:
-        return self.run(vector, self.constants, self.calls)
+        with torch._C.DisableTorchFunction():  # modes saw the operations above those that are recorded
+            return self.run(vector, self.constants, self.calls)
 
     def block(self, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The map of k vectors at once, stacked along a leading axis of each block."""
@@ -69,7 +70,8 @@ class Replay:
         def run(*v: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.run(v, self.constants, self.calls))
 
-        return torch.vmap(run)(*vectors)
+        with torch._C.DisableTorchFunction():
+            return torch.vmap(run)(*vectors)
 
     def compiled(self) -> Replay:
         """The same map through torch.compile."""

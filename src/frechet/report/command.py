@@ -195,7 +195,7 @@ def checked(objective: Objective, title: str, choosing: bool = False) -> list[st
     other = H @ space.random(1, 0)  # the first product allocates
     told = [faster(lambda: H @ v)] if choosing else []
     image = H @ v
-    size, cost = float(space.norm(image)), plan(H)
+    size, cost = float(space.norm(image)), plan(H, sample=0)
     crossed = float(space.inner(space.random(1, 0), image)) - float(space.inner(v, other))
     lines = [
         f"{title}: {type(objective.model).__name__}, {space!r}",

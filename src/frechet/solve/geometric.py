@@ -11,6 +11,7 @@ Aitken's. **Cost.** One evaluation per try.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -19,6 +20,7 @@ LEAST, MOST = 0.3, 0.99  # of q: below, steps are no burden; above, its error de
 PARALLEL, STEADY = 0.2, 0.05  # relative differences of steps, and of 1 - q, in a row
 BETTER = 0.1  # the gradient or residual at the limit, of that before
 WAIT = 8  # steps after a try in vain
+ROW = 12  # steps in a row before the first limit: from far away a polynomial shows the same, and the limit is no basin
 
 
 class Geometric:
@@ -29,27 +31,27 @@ class Geometric:
         self.last: Tensor | None = None
         self.q = 0.0
         self.wait = 0
+        self.row, self.most = 0, ROW
 
     def multiple(self, s: Tensor) -> float:
         """The t for which x + t s is the limit after the step s to x; 0 where no limit shows."""
-        last, before, self.last, self.q = self.last, self.q, s, 0.0
-        if self.wait:
-            self.wait -= 1
-        if last is None:
-            return 0.0
-        square = float(self.inner(last, last))
-        if not 0 < square < float("inf"):
+        last, before, row = self.last, self.q, self.row
+        self.last, self.q, self.row, self.wait = s, 0.0, 0, max(0, self.wait - 1)
+        square = 0.0 if last is None else float(self.inner(last, last))
+        if last is None or not 0 < square < math.inf:
             return 0.0
         q = float(self.inner(s, last)) / square
         miss = s - q * last
         if not LEAST <= q <= MOST or float(self.inner(miss, miss)) > PARALLEL**2 * float(self.inner(s, s)):
             return 0.0
-        self.q = q
-        if self.wait or not abs(q - before) <= STEADY * (1 - q):
+        self.q, self.row = q, row + 1
+        if self.wait or self.row < self.most or not abs(q - before) <= STEADY * (1 - q):
             return 0.0
         return q / (1 - q)
 
     def tried(self, taken: bool) -> None:
         """Note whether the limit was taken."""
-        self.last, self.q = (None, 0.0) if taken else (self.last, self.q)
-        self.wait = 0 if taken else WAIT
+        if taken:
+            self.last, self.q, self.row, self.most = None, 0.0, 0, 2
+        else:
+            self.wait = WAIT

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frechet.solve.curved_model import Curved, curved
 from frechet.solve.damped_step import Factor, boxed, column_scale, factored
+from frechet.solve.geometric import BETTER, Geometric
 from frechet.solve.optimality import Rules, free_to_move
 from frechet.solve.residual import Linearization, Residual
 
@@ -42,6 +43,17 @@ def polished(residual: Residual, linear: Linearization, rules: Rules, newton: bo
             break
         linear, model = after, left
     return linear
+
+
+def at_limit(residual: Residual, linear: Linearization, s: Tensor, pace: Geometric) -> Linearization:
+    """The limit of steps that shrink by a constant factor, the last one `s`, if the cost there is much less."""
+    t = pace.multiple(s)
+    if not t:
+        return linear
+    point = residual.at(linear.x + t * s)
+    after = residual.linearized(point) if point is not None and point.cost <= BETTER**2 * linear.cost else None
+    pace.tried(after is not None)
+    return linear if after is None else after
 
 
 def _model(residual: Residual, linear: Linearization, scale: Tensor, newton: bool) -> Factor | Curved:

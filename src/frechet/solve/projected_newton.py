@@ -34,7 +34,6 @@ from frechet.solve.geometric import Geometric
 from frechet.solve.quadratic_model import CLOSE, Diagonal, Model, equilibrated, krylov_model
 from frechet.solve.smooth_function import Point, SmoothFunction
 from frechet.solve.smooth_run import (
-    FADE,
     LOOSE,
     NEWTON,
     Observe,
@@ -179,7 +178,7 @@ def _bent(
     if not f.space.finite(A):
         raise NonFinite("minimize: a product with the Hessian holds a NaN or an infinity")
     own = equilibrated(A.double()).to(A)
-    weights = own if weights is None else torch.maximum(own, torch.minimum(FADE * weights, CLOSE * own))
+    weights = own if weights is None else torch.maximum(own, torch.minimum(weights, CLOSE * own))
     matrix = from_matrix(A, domain=f.space, facts="symmetric")
     inverse = from_diagonal(1 / weights, domain=f.space)
     return _Bent(f, point, matrix, inverse, weights, box, rules.most), weights

@@ -42,7 +42,7 @@ ROOTS = 200  # iterations of a scalar root finder, which needs about six
 TINY = 1e-280  # stands for no curvature
 SHORTEST = 1e-150  # radius: squares of shorter steps lose digits and vanish
 SWEEPS = 8  # of equilibration
-CLOSE = 1e4  # weights of the past count up to so many times those of the present
+CLOSE = 1e8  # weights of the past count up to so many times those of the present
 FIRST = 16  # columns of a basis that are allocated at first
 
 

@@ -188,7 +188,7 @@ class Residual:
         terms = J.abs() @ point.x.abs().to(J.device)
         noise = self.eps * (length(terms) + length(r))
         gradient = (J.T @ r).cpu()
-        return Linearization(point, r, J, rows, gradient, J.square().sum(0).sqrt().cpu(), noise)
+        return Linearization(point, r, J, rows, gradient, column_norms(J), noise)
 
     def curvature(self, linear: Linearization) -> Tensor | None:
         """S ``(n, n)``, the Hessian of the cost less J'J of the weighted rows, on the host; None without autodiff."""
@@ -331,9 +331,28 @@ class Residual:
         return total / unit
 
 
+def column_norms(J: Tensor) -> Tensor:
+    """The norms ``(n,)`` of the columns, on the host, also where squares of entries are no numbers."""
+    largest = J.abs().amax(0) if J.shape[0] else J.new_zeros(J.shape[1])
+    unit = torch.where(largest > 0, largest, 1.0)
+    return (unit * (J / unit).square().sum(0).sqrt()).cpu()
+
+
 def _double(t: Tensor) -> Tensor:
     """`t` in float64, on the host where the device has no float64."""
     return t.detach().cpu().double() if t.device.type == "mps" else t.detach().double()
+
+
+def in_range(residual: Residual, linear: Linearization) -> tuple[Residual, Linearization]:
+    """r and J in a unit, a power of two, in which their squares are numbers; as given where no other unit is better."""
+    largest = float(linear.point.r.abs().max())
+    exponent = math.frexp(largest)[1] - 1 if largest > 0 else 0
+    if residual.rho is not None or not largest > 0 or 1e-100 < largest < 1e100 or residual.unit < 1e-280 / largest:
+        return residual, linear
+    other = replace(residual, unit=residual.unit * 2.0**exponent)
+    r = linear.point.r / 2.0**exponent
+    moved = other.linearized(Point(linear.x, r, other.cost(r)))
+    return (residual, linear) if moved is None else (other, moved)
 
 
 def begin(residual: Residual, x: Tensor) -> tuple[Residual, Point]:

@@ -38,7 +38,6 @@ NOISE = 4.0  # rounding errors of f, in eps (|f| + |g|'|x|)
 HALF, POLISHES = 0.5, 20
 WORN = 16.0  # times the rounding of x that a Newton step may move where no step reduces f or its gradient
 LOOSE = 0.1  # largest relative residual of a step
-FADE = 0.25  # of the metric, per step: a start far up would otherwise decide it for good
 NEWTON = partial(Diagonal.shifted, sigma=0.0)
 
 
@@ -93,7 +92,7 @@ class Run:
 class Models:
     """Makes the quadratic models of one run.
 
-    The metric of small ones is that of the largest scales so far, which fade; `fixed` keeps the first.
+    The metric of small ones is that of the largest scales so far, or of those at the start if `fixed`.
     """
 
     function: SmoothFunction
@@ -116,8 +115,7 @@ class Models:
         try:
             H = f.hessian(point)
             if rules.preconditioner is None and f.space.dim <= rules.full:
-                faded = self.weights if self.weights is None or self.fixed else FADE * self.weights
-                model = full_model(f.space, H, point.gradient, faded, kept=self.fixed)
+                model = full_model(f.space, H, point.gradient, self.weights, kept=self.fixed)
                 assert model.weights is not None
                 self.before, self.weights = self.weights, model.weights
                 return model
