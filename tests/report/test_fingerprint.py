@@ -121,6 +121,31 @@ def test_values_of_every_kind_are_told_apart(x):
     assert of(x) not in [of(y) for y in others]
 
 
+def test_data_that_cannot_be_read_are_left_to_the_check():
+    class Broken:
+        def __iter__(self):
+            yield (torch.ones(2, 2), torch.ones(2, 1))
+            raise OSError("the disk is gone")
+
+    assert mark(Objective(nn.Linear(2, 1), squared_error(), Broken()))
+
+
+def test_drawing_batches_do_not_move_the_generator():
+    class Drawn:
+        def __iter__(self):
+            torch.rand(1)
+            return iter([(torch.ones(2, 2), torch.ones(2, 1))])
+
+    objective = Objective(nn.Linear(2, 1), squared_error(), Drawn())
+    before = torch.get_rng_state()
+    mark(objective)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_tensor_without_numbers_has_a_digest():
+    Digest().add(torch.ones(2, device="meta"))
+
+
 def test_what_refers_to_itself_ends():
     a = [1]
     a.append(a)

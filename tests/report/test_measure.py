@@ -185,7 +185,7 @@ class Clock:
     """Time that passes in forward passes alone."""
 
     def __init__(self, monkeypatch):
-        self.now = 0.0
+        self.now, self.next = 0.0, 0.0
         monkeypatch.setattr(run_module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(metered_module.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(operators_module, "linearize", self.unrecorded)  # it would pass no time
@@ -200,11 +200,12 @@ class Timed(nn.Module):
     def __init__(self, clock, first, others):
         super().__init__()
         self.inner = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 3))
-        self.clock, self.next, self.others = clock, first, others
+        self.clock, self.others = clock, others
+        clock.next = first  # there, because a pass puts the model's own attributes back
 
     def forward(self, x):
-        self.clock.now += self.next
-        self.next = self.others
+        self.clock.now += self.clock.next
+        self.clock.next = self.others
         return self.inner(x)
 
 

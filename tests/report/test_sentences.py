@@ -85,10 +85,14 @@ def test_a_point_is_called_what_its_eigenvalues_say():
 def test_the_first_paragraph_names_layers_rates_and_batches():
     said = " ".join(sentences.meaning(report()))
     assert "7.bias" not in said
-    assert "blocks.7.attention.projection.query.weight and 3.weight hold about 81.0 % of the curvature" in said
+    assert "blocks.7.attention.projection.query.weight and 3.weight hold about 81 % of the curvature" in said
     assert "Gradient descent is stable here up to a learning rate of 0.206" in said
     assert "Larger batches pay up to about 118 [92, 161] examples" in said
     assert sentences.meaning(empty()) == []
+    section = report().layers
+    named = replace(section, layers=(replace(section.layers[4], name="7"),))
+    said = " ".join(sentences.meaning(replace(report(), layers=named)))
+    assert "Layer 7 holds about 47 % of the curvature" in said
 
 
 def test_a_number_that_is_not_told_is_said_with_what_it_takes():

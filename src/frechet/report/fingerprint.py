@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from frechet.objective import Objective
+from frechet.objective.data import untouched_generators
 
 DEEP = 24  # levels of nesting that are followed; real configurations have fewer than ten
 LIBRARIES = ("torch", "frechet", "numpy", "builtins")  # their version stands for their code
@@ -40,7 +41,10 @@ class Digest:
     def add(self, x: object, level: int = 0) -> None:
         """Feed a value."""
         if isinstance(x, Tensor):
-            self._tensor(x)
+            try:
+                self._tensor(x)
+            except (RuntimeError, TypeError):  # one without numbers: on the meta device, or of a type of its own
+                self._text("no numbers")
         elif isinstance(x, np.ndarray) and x.dtype != object:
             self._text("array", str(x.dtype), str(x.shape))
             self.hash.update(np.ascontiguousarray(x).tobytes())
@@ -81,19 +85,24 @@ class Digest:
                 self.add(item, level)
         elif isinstance(x, set | frozenset):
             self._text("set", *sorted(map(repr, x)))
-        elif isinstance(x, CodeType):
-            self._code(x, level)
-        elif isinstance(x, FunctionType):
-            self._function(x, level)
-        elif isinstance(x, MethodType):
-            self.add(x.__func__, level)
-            self.add(x.__self__, level)
-        elif isinstance(x, type):
-            self._text("class", x.__module__, x.__qualname__, _source(x))
-        elif isinstance(x, ModuleType):
-            self._text("module", x.__name__)
+        elif isinstance(x, CodeType | FunctionType | MethodType | type | ModuleType):
+            self._program(x, level)
         else:
             self._object(x, level)
+
+    def _program(self, x: CodeType | FunctionType | MethodType | type | ModuleType, level: int) -> None:
+        match x:
+            case CodeType():
+                self._code(x, level)
+            case FunctionType():
+                self._function(x, level)
+            case MethodType():
+                self.add(x.__func__, level)
+                self.add(x.__self__, level)
+            case ModuleType():
+                self._text("module", x.__name__)
+            case _:
+                self._text("class", x.__module__, x.__qualname__, _source(x))
 
     def _object(self, x: object, level: int) -> None:
         self.add(type(x), level)
@@ -146,12 +155,21 @@ def fingerprint(objective: Objective, source: str, settings: object, version: st
     for part in objective.parts:
         digest.add([part.criterion, part.weight, str(part.dtype), part.population, part.split])
         digest.add("data")
-        for batch in part.data:
-            digest.add(batch)
+        _data(digest, part.data)
     own = digest.hash.hexdigest()
     if objective.group is None:
         return own
     return hashlib.sha256("".join(objective.group.objects(own)).encode()).hexdigest()
+
+
+def _data(digest: Digest, data: Iterable[object]) -> None:
+    """Every batch. Data that cannot be read are left to the check, which says what is wrong with them."""
+    try:
+        with untouched_generators():
+            for batch in data:
+                digest.add(batch)
+    except Exception as error:
+        digest.add(["unreadable", type(error)])
 
 
 def _model(digest: Digest, model: nn.Module) -> None:

@@ -194,11 +194,13 @@ def _where(report: Report) -> str:
         held += x.share.value
         if held >= 0.5:
             break
-    names = [x.name for x in chosen]
+    names = [f"layer {x.name}" if x.name.isdecimal() else x.name for x in chosen]
+    names[0] = names[0][0].upper() + names[0][1:] if chosen[0].name.isdecimal() else names[0]
     told = names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
     size = percent(sum(x.size for x in chosen) / total)
     verb, operator = "holds" if len(names) == 1 else "hold", NAMES[section.operator]
-    return f"{told} {verb} about {percent(held)} of the curvature ({operator} trace) with {size} of the parameters."
+    part = f"{number(100 * held, 2)} %"
+    return f"{told} {verb} about {part} of the curvature ({operator} trace) with {size} of the parameters."
 
 
 def _rates(report: Report) -> list[str]:

@@ -125,17 +125,6 @@ def _decoded(x: Any, kinds: Mapping[str, type], data: memoryview, space: Space |
         return x
     [(tag, value)] = x.items()
     match tag:
-        case "$float":
-            return float(value)
-        case "$status":
-            return Status(value)
-        case "$tensor":
-            kind, shape, start, length, here = value
-            bare = torch.empty(0, dtype=DTYPES[kind])
-            flat = torch.frombuffer(bytearray(data[start : start + length]), dtype=DTYPES[kind]) if length else bare
-            return flat.reshape(shape).to("cpu" if here else device)
-        case "$space":
-            return space
         case "$tuple":
             return tuple(inner(item) for item in value)
         case "$dict":
@@ -143,4 +132,16 @@ def _decoded(x: Any, kinds: Mapping[str, type], data: memoryview, space: Space |
         case "$record":
             name, fields = value
             return kinds[name](**{key: inner(item) for key, item in fields.items()})
-    raise ValueError(f"unknown tag {tag}")
+        case "$tensor":
+            return _tensor(value, data, device)
+        case "$space":
+            return space
+    return {"$float": float, "$status": Status}[tag](value)
+
+
+def _tensor(place: list[Any], data: memoryview, device: torch.device) -> Tensor:
+    """The tensor of a type and shape at a place among the bytes."""
+    kind, shape, start, length, here = place
+    bare = torch.empty(0, dtype=DTYPES[kind])
+    flat = torch.frombuffer(bytearray(data[start : start + length]), dtype=DTYPES[kind]) if length else bare
+    return flat.reshape(shape).to("cpu" if here else device)
