@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,7 @@ class LeastSquaresRegressor:
         `sample_weight` ``(samples,)`` multiplies the squares of the residuals.
         """
         inputs, targets = _tensor("fit", "X", X), _tensor("fit", "y", y)
+        targets = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
         if targets.ndim != 1 or len(inputs) != len(targets):
             raise ValueError(
                 f"LeastSquaresRegressor.fit: y must have shape ({len(inputs)},) like the rows of X, got "
@@ -98,6 +100,8 @@ class LeastSquaresRegressor:
                 f"LeastSquaresRegressor.fit: sample_weight must be {len(targets)} numbers >= 0, got shape "
                 f"{tuple(weights.shape)}"
             )
+        if not bool((weights > 0).any()):
+            raise ValueError("LeastSquaresRegressor.fit: sample_weight must have a number > 0, got zeros alone")
         root = weights.sqrt()
 
         def residual(p: Parameters) -> Tensor:
@@ -113,7 +117,7 @@ class LeastSquaresRegressor:
             residual, self.start, bounds=self.bounds, loss=self.loss, loss_scale=self.loss_scale, method=self.method
         ).checked()
         self.solution_, self.parameters_ = solution, solution.x
-        self.n_features_in_ = inputs.shape[1] if inputs.ndim > 1 else 1
+        self.n_features_in_ = _features(inputs)
         return self
 
     def predict(self, X: object, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -123,6 +127,11 @@ class LeastSquaresRegressor:
         parameters and J the derivative of the model. They are infinite where the data left a parameter open.
         """
         solution, inputs = self._fitted(), _tensor("predict", "X", X)
+        if _features(inputs) != self.n_features_in_:
+            raise ValueError(
+                f"X has {_features(inputs)} features, but LeastSquaresRegressor is expecting {self.n_features_in_} "
+                "features as input"
+            )
         with torch.no_grad():
             predictions = self.model(solution.x, inputs).numpy()
         if not return_std:
@@ -161,16 +170,31 @@ class LeastSquaresRegressor:
 
     def _fitted(self) -> LeastSquaresSolution:
         if not self.__sklearn_is_fitted__():
-            raise ValueError("LeastSquaresRegressor: call fit(X, y) first, got an estimator that is not fitted")
+            # scikit-learn's own class where it is loaded, which is a ValueError too
+            kind = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", ValueError)
+            raise kind("LeastSquaresRegressor: call fit(X, y) first, got an estimator that is not fitted")
         return self.solution_
 
 
 def _tensor(method: str, name: str, values: object) -> Tensor:
+    if isinstance(values, Tensor) and values.is_complex():
+        raise ValueError("Complex data not supported: LeastSquaresRegressor fits real numbers, got complex ones")
     t = values.detach().cpu().double() if isinstance(values, Tensor) else torch.from_numpy(_array(values))
+    if t.ndim and not len(t):
+        raise ValueError(f"LeastSquaresRegressor.{method}: {name} must have rows, got 0 sample(s)")
     if not bool(t.isfinite().all()):
         raise ValueError(f"LeastSquaresRegressor.{method}: {name} must be finite, got NaN or infinity")
     return t
 
 
+def _features(inputs: Tensor) -> int:
+    return inputs.shape[1] if inputs.ndim > 1 else 1
+
+
 def _array(values: object) -> np.ndarray:
-    return np.array(values, dtype=np.float64)
+    if hasattr(values, "toarray"):
+        raise TypeError("LeastSquaresRegressor: X must be dense, got a sparse matrix; call .toarray()")
+    array = np.asarray(values)
+    if np.iscomplexobj(array):
+        raise ValueError("Complex data not supported: LeastSquaresRegressor fits real numbers, got complex ones")
+    return np.array(array, dtype=np.float64)
