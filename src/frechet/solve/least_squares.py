@@ -33,6 +33,7 @@ from frechet.solve.levenberg_marquardt import levenberg_marquardt
 from frechet.solve.line_search import gauss_newton_search
 from frechet.solve.matrix_free import MatrixFreeRun, matrix_free
 from frechet.solve.optimality import Rules, free_to_move, judged, left_is_rounding
+from frechet.solve.polish import in_range
 from frechet.solve.residual import (
     Linearization,
     Parameters,
@@ -40,7 +41,6 @@ from frechet.solve.residual import (
     Route,
     begin,
     first_linearization,
-    in_range,
     length,
 )
 from frechet.solve.robust import Loss, robust_loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -90,8 +89,9 @@ class LeastSquaresRegressor:
         if y is None:
             raise ValueError("LeastSquaresRegressor.fit: requires y to be passed, but the target y is None")
         inputs, targets = _table("fit", X), _tensor("fit", "y", y)
-        if targets.ndim == 2 and targets.shape[1] == 1 and (warning := _loaded("DataConversionWarning")) is not None:
-            warnings.warn("A column-vector y was passed when a 1d array was expected.", warning, stacklevel=2)
+        validation: Any = sys.modules.get("sklearn.utils.validation")
+        if targets.ndim == 2 and targets.shape[1] == 1 and validation is not None:
+            validation.column_or_1d(targets.numpy(), warn=True)  # scikit-learn wants its own warning
         targets = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
         if targets.ndim != 1 or len(inputs) != len(targets):
             raise ValueError(
