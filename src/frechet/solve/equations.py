@@ -210,6 +210,11 @@ def check_solution(
         )
 
 
+def point_of(x: Any) -> Point:
+    """The solution, of a result that holds it or as it is."""
+    return x if isinstance(x, Tensor | Mapping) else getattr(x, "x", x)
+
+
 def check_status(method: str, returned: object) -> None:
     """Raise `NotConverged` where a result, or one of a tuple, says that it is no solution."""
     if isinstance(returned, tuple | list):

@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from frechet.solve.quadratic_model import Model
+from frechet.solve.quadratic_model import Model, size_of
 from frechet.solve.smooth_function import Point, SmoothFunction
 from frechet.solve.smooth_run import Observe, Rules, Run, forcing, gain, newton_steps
 
@@ -48,7 +46,7 @@ def gradient_regularized(f: SmoothFunction, point: Point, rules: Rules, *, obser
 def first_length(model: Model) -> float:
     """The length of the step along -g to where the model's curvature ends it."""
     c, values = model.diagonal.slopes, model.diagonal.values
-    size = float(np.linalg.norm(c))
+    size = size_of(c)
     bend = abs(float((c / size) ** 2 @ values)) if size > 0 else 0.0
     return size / bend if bend > 0 and size / bend < math.inf else 1.0
 

@@ -33,6 +33,7 @@ from frechet.solve.levenberg_marquardt import levenberg_marquardt
 from frechet.solve.line_search import gauss_newton_search
 from frechet.solve.matrix_free import MatrixFreeRun, matrix_free
 from frechet.solve.optimality import Rules, free_to_move, judged, left_is_rounding
+from frechet.solve.polish import in_range
 from frechet.solve.residual import (
     Linearization,
     Parameters,
@@ -40,7 +41,6 @@ from frechet.solve.residual import (
     Route,
     begin,
     first_linearization,
-    in_range,
     length,
 )
 from frechet.solve.robust import Loss, robust_loss
@@ -72,6 +72,7 @@ def least_squares(
     xtol: float | None = None,
     ftol: float = 0.0,
     max_evaluations: int | None = None,
+    absolute_sigma: bool = False,
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> LeastSquaresSolution:
     """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
@@ -91,6 +92,11 @@ def least_squares(
     solution: a discontinuous residual or a wrong Jacobian), `max_iterations` (`max_evaluations` residuals, 100 (n + 10)
     if left out), `stopped`. A residual that is not finite at a trial point refuses the step; at x0 it raises
     `NonFinite`.
+
+    A converged result has standard errors and the covariance norm(r)^2 / (m - rank) (J'J)^-1 of its parameters, as
+    `scipy.optimize.curve_fit` has; with ``absolute_sigma=True`` it is (J'J)^-1, for residuals in units of their known
+    standard deviations. A missing observation must be left out of the residual: a row of zeros counts as one. Any
+    other status has none: the point is no estimate.
 
     `loss` is 'huber', 'soft_l1', 'cauchy', 'arctan', 'tukey' or a function rho of z = (r_i / loss_scale)^2 with rho(0)
     = 0 and rho'(0) = 1: residuals larger than `loss_scale` count less. `jacobian` is derived by automatic
@@ -137,7 +143,8 @@ def least_squares(
             break
         problem = other
     run = replace(run, iterations=total, history=history)
-    return _solution(problem, rules, run, first, start_cost, f"{chosen}, dense Jacobian by {problem.route}")
+    described = f"{chosen}, dense Jacobian by {problem.route}"
+    return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
 
 
 def _products(jacobian: object, m: int, n: int) -> bool:
@@ -181,13 +188,13 @@ def _rank(linear: Linearization, free: Tensor) -> int:
 
 
 def _solution(
-    problem: Residual, rules: Rules, run: Run, first: Linearization, start_cost: float, method: str
+    problem: Residual, rules: Rules, run: Run, first: Linearization, start_cost: float, method: str, absolute: bool
 ) -> LeastSquaresSolution:
     linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
     status, reason, optimality = _judged(problem, linear, rules, run)
     x = linear.x
     active = Box(problem.lower, problem.upper).held(x, linear.gradient)
-    known = uncertainty(linear, active == 0)
+    known = uncertainty(linear, active == 0, absolute)
     if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
         reason += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
     found = problem.structured(x)
@@ -209,8 +216,8 @@ def _solution(
         start_cost=start_cost,
         rank=known.rank,
         null_directions=known.null_directions,
-        covariance=known.covariance,
-        standard_errors=known.standard_errors,
+        covariance=known.covariance if status is Status.CONVERGED else None,
+        standard_errors=known.standard_errors if status is Status.CONVERGED else None,
         history=run.history,
         space=problem.space,
     )

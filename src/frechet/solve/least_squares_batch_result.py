@@ -18,7 +18,7 @@ class LeastSquaresBatch:
     """Where `least_squares_batch` ended, per problem; everything is recomputed at `x` from the definition.
 
     `standard_errors` ``(b, n)`` are those of the covariance norm(r)^2 / (m - rank) (J'J)^-1, infinite where J lacks
-    rank or no degree of freedom is left, zero where a bound holds the parameter.
+    rank or no degree of freedom is left, zero where a bound holds the parameter, NaN where a problem is not converged.
     """
 
     x: Tensor  # (b, n)
@@ -116,5 +116,5 @@ class Ends:
             optimality=cosines.amax(0),
             iterations=steps,
             evaluations=taken,
-            standard_errors=errors.T.contiguous(),
+            standard_errors=torch.where(done, errors, math.nan).T.contiguous(),
         )

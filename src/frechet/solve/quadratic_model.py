@@ -75,7 +75,7 @@ class Diagonal:
     def made(self, z: np.ndarray, shift: float, bounded: bool = False) -> Step:
         with np.errstate(over="ignore", invalid="ignore"):
             decrease = -float(self.slopes @ z + 0.5 * (self.values * z) @ z)
-        return Step(z, shift, _norm(z), decrease, abs(float(self.last @ z)), bounded)
+        return Step(z, shift, size_of(z), decrease, abs(float(self.last @ z)), bounded)
 
     def shifted(self, sigma: float) -> Step:
         """The minimizer with sigma > -lambda_min; directions without curvature are left out."""
@@ -110,7 +110,7 @@ class Diagonal:
         low, high = mu, math.inf
         for _ in range(ROOTS):
             z = self.slopes / (gaps + mu)
-            length = _norm(z)
+            length = size_of(z)
             if abs(length - radius) <= 1e-10 * radius:
                 break
             low, high = (mu, high) if length > radius else (low, mu)
@@ -152,10 +152,10 @@ class Diagonal:
 
 def _length(slopes: np.ndarray, curvature: np.ndarray) -> float:
     with np.errstate(over="ignore"):
-        return _norm(slopes / curvature)
+        return size_of(slopes / curvature)
 
 
-def _norm(z: np.ndarray) -> float:
+def size_of(z: np.ndarray) -> float:
     """The length without overflow of squares."""
     largest = float(np.abs(z).max(initial=0.0))
     return largest * math.sqrt(float(np.square(z / largest).sum())) if 0 < largest < math.inf else largest

@@ -343,18 +343,6 @@ def _double(t: Tensor) -> Tensor:
     return t.detach().cpu().double() if t.device.type == "mps" else t.detach().double()
 
 
-def in_range(residual: Residual, linear: Linearization) -> tuple[Residual, Linearization]:
-    """r and J in a unit, a power of two, in which their squares are numbers; as given where no other unit is better."""
-    largest = float(linear.point.r.abs().max())
-    exponent = math.frexp(largest)[1] - 1 if largest > 0 else 0
-    if residual.rho is not None or not largest > 0 or 1e-100 < largest < 1e100 or residual.unit < 1e-280 / largest:
-        return residual, linear
-    other = replace(residual, unit=residual.unit * 2.0**exponent)
-    r = linear.point.r / 2.0**exponent
-    moved = other.linearized(Point(linear.x, r, other.cost(r)))
-    return (residual, linear) if moved is None else (other, moved)
-
-
 def begin(residual: Residual, x: Tensor) -> tuple[Residual, Point]:
     """The residual at the start, with the precision and the order of derivatives that its result calls for."""
     x = residual.rounded(x)

@@ -93,8 +93,8 @@ class _Ray:
 
     def greedy(self) -> Point | None:
         """The trial with the least (f+ - f) / norm_x(g+)^2 among alpha = 1, 1/2, ..., up to where it rises."""
-        norm = self.f.space.norm
-        reach, length = LONGEST * (float(norm(self.point.x)) or 1.0), float(norm(self.p))
+        space = self.f.space
+        reach, length = LONGEST * (float(space.norm(self.point.x)) or 1.0), float(space.norm(self.p))
         best, lowest, alpha = None, 0.0, min(1.0, reach / length) if length > 0 else 1.0
         for _ in range(TRIALS):
             after, gained, hopeless = self.trial(alpha)

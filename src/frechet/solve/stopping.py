@@ -45,23 +45,23 @@ def at_rounding(moved: float, whole: float, eps: float) -> bool:
     return moved <= FEW * eps * whole
 
 
-def is_rounding(evaluate: Evaluate, norm: Norm, x: Tensor, p: Tensor, y: Tensor, change: Tensor) -> bool:
+def is_rounding(evaluate: Evaluate, size_of: Norm, x: Tensor, p: Tensor, y: Tensor, change: Tensor) -> bool:
     """Whether what is left of y at x is the rounding error of its evaluation; `change` is A p."""
-    slope = norm(change)
+    slope = size_of(change)
     if not 0 < slope < math.inf:
         return False
     there = evaluate(x + p)
-    if there is None or norm(there) <= HELPS * norm(y):
+    if there is None or size_of(there) <= HELPS * size_of(y):
         return False
     for side in (1, -1):  # a jump, or a wrong derivative, leaves y smooth on one side at least
         near = [(t, evaluate(x + t * p)) for t in (side * 0.5, side * 0.25, side * 0.125)]
-        if not any(y_t is not None and norm(y_t - y - t * change) > SMOOTH * slope for t, y_t in near):
+        if not any(y_t is not None and size_of(y_t - y - t * change) > SMOOTH * slope for t, y_t in near):
             return False
     for t in SCALES:
         ahead, behind = evaluate(x + t * p), evaluate(x - t * p)
         if ahead is None or behind is None:
             return False
-        miss = max(norm(ahead - y - t * change), norm(behind - y + t * change))
+        miss = max(size_of(ahead - y - t * change), size_of(behind - y + t * change))
         if miss <= AGREES * t * slope:
             return True
     return False
@@ -70,22 +70,22 @@ def is_rounding(evaluate: Evaluate, norm: Norm, x: Tensor, p: Tensor, y: Tensor,
 def leads_on(evaluate: Evaluate, inner: Inner, x: Tensor, p: Tensor, y: Tensor) -> bool:
     """Whether a function with the gradient y falls for ever along p, far beyond where the linear y would be zero."""
 
-    def norm(v: Tensor) -> float:
+    def size_of(v: Tensor) -> float:
         return math.sqrt(float(inner(v, v)))
 
-    size, length = norm(y), norm(p)
-    if not SHORT * norm(x) < length < math.inf:
+    size, length = size_of(y), size_of(p)
+    if not SHORT * size_of(x) < length < math.inf:
         return False
     least, most, back = HALF_WAY
     ahead, behind = evaluate(x + 0.5 * p), evaluate(x - 0.5 * p)
-    if ahead is None or behind is None or not least * size <= norm(ahead) <= most * size:
+    if ahead is None or behind is None or not least * size <= size_of(ahead) <= most * size:
         return False  # a linear y has a half here, and noise has anything
-    if not norm(behind) >= back * size:
+    if not size_of(behind) >= back * size:
         return False
     last, t = 0.5 * size, FARTHER
-    while t <= FARTHEST * max(1.0, norm(x) / length):
+    while t <= FARTHEST * max(1.0, size_of(x) / length):
         there = evaluate(x + t * p)
-        if there is None or not norm(there) <= last or float(inner(there, p)) > 0:
+        if there is None or not size_of(there) <= last or float(inner(there, p)) > 0:
             return False
-        last, t = norm(there), FARTHER * t
+        last, t = size_of(there), FARTHER * t
     return True

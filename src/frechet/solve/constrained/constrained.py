@@ -92,7 +92,7 @@ def constrained(
     start = _start(program, x)
     drawn = seed if chosen == "sketched" else None
     iterations, history, begun = 0, (), []
-    for _ in range(MEASURES):  # tolerances are relative to sizes at the result, which may not be those at the start
+    while True:  # tolerances are relative to sizes at the result, which may not be those at the start
         measure, sizes = measures(start, 1.0, 1.0)
         begun.append((measure, sizes))
         small = replace(program, measure=measure, measures=sizes).scaled(*scales(start))
@@ -108,7 +108,7 @@ def constrained(
         found = conditions(program, point, run.y)
         strayed = run.status is None and not found.hold(rules.gtol, rules.ctol)
         again = program.point(program.rounded(run.x, strict=True)) if strayed else None
-        if again is None or iterations >= rules.max_iterations:
+        if again is None or iterations >= rules.max_iterations or len(begun) == MEASURES:
             break
         start = again
     for measure, sizes in reversed(begun):  # a gradient that vanishes at the solution is no size of f
