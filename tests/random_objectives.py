@@ -577,7 +577,7 @@ def _summed(drawn: Drawn, of_batch: Callable[[Callable[[Tensor], Tensor], Tensor
     for index, (inputs, y) in enumerate(drawn.batches()):
 
         def outputs(p: Tensor, inputs: Any = inputs, index: int = index) -> Tensor:
-            blocks = {n: b.view_as(q) for n, b, q in zip(names, p.split(sizes), params, strict=True)}
+            blocks = {n: b.view_as(q) * 1.0 for n, b, q in zip(names, p.split(sizes), params, strict=True)}
             return drawn.outputs(blocks, inputs, index)
 
         with sdpa_kernel(SDPBackend.MATH), drawn.unchanged():
