@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from frechet.analyze.examples import example_curvatures, example_gradients
+from frechet.analyze.gram import gradient_gram
 from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
-from frechet.errors import UnusableObjective
+from frechet.errors import NotDifferentiable, UnusableObjective
 from frechet.objective import Objective, cross_entropy, l2, squared_error
 from frechet.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
 from frechet.operators.hessian import hessian
@@ -209,11 +210,16 @@ def test_objectives_with_other_masks_or_precision_do_not_add_up():
         on(model, dropout_seed=1) + on(model, dropout_seed=1, dtype=torch.float32)
 
 
-def test_an_example_alone_would_draw_other_masks():
+def test_an_example_has_the_masks_of_its_batch():
     model = dropping()
     objective, v = on(model, dropout_seed=3), torch.ones(42, 1, dtype=F64)
-    with pytest.raises(UnusableObjective, match=r"example_gradients: with dropout_seed a batch draws.*model.eval\(\)"):
-        example_gradients(objective)
+    found = example_gradients(objective)
+    assert found.route == "loop"
+    close(found.gradient, objective.gradient())
+    close(found.inner.mean(), objective.gradient().square().sum())
+    close(gradient_gram(objective).matrix.diagonal(), found.squared_norms)
+    with pytest.raises(NotDifferentiable, match=r"with dropout_seed examples are differentiated within their batch"):
+        example_gradients(objective, route="vmap")
     values = example_curvatures(objective, v).values  # of the batch's masks
     close(values.mean(0), v[:, 0] @ (hessian(objective) @ v))
     model.eval()

@@ -32,6 +32,7 @@ from torch import Tensor
 from frechet.analyze.linear_layers import Layer, candidates, factors_of, inner_of, rest_of, still_factored
 from frechet.analyze.single_examples import (
     ExampleRoute,
+    Unbatchable,
     by_route,
     check_alone,
     chunk_gradients,
@@ -39,13 +40,15 @@ from frechet.analyze.single_examples import (
     over_ranks,
     refuse_group,
     rows_at_once,
+    within_batch,
 )
-from frechet.errors import NonFinite, UnusableObjective
+from frechet.errors import NonFinite
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.coupling import check_additive
 from frechet.objective.model import ordinary_mode
 from frechet.operators.joint import reads_parameters
 from frechet.operators.products import columns, grads, second_order
+from frechet.space import Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +121,7 @@ def _gradients(objective: Objective, x: Tensor | None, route: ExampleRoute) -> E
                     inner += inner_of(common, g, f.layer.names)
         for a in range(0, len(outputs) if rest.dim else 0, step):
             b = min(a + step, len(outputs))
-            G, alone = chunk_gradients(snapshot, rest, leaves, blocks, batch, score, a, b, walk.route, walk.of_one)
+            G, alone = walk.chunk(rest, leaves, batch, score, a, b)
             check_alone("example_gradients", alone, outputs[a:b], space.eps, batch.index, a)
             G += others
             norms[a:b] += rest.norm(G.T).to(norms.device) ** 2
@@ -158,6 +161,7 @@ class Walk:
     terms: float
     route: ExampleRoute
     reads: bool  # the criterion reads parameters of the model itself
+    together: bool  # an example is differentiated within its batch
 
     @property
     def of_one(self) -> Callable[[Batch, Tensor], Tensor] | None:
@@ -165,6 +169,14 @@ class Walk:
         if not self.reads:
             return None
         return lambda batch, y: self.snapshot.terms_of(self.part, self.blocks, batch, y) * self.scale
+
+    def chunk(
+        self, space: Space, leaves: list[Tensor], batch: Batch, score: Tensor, a: int, b: int
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients (b - a, n) of examples a to b in the blocks of `space`, and their outputs."""
+        if self.together:
+            return within_batch(self.snapshot, self.part, leaves, self.blocks, batch, self.scale, a, b)
+        return chunk_gradients(self.snapshot, space, leaves, self.blocks, batch, score, a, b, self.route, self.of_one)
 
     def scored(self, part: Part, blocks: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The outputs of a batch, each example's loss, and the slopes of the f_i in the outputs, penalties left out."""
@@ -192,9 +204,7 @@ def walk_gradients(
         outputs, losses, score = walk.scored(part, walk.blocks, batch)
         for a in range(0, len(outputs), step):
             b = min(a + step, len(outputs))
-            G, alone = chunk_gradients(
-                snapshot, space, leaves, walk.blocks, batch, score, a, b, walk.route, walk.of_one
-            )
+            G, alone = walk.chunk(space, leaves, batch, score, a, b)
             check_alone(what, alone, outputs[a:b], space.eps, batch.index, a)
             G += walk.common
             use(G, losses[a:b], walk)
@@ -207,12 +217,13 @@ def walk_gradients(
 def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRoute) -> Walk:
     """The first pass."""
     snapshot, part = _one_part(what, objective, x)
-    if snapshot.dropout_seed is not None and any(snapshot.flags):
-        raise UnusableObjective(
-            f"{what}: with dropout_seed a batch draws the masks, and an example alone would draw others; call "
-            "model.eval()"
-        )
     space, reads = snapshot.space, False
+    # a batch draws what its examples get, and an example alone would draw something else
+    together = snapshot.dropout_seed is not None
+    if together and route == "vmap":
+        raise Unbatchable(
+            f"{what}: with dropout_seed examples are differentiated within their batch; pass route='loop'"
+        )
     with ordinary_mode(space.device):
         leaves, blocks = snapshot.leaves(space)
         layers = candidates(snapshot, space) if route == "vmap" else []
@@ -240,7 +251,7 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
     scale = part.weight * examples / count
     return Walk(
         *(snapshot, part, blocks, layers, mean + common, common, float(penalty.detach()), scale, examples, count),
-        *(route, reads),
+        *(route, reads, together),
     )
 
 

@@ -32,7 +32,6 @@ from frechet.analyze.single_examples import (
     batching,
     by_route,
     check_alone,
-    chunk_gradients,
     example,
     one_by_one,
     refuse_group,
@@ -115,9 +114,7 @@ def _gradient_gram(objective: Objective, x: Tensor | None, route: ExampleRoute, 
                 outputs, _, score = walk.scored(part, walk.blocks, batch)
                 for a in range(max(0, start - row), size, step):
                     b = min(a + step, size)
-                    G, alone = chunk_gradients(
-                        snapshot, rest, leaves, walk.blocks, batch, score, a, b, walk.route, walk.of_one
-                    )
+                    G, alone = walk.chunk(rest, leaves, batch, score, a, b)
                     check_alone("gradient_gram", alone, outputs[a:b], space.eps, batch.index, a)
                     G += others
                     use(row + a, G)

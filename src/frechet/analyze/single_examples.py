@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective import Batch, Objective, Snapshot
+from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.structure import is_cut, mapped, rows_of, tensors_of
 from frechet.operators.products import grads
 from frechet.space import Space
@@ -86,6 +86,24 @@ def chunk_gradients(
         torch.cat([g.reshape(-1) for g in pulled], out=G[i - a])
         outputs.append(y.detach())
     return G, torch.cat(outputs)
+
+
+def within_batch(
+    snapshot: Snapshot,
+    part: Part,
+    leaves: list[Tensor],
+    blocks: dict[str, Tensor],
+    batch: Batch,
+    scale: float,
+    a: int,
+    b: int,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of examples a to b, each differentiated in one pass over its whole batch, and their outputs."""
+    with torch.enable_grad():
+        outputs = snapshot.forward(blocks, batch)
+        values = snapshot.terms_of(part, blocks, batch, outputs) * scale
+        rows = [grads(values[i], leaves, None, retain_graph=True) for i in range(a, b)]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]), outputs[a:b].detach()
 
 
 def example(batch: Batch, i: int, size: int) -> Batch:
