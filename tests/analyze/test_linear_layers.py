@@ -126,7 +126,6 @@ def test_frozen_parameters_and_restrictions_leave_the_other_one(frozen):
 def test_no_gradient_of_an_example_is_written_out(monkeypatch):
     objective = made("all")
     monkeypatch.setattr("frechet.analyze.examples.chunk_gradients", None)
-    monkeypatch.setattr("frechet.analyze.gram.chunk_gradients", None)
     example_gradients(objective), gradient_gram(objective), ntk_matrix(objective)
     with pytest.raises(TypeError, match="not callable"):
         example_gradients(objective, route="loop")

@@ -100,7 +100,8 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
         ends = [objective.gradient(x + s * h * d) for s in (1.0, -1.0)]
         return scale * (ends[0] - ends[1]) / (2 * h)
 
-    noise = objective.space.eps * float(objective.space.norm(scale * gradient))
+    size = max(float(objective.space.norm(scale * gradient)), abs(seen.value))  # sums of the loss's size are rounded
+    noise = objective.space.eps * size
     found.append(_compare("the Hessian is the derivative of the gradient", curved, scale * image[:, 0], steps, noise))
     pair = [float(objective.space.inner(a, b)) for a, b in ((u, image[:, 0]), (d, image[:, 1]))]
     size = max(float(objective.space.norm(scale * image[:, j])) for j in (0, 1))
@@ -142,7 +143,7 @@ def _compare(
     seen: list[tuple[Tensor, float]] = []
     best, apart = 1.0, APART[torch.float32 if steps is SINGLE else torch.float64]
     for h in steps:
-        found, rounding = difference(h), 10 * noise / h
+        found, rounding = difference(h), 100 * noise / h
         size = max(float(found.norm()), float(exact.norm()))
         missing = float((found - exact).norm())
         if size <= rounding:  # both are zero, as far as differences can tell
