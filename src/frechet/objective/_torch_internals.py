@@ -70,7 +70,7 @@ def reentrant_checkpoints_call(act: Callable[[Any], None]) -> Iterator[None]:
 
 def in_transform() -> bool:
     """Whether a torch.func transform is active."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
 
 
 def in_forward_mode() -> bool:

@@ -156,7 +156,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 LAYERS: dict[Any, Callable[..., Tensor]] = {
     F.embedding_bag: _embedding_bag,
     F.hardsigmoid: _hardsigmoid,
-    torch._weight_norm: _weight_norm,
+    torch._weight_norm: _weight_norm,  # type: ignore[attr-defined]
     torch.ops.aten._weight_norm: _weight_norm,
     torch.ops.aten._weight_norm.default: _weight_norm,
 }

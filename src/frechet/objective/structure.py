@@ -26,9 +26,9 @@ def mapped(tree: Any, act: Callable[[Any], Any]) -> Any:
     if isinstance(tree, Mapping):
         return {key: mapped(value, act) for key, value in tree.items()}
     if isinstance(tree, PackedSequence):
-        parts = (tree.data, tree.batch_sizes, tree.sorted_indices, tree.unsorted_indices)
+        order = [None if i is None else act(i) for i in (tree.sorted_indices, tree.unsorted_indices)]
         # the lengths stay on the processor, where recurrent layers read them
-        return PackedSequence(*(p if i == 1 else None if p is None else act(p) for i, p in enumerate(parts)))
+        return PackedSequence(act(tree.data), tree.batch_sizes, *order)
     if isinstance(tree, tuple | list):
         found = [mapped(value, act) for value in tree]
         if type(tree) in (tuple, list):
