@@ -178,6 +178,10 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_check_finds_it_without_the_guards(case, unguarded):
+    if case == "a backward hook":  # on purpose: told, and no end
+        found = CASES[case]().check().proved
+        assert "change gradients" in next(p.claim for p in found if not p.proved)
+        return
     with pytest.raises(WRONG):
         CASES[case]().check()
 

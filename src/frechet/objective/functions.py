@@ -49,6 +49,7 @@ class Functions(TorchFunctionMode):
         self.hooked = False  # it registers backward hooks
         self.custom = False  # it calls functions with a backward of their own
         self.proved = False  # and their backwards were seen to carry their derivatives
+        self.symmetric = False  # and second derivatives were seen to be symmetric
         self.reads: set[str] = set()  # parameters and buffers that it reads by another way than their module
         self.names = {id(t): name for name, (t, _) in (live or {}).items()}
         self._live = {id(t): (t, *place) for t, place in (live or {}).values()}

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -35,7 +36,7 @@ from frechet.objective.coupling import couplings_seen
 from frechet.objective.custom import criterion_for
 from frechet.objective.data import untouched_generators
 from frechet.objective.kernels import ordinary_mode
-from frechet.objective.model import arguments_of, outputs_of
+from frechet.objective.model import arguments_of, backward_hooks, outputs_of
 from frechet.objective.structure import Layout, examples_of, fresh
 from frechet.operators.gauss_newton import empirical_fisher, gauss_newton
 from frechet.operators.hessian import hessian
@@ -90,10 +91,9 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
     found = []
     gradient = objective.gradient(x)
     slope = float(objective.space.inner(gradient, d))
-    H = hessian(objective, x)
-    image = H @ torch.stack([d, u], 1)
+    told = _Told(False)
     if objective.group is None and objective.space.shard is None:
-        found += _of_live_model(objective, x, d, slope, steps, attributes)
+        found += _of_live_model(objective, x, d, slope, steps, attributes, told)
     scale = _scale(objective, x)
 
     def curved(h: float) -> Tensor:
@@ -102,11 +102,35 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
 
     size = max(float(objective.space.norm(scale * gradient)), abs(seen.value))  # sums of the loss's size are rounded
     noise = objective.space.eps * size
-    found.append(_compare("the Hessian is the derivative of the gradient", curved, scale * image[:, 0], steps, noise))
-    pair = [float(objective.space.inner(a, b)) for a, b in ((u, image[:, 0]), (d, image[:, 1]))]
-    size = max(float(objective.space.norm(scale * image[:, j])) for j in (0, 1))
-    found.append(_symmetric(pair, size * objective.space.dim**0.5, objective.space.eps))
-    return tuple(found)
+    claim = "the Hessian is the derivative of the gradient"
+
+    def of_hessian() -> Proved:
+        image = hessian(objective, x) @ torch.stack([d, u], 1)
+        pair = [float(objective.space.inner(a, b)) for a, b in ((u, image[:, 0]), (d, image[:, 1]))]
+        size = max(float(objective.space.norm(scale * image[:, j])) for j in (0, 1))
+        symmetric.append(_symmetric(pair, size * objective.space.dim**0.5, objective.space.eps))
+        return _compare(claim, curved, scale * image[:, 0], steps, noise)
+
+    symmetric: list[Proved] = []
+    found.append(told.of(claim, of_hessian))
+    return (*found, *symmetric)
+
+
+@dataclass
+class _Told:
+    """Whether gradients are changed on purpose: then contradictions are told, and do not end the check."""
+
+    changed: bool
+
+    def of(self, claim: str, run: Callable[[], Proved]) -> Proved:
+        try:
+            return run()
+        except NotDifferentiable:
+            if not self.changed:
+                raise
+        return Proved(
+            f"{claim} (backward hooks or functions with a backward of their own change gradients)", False, 1.0
+        )
 
 
 def _scale(objective: Objective, x: Tensor) -> Tensor:
@@ -175,7 +199,13 @@ class _Sums:
 
 
 def _of_live_model(
-    objective: Objective, x: Tensor, d: Tensor, slope: float, steps: tuple[float, ...], attributes: Attributes
+    objective: Objective,
+    x: Tensor,
+    d: Tensor,
+    slope: float,
+    steps: tuple[float, ...],
+    attributes: Attributes,
+    told: _Told,
 ) -> list[Proved]:
     """The claims about the value, the slope, Gauss-Newton and the second moment."""
     snapshot = replace(objective.snapshot(x), attributes=attributes)
@@ -201,7 +231,15 @@ def _of_live_model(
     noise = eps * at(h).size
     exact = torch.tensor([slope], dtype=torch.float64)
     claim = "the gradient is the slope of the loss"
-    found.append(_compare(claim, lambda h: torch.tensor([at(h).slope], dtype=torch.float64), exact, steps, noise))
+
+    def sloped() -> Proved:
+        return _compare(claim, lambda h: torch.tensor([at(h).slope], dtype=torch.float64), exact, steps, noise)
+
+    try:
+        found.append(sloped())
+    except NotDifferentiable:
+        told.changed = _changes_gradients(objective, x)
+        found.append(told.of(claim, sloped))
     for claim, pick, make in (
         (
             "Gauss-Newton products are those of the outputs' Jacobian",
@@ -225,8 +263,25 @@ def _of_live_model(
         def difference(h: float, pick: Callable[[_Measured], float | None] = pick) -> Tensor:
             return torch.tensor([pick(at(h))], dtype=torch.float64)
 
-        found.append(_compare(claim, difference, torch.tensor([value], dtype=torch.float64), steps, noise))
+        exact = torch.tensor([value], dtype=torch.float64)
+        found.append(told.of(claim, partial(_compare, claim, difference, exact, steps, noise)))
     return found
+
+
+def _changes_gradients(objective: Objective, x: Tensor) -> bool:
+    """Whether the model has backward hooks, or functions with a backward of their own."""
+    snapshot = objective.snapshot(x)
+    if backward_hooks(objective.model) is not None:
+        return True
+    _, blocks = snapshot.leaves(snapshot.space)
+
+    def visit(part: Part, batch: Batch) -> None:
+        with torch.enable_grad():
+            snapshot.forward(blocks, batch, part.head)
+
+    with snapshot.installed(blocks):
+        snapshot.sweep(visit)
+    return snapshot.functions is not None and (snapshot.functions.hooked or snapshot.functions.custom)
 
 
 @dataclass(frozen=True)
