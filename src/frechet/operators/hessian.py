@@ -81,7 +81,7 @@ class ObjectiveHessian(LinearOperator):
             )
 
     def _prove_derivative(self) -> None:
-        """Once for each operator whose model has backward hooks: they act once in a gradient, and twice in a product."""
+        """Once for each operator whose model has backward hooks, which act twice in a product and once in a gradient."""
         s, space = self.snapshot, self.domain
         v = space.random(0, 0)
         exact = self._product(v[:, None])[:, 0]
@@ -92,8 +92,8 @@ class ObjectiveHessian(LinearOperator):
         agree = float(space.norm(seen[0] - seen[1])) <= 0.02 * size
         if agree and float(space.norm(seen[1] - exact)) > 0.1 * size:
             raise NotDifferentiable(
-                f"hessian: products must be derivatives of the gradient, got {float(space.norm(exact)):.6g} in size where "
-                f"differences give {float(space.norm(seen[1])):.6g}: a backward hook {_CHANGES}"
+                f"hessian: products must be derivatives of the gradient, got {float(space.norm(exact)):.6g} in size "
+                f"where differences give {float(space.norm(seen[1])):.6g}: a backward hook {_CHANGES}"
             )
 
     def _gradient(self, x: Tensor) -> Tensor:
