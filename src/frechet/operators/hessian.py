@@ -81,7 +81,7 @@ class ObjectiveHessian(LinearOperator):
             )
 
     def _prove_derivative(self) -> None:
-        """Once for each operator whose model has backward hooks, which act twice in a product and once in a gradient."""
+        """Once for each operator whose model has backward hooks, which act twice in a product."""
         s, space = self.snapshot, self.domain
         v = space.random(0, 0)
         exact = self._product(v[:, None])[:, 0]
