@@ -27,7 +27,7 @@ ELSEWHERE = {
     "P jvp of jacrev through affine layer norm": "operators/test_function.py::test_affine_layer_norm_agrees",
     "P padding_idx": "operators/test_route.py::test_an_embedding_with_padding_would_not_be_symmetric_in_forward_mode",
     "P dropout resampled": "test_training_mode.py::test_the_masks_are_those_of_the_seed_and_the_batch",
-    "P dropout under vmap": "test_training_mode.py::test_an_example_alone_would_draw_other_masks",
+    "P dropout under vmap": "test_training_mode.py::test_an_example_has_the_masks_of_its_batch",
     "P fused attention": "objective/test_kernels.py::test_attention_has_second_derivatives_inside_only",
     "P encoder layer": "operators/test_modules.py::test_gauss_newton_and_fisher",
     "P batch norm moves its buffers": "test_training_mode.py::test_every_product_leaves_the_running_statistics_alone",

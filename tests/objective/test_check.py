@@ -248,7 +248,7 @@ def test_kinks_are_seen_in_modules_and_in_functions():
 def test_what_the_model_raises_is_one_sentence():
     data = [(torch.ones(2, 5), torch.zeros(2, 1))]
     sentence = (
-        r"the model or the data raised RuntimeError: .*shapes cannot be multiplied.*; call the model on one batch"
+        r"the model or the data raised RuntimeError: .*shapes cannot be multiplied.* \(in batch 0, Linear.forward\)"
     )
     with pytest.raises(UnusableObjective, match=sentence):
         Objective(nn.Linear(3, 1), squared_error(), data).check()

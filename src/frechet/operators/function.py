@@ -142,7 +142,7 @@ class FunctionJacobian(LinearOperator):
                 raise NotDifferentiable(
                     "jacobian: f registers backward hooks, which forward mode does not see; use route='reverse'"
                 )
-        return finite("jacobian", torch.stack(rows).detach(), V).T
+        return torch.stack(rows).detach().T
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         space = self.domain
@@ -150,7 +150,7 @@ class FunctionJacobian(LinearOperator):
             leaves = _leaves(self.x)
             xs, y, last = list(leaves.values()), self._flat(leaves), U.shape[1] - 1
             rows = [space.join(grads(y, xs, [u], retain_graph=i < last)) for i, u in enumerate(ordinary(U).T)]
-        return finite("jacobian", torch.stack(rows), U).T
+        return torch.stack(rows).T
 
 
 def finite(what: str, product: Tensor, vectors: Tensor) -> Tensor:

@@ -120,7 +120,9 @@ class Diagonal:
             mu = newton if low < newton < high else _between(low, high)
             if high <= low * (1 + 1e-15):
                 break
-        return self.made(-self.slopes / (gaps + mu), mu - base, True)
+        step = self.made(-self.slopes / (gaps + mu), mu - base, True)
+        # where mu has left the numbers no step has this length: the radius is spent
+        return step if step.length <= 2 * radius else self.made(np.zeros_like(self.slopes), 0.0, True)
 
     def cubic(self, M: float) -> Step:
         """The minimizer of the model plus M norm(z)^3 / 6: sigma = M norm(z) / 2."""

@@ -310,18 +310,22 @@ class Space:
         roots = squares.sqrt()
         # each square that underflows loses at most `tiny`
         safe = (squares > self.dim * torch.finfo(self.dtype).tiny / self.eps) & torch.isfinite(squares)
-        for j in (~safe).nonzero()[:, 0].tolist():
-            roots[j] = self._scaled_norm(columns[j])
+        if v.device.type == "cpu":
+            for j in (~safe).nonzero()[:, 0].tolist():
+                roots[j] = self._scaled_norm(columns[j])
+        else:  # two passes more cost less than a wait for the device
+            roots = torch.where(safe, roots, torch.stack([self._scaled_norm(c) for c in columns]))
         return roots if v.ndim > 1 else roots[0]
 
     def _scaled_norm(self, v: Tensor) -> Tensor:
         """The norm of entries whose squares are no numbers of the dtype."""
         # the sum of the processes' largest entries: as good a unit as the largest of all
         unit = self._added(_double(v.abs().max() if v.numel() else v.sum()))
-        if float(unit) == 0.0 or not bool(torch.isfinite(unit)):
-            return unit
-        parts = (_double(v[a : a + CHUNK]) / unit for a in range(0, self.length, CHUNK))
-        return unit * self._added(sum((torch.dot(p, p) for p in parts), torch.zeros_like(unit))).sqrt()
+        usable = (unit != 0) & torch.isfinite(unit)
+        by = torch.where(usable, unit, torch.ones_like(unit))
+        parts = (_double(v[a : a + CHUNK]) / by for a in range(0, self.length, CHUNK))
+        found = by * self._added(sum((torch.dot(p, p) for p in parts), torch.zeros_like(unit))).sqrt()
+        return torch.where(usable, found, unit)
 
     def gram(self, U: Tensor, V: Tensor) -> Tensor:
         """U'V as a float64 matrix ``(k, l)``, from blocks ``(n, k)`` and ``(n, l)``; U may be kept in fewer bits."""
