@@ -70,25 +70,3 @@ def test_wrong_arguments():
         fixed_point(torch.cos, numbers(1), mixing=2.0)
     with pytest.raises(NonFinite, match=r"fixed_point: g must be finite at x0, got norm\(g\(x0\) - x0\) = nan"):
         fixed_point(torch.log, numbers(-1))
-
-
-@pytest.mark.parametrize("start", [0.0, 1e3, 1e10, 1e20])
-def test_converged_is_a_fixed_point_from_any_start(start):
-    s = fixed_point(lambda x: 0.5 * x + 1, torch.full((3,), start, dtype=torch.float64), rtol=1e-10)
-    assert s.converged
-    assert torch.allclose(s.x, torch.full((3,), 2.0, dtype=torch.float64), rtol=1e-8)
-
-
-@pytest.mark.parametrize("memory", [0, 1, 2, 5, 10])
-def test_mixing_recovers_after_it_was_halved(memory):
-    g = torch.Generator().manual_seed(1)
-    A = torch.randn(30, 6, generator=g, dtype=torch.float64)
-    y = torch.sign(torch.randn(30, generator=g, dtype=torch.float64))
-    K = (A @ A.T / 10) * torch.outer(y, y) + 0.5 * torch.eye(30, dtype=torch.float64)
-
-    def projected_gradient(a):
-        return (a - 0.05 * (K @ a - 1)).clamp(0, 1)
-
-    x0 = torch.zeros(30, dtype=torch.float64)
-    s = fixed_point(projected_gradient, x0, rtol=1e-11, max_iterations=20000, memory=memory)
-    assert s.converged

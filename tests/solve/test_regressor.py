@@ -1,18 +1,15 @@
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from sklearn.base import clone, is_regressor
-from sklearn.exceptions import DataConversionWarning
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
-from sklearn.utils.estimator_checks import check_estimator
 
 from frechet.errors import NotConverged
 from frechet.solve.regressor import LeastSquaresRegressor
@@ -124,49 +121,3 @@ def test_messages():
         curve.fit(X[[0, 20]], data(0)[[0, 20]]).predict(X, return_std=True)
     with pytest.raises(NotConverged, match="least_squares"):
         LeastSquaresRegressor(lambda p, X: 0 * p[0] + X[:, 0], START).fit(X, data(0))
-
-
-def line():
-    return LeastSquaresRegressor(lambda p, X: X[:, 0] * p[0] + X[:, -1] * p[1], torch.zeros(2, dtype=torch.float64))
-
-
-@pytest.mark.parametrize(
-    ("bad", "sentence"),
-    [
-        (lambda X, y: line().fit(X, y + 5j), "Complex data not supported"),
-        (lambda X, y: line().fit(X * (1 + 1j), y), "Complex data not supported"),
-        (lambda X, y: line().fit(torch.from_numpy(X) * 1j, y), "Complex data not supported"),
-        (lambda X, y: line().fit(X, y, sample_weight=np.zeros(len(y))), "got zeros alone"),
-        (lambda X, y: line().fit(X, y).predict(np.ones((3, 5))), "X has 5 features, but"),
-        (lambda X, y: line().fit(X[:0], y[:0]), "0 sample"),
-        (lambda X, y: line().predict(X), "call fit"),
-    ],
-)
-def test_data_that_are_no_real_tables_are_refused(bad, sentence):
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(20, 2))
-    with pytest.raises(ValueError, match=sentence):
-        bad(X, X @ [1.0, 2.0])
-
-
-def test_a_column_of_targets_is_taken_as_the_targets():
-    X = np.random.default_rng(0).normal(size=(20, 2))
-    y = X @ [1.0, 2.0]
-    with pytest.warns(DataConversionWarning):
-        found = line().fit(X, y[:, None]).parameters_
-    assert torch.equal(found, line().fit(X, y).parameters_)
-
-
-def many_slopes(p, X):
-    """At module level, so that it can be pickled."""
-    return X @ p[: X.shape[1]]
-
-
-def test_the_checks_of_scikit_learn_pass_whole():
-    estimator = LeastSquaresRegressor(many_slopes, np.zeros(64))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = check_estimator(estimator, on_fail=None)
-    failed = {check["check_name"]: check["exception"] for check in found if check["status"] == "failed"}
-    assert not failed
-    assert sum(check["status"] == "passed" for check in found) >= 50

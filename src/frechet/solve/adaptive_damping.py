@@ -31,9 +31,8 @@ import torch
 
 from frechet.linalg.result import Status
 from frechet.solve.damped_step import boxed, column_scale, factored
-from frechet.solve.geometric import Geometric
 from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.polish import at_limit, polished
+from frechet.solve.polish import polished
 from frechet.solve.residual import Linearization, Residual, length
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -55,7 +54,6 @@ def adaptive_damping(
     D, unit = column_scale(linear.columns), max(linear.size, 1e-300)
     lam, xi, value = FIRST, 1.0, linear.cost
     iterations, history, status = 0, [linear.cost], None
-    pace = Geometric(torch.dot)
     while True:
         verdict = judged(residual, linear, rules)
         if verdict.solved:
@@ -91,7 +89,7 @@ def adaptive_damping(
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             break
-        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
+        linear, iterations = accepted, iterations + 1
         value = (1 - MEMORY) * linear.cost + MEMORY * max(value, linear.cost)
         xi = 0.95 if 0.95**iterations >= 1e-2 else max(0.95**iterations, 1e-10)
         history.append(linear.cost)

@@ -21,10 +21,9 @@ from torch import Tensor
 
 from frechet.linalg.result import Status
 from frechet.solve.damped_step import boxed, factored
-from frechet.solve.geometric import Geometric
 from frechet.solve.levenberg_marquardt import ACCEPT, FADE, GOOD, POOR, cut, region
 from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.polish import at_limit, polished
+from frechet.solve.polish import polished
 from frechet.solve.residual import Linearization, Residual, length
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -39,7 +38,6 @@ def dogleg(
 ) -> Run:
     """Run from `linear`; `first` is the first radius, of norm(D x0)."""
     seen, radius, iterations, history, status = linear.columns, -1.0, 0, [linear.cost], None
-    pace = Geometric(torch.dot)
     while True:
         verdict = judged(residual, linear, rules)
         if verdict.solved:
@@ -51,7 +49,7 @@ def dogleg(
             status = Status.STOPPED
             break
         seen = torch.maximum(linear.columns, FADE * seen)
-        D, free = region(linear.columns, seen, linear.x, rules.x0), free_to_move(residual, linear)
+        D, free = region(seen, linear.x, rules.x0), free_to_move(residual, linear)
         radius = first * max(length(D * linear.x), 1e-3 * linear.size) if radius < 0 else radius
         factor = factored(linear, D, free)
         newton, cauchy = factor.step(0.0), _cauchy(linear, D, free)
@@ -82,7 +80,7 @@ def dogleg(
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             break
-        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
+        linear, iterations = accepted, iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))
 

@@ -5,7 +5,7 @@ With f = g(x) - x and the differences dX, dF of the last `memory` iterates, each
     x+ = x + mixing f - (dX + mixing dF) c,     c = argmin norm(f - dF c)
 
 which for linear g is GMRES on the fixed-point equation. Where the residual grows far beyond the best so far, the run
-goes back to the best point, forgets the differences and halves the mixing, which doubles with each better point.
+goes back to the best point, forgets the differences and halves the mixing.
 
 **Source.** D. G. Anderson (1965), Iterative procedures for nonlinear integral equations, doi 10.1145/321296.321305; H.
 F. Walker and P. Ni (2011), Anderson acceleration for fixed-point iterations, algorithm AA, doi 10.1137/10078356X.
@@ -49,9 +49,9 @@ def fixed_point(
 ) -> Solution:
     """An x with g(x) = x, from the start x0; ``x`` has the shape of x0, flat for a dict.
 
-    Converged means ``norm(g(x) - x) <= max(rtol * norm(x), atol)`` at x, whatever the start was; rtol is eps^(3/4) of
-    the dtype if left out. Towards x = 0 give `atol`. `memory` 0 is the plain iteration ``x + mixing (g(x) - x)``.
-    `history` has the residual, one per iteration.
+    Converged means ``norm(g(x) - x) <= max(rtol * norm(g(x0) - x0), atol)`` at x; rtol is eps^(3/4) of the dtype if
+    left out. `memory` 0 is the plain iteration ``x + mixing (g(x) - x)``. `history` has the residual, one per
+    iteration.
 
     Other statuses: `stagnated` (the mixing has become tiny: g is no contraction near, or rtol is below the rounding of
     g), `max_iterations`, `stopped`. A start where g is not finite raises `NonFinite`.
@@ -78,11 +78,11 @@ def fixed_point(
     norm = float(space.norm(f))
     if not math.isfinite(norm):
         raise NonFinite(f"fixed_point: g must be finite at x0, got norm(g(x0) - x0) = {norm}")
-    most, best = mixing, (norm, x, f)
+    target, best = max(tolerance * norm, atol), (norm, x, f)
     dX, dF = space.zeros(0), space.zeros(0)
     iterations, history, status = 0, [norm], None
     while True:
-        if norm <= max(tolerance * float(space.norm(x)), atol):
+        if norm <= target:
             status = Status.CONVERGED
         elif observe is not None and observe(RootState(iterations, x, norm, 0)):
             status = Status.STOPPED
@@ -109,7 +109,7 @@ def fixed_point(
         x, f, norm = moved, f_new, norm_new
         history.append(norm)
         if norm < best[0]:
-            best, mixing = (norm, x, f), min(most, 2 * mixing)
+            best = (norm, x, f)
     if status is not Status.CONVERGED:
         norm, x, f = best
     found = x.view(space.shapes[0]) if single else x

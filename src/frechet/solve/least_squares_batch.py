@@ -35,12 +35,10 @@ from frechet.solve.batched_triangles import (
     product,
     substituted,
     triangle,
-    units,
 )
-from frechet.solve.flat_model import INWARDS, ROUNDING, SHOWS
 from frechet.solve.least_squares_batch_result import Ends, LeastSquaresBatch
 
-FADE, LEAST, MOST = 0.9, 0.1, 1e6  # as in levenberg_marquardt
+FADE, LEAST = 0.9, 0.1  # as in levenberg_marquardt
 FALLS = 0.9  # as in polish
 FIRST, ACCEPT = 3.0, 1e-4
 
@@ -86,15 +84,15 @@ def least_squares_batch(
             "least_squares_batch: residual and Jacobian must be finite at the starts, got NaN or infinity in problem "
             f"{int((~good).nonzero()[0])}"
         )
+    first = lengths(J)
     ends = Ends(x.clone(), low, high, [Status.MAX_ITERATIONS] * b, torch.zeros_like(x0[:, :1].expand(b, 2).T))
     now, taken = _started(x, r, J, low, high, data), 1
     while True:
         model = _modelled(now)
-        left = model.unit * (model.reduction / FALLS).sqrt()
-        worse = now.polishing & (left > now.last)
+        worse = now.polishing & (model.reduction > FALLS * now.last)
         ends.keep(~worse, now.who, now.x, now.steps, taken)
         polishing = now.polishing | model.solved
-        now = replace(now, polishing=polishing, last=torch.where(polishing, FALLS**0.5 * left, now.last))
+        now = replace(now, polishing=polishing, last=torch.where(polishing, model.reduction, now.last))
         if taken == 1:
             reach, size = length(model.D * now.x), model.size
             radius = FIRST * torch.where(reach > 1e-3 * size, reach, size)
@@ -116,8 +114,7 @@ def least_squares_batch(
         taken += 1
         now = _moved(now, model, p, trial, *_linearized(batched, trial, now.data))
     r, J = _linearized(batched, ends.x, data)
-    ends.refuse(_ran_away(batched, data, ends, r, J))
-    ends.accept(_flat_minima(residual, data, ends, J))
+    ends.refuse(_ran_away(batched, data, ends, first, r, J))
     return ends.result(r, J)
 
 
@@ -135,7 +132,7 @@ class _Running:
     seen: Tensor  # the largest lengths of the columns so far, fading
     damping: Tensor
     growth: Tensor  # of the damping after the next refusal
-    last: Tensor  # norm(J p) at the point before, while polishing
+    last: Tensor  # the reduction at the point before, while polishing
     polishing: Tensor
     steps: Tensor
     boxed: bool
@@ -149,9 +146,8 @@ class _Running:
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """norm(r + J p) at each point, in the metric D, all in the unit of r."""
+    """norm(r + J p) at each point, in the metric D."""
 
-    unit: Tensor
     D: Tensor
     gradient: Tensor
     size: Tensor  # of r
@@ -180,10 +176,9 @@ def _started(x: Tensor, r: Tensor, J: Tensor, low: Tensor, high: Tensor, data: t
 
 
 def _modelled(now: _Running) -> _Model:
-    unit = units(now.r, 0)  # of r: its squares would overflow or vanish
-    x, r, J, eps = now.x, now.r / unit, now.J / unit, torch.finfo(now.x.dtype).eps
+    x, r, J, eps = now.x, now.r, now.J, torch.finfo(now.x.dtype).eps
     columns = lengths(J)
-    D = _metric(now) / unit
+    D = _metric(now)
     gradient, size = (J * r).sum(1), length(r)
     noise = eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
     scaled, free = J / D[:, None], torch.ones_like(x, dtype=torch.bool)
@@ -192,38 +187,33 @@ def _modelled(now: _Running) -> _Model:
         scaled = torch.where(free[:, None], scaled, 0.0)
     R, z = triangle(scaled, r)
     reduction, full = 0.5 * z.square().sum(0), substituted(R, z) / D
-    cosine = torch.where(free & (columns > 0) & (size > 0), gradient.abs() / columns / size, 0.0).amax(0)
+    cosine = torch.where(free & (columns > 0), gradient.abs() / (columns * size), 0.0).amax(0)
     solved = (size <= noise) | (cosine <= eps) | (reduction <= noise * size)
     solved = solved | (length(columns * full) <= eps * length(columns * x))
     # where r depends on no parameter there is no gradient to be zero
     solved = solved & ((size <= noise) | (columns.amax(0) > 0) | ~free.any(0))
-    return _Model(unit, D, gradient, size, noise, free, R, z, full, reduction, solved)
+    return _Model(D, gradient, size, noise, free, R, z, full, reduction, solved)
 
 
 def _metric(now: _Running) -> Tensor:
-    columns = lengths(now.J)
-    seen = torch.maximum(columns, FADE * now.seen)
+    seen = torch.maximum(lengths(now.J), FADE * now.seen)
     D = torch.where(seen > 0, seen, 1.0)
     least = torch.maximum(now.x.abs(), now.sizes)
-    D = torch.where(now.sizes > 0, torch.maximum(D, LEAST * length(D * now.x) / least), D)
-    return torch.where(columns > 0, torch.minimum(D, MOST * columns), D)
+    return torch.where(now.sizes > 0, torch.maximum(D, LEAST * length(D * now.x) / least), D)
 
 
 def _step(now: _Running, model: _Model) -> Tensor:
     p = torch.where(now.polishing, model.full, substituted(*damped(model.R, model.z, now.damping)) / model.D)
     if now.boxed:
         damping = torch.where(now.polishing, 0.0, now.damping)
-        p = boxed(
-            now.J / model.unit, now.r / model.unit, model.D, model.free, p, damping, now.low - now.x, now.high - now.x
-        )
+        p = boxed(now.J, now.r, model.D, model.free, p, damping, now.low - now.x, now.high - now.x)
     return p
 
 
 def _moved(now: _Running, model: _Model, p: Tensor, trial: Tensor, r: Tensor, J: Tensor) -> _Running:
     """Each problem at its trial point, r and J there given, if that is accepted."""
-    cost, after = (0.5 * (v / model.unit).square().sum(0) for v in (now.r, r))
-    slack = model.noise * model.size
-    image = (now.J * p[:, None]).sum(0) / model.unit if now.boxed else product(model.R, model.D * p)
+    cost, after, slack = 0.5 * now.r.square().sum(0), 0.5 * r.square().sum(0), model.noise * model.size
+    image = (now.J * p[:, None]).sum(0) if now.boxed else product(model.R, model.D * p)
     predicted = -(model.gradient * p).sum(0) - 0.5 * image.square().sum(0)
     gain = (cost - after + slack) / (predicted.clamp(min=0) + slack)
     level = after <= cost * (1 + 1e-10) + 10 * slack
@@ -243,41 +233,25 @@ def _moved(now: _Running, model: _Model, p: Tensor, trial: Tensor, r: Tensor, J:
     return replace(moved, x=x, r=r, J=J)
 
 
-def _ran_away(batched: Callable[..., Tensor], data: tuple[Tensor, ...], ends: Ends, r: Tensor, J: Tensor) -> Tensor:
-    """The problems ``(b,)`` where r does not change if a parameter, or all of them, double, but does inwards."""
-    x, eps, size = ends.x, torch.finfo(ends.x.dtype).eps, length(r)
-    noise = eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
-
-    def change(moved: Tensor) -> Tensor:
-        moved = torch.minimum(torch.maximum(moved, ends.low), ends.high)
-        with torch.no_grad():
-            return length(batched(moved, *data).T - r).nan_to_num(math.inf, math.inf)
-
-    gone = torch.zeros_like(size, dtype=torch.bool)
-    alone = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for part in (*alone, alone.sum(0)):
-        v = part[:, None] * x
-        flat = (length((J * v[:, None]).sum(0)) <= ROUNDING * noise) & (v != 0).any(0) & (size > noise)
-        if not bool(flat.any()):
-            continue
-        flat = flat & (change(x + v) <= ROUNDING * noise)
-        inwards = torch.stack([change(x - share * v) > SHOWS * noise for share in INWARDS]).any(0)
-        gone = gone | (flat & inwards)
+def _ran_away(
+    batched: Callable[..., Tensor], data: tuple[Tensor, ...], ends: Ends, first: Tensor, r: Tensor, J: Tensor
+) -> Tensor:
+    """The problems ``(b,)`` with a parameter that r depended on at the start and no longer does, a tenth up or down."""
+    x, size = ends.x, length(r)
+    noise = torch.finfo(x.dtype).eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
+    lost = (lengths(J) <= torch.finfo(x.dtype).eps * first) & (first > 0) & (x != 0) & (size > noise)
+    lost = lost & (x > ends.low) & (x < ends.high)
+    gone = torch.zeros_like(lost[0])
+    for j in lost.any(1).nonzero()[:, 0].tolist():
+        same = lost[j]
+        for factor in (1.1, 0.9):
+            trial = x.clone()
+            trial[j] *= factor
+            trial = torch.minimum(torch.maximum(trial, ends.low), ends.high)
+            with torch.no_grad():
+                same = same & (length(batched(trial, *data).T - r) <= noise)
+        gone = gone | same
     return gone
-
-
-def _flat_minima(residual: Callable[..., Tensor], data: tuple[Tensor, ...], ends: Ends, J: Tensor) -> Tensor:
-    """The problems ``(b,)`` that stagnated where J is zero and the cost bends upwards, which is a minimum."""
-    found = torch.zeros_like(J[0, 0], dtype=torch.bool)
-    for i in (lengths(J).amax(0) == 0).nonzero()[:, 0].tolist():
-        if ends.status[i] is Status.STAGNATED:
-            row = [d[i] for d in data]
-            H = torch.func.jacrev(torch.func.grad(lambda x, row=row: 0.5 * residual(x, *row).square().sum()))(
-                ends.x[:, i]
-            )
-            values = torch.linalg.eigvalsh(H) if bool(H.isfinite().all()) else H.diagonal() * math.nan
-            found[i] = bool(values[0] > len(values) * torch.finfo(H.dtype).eps * values[-1])
-    return found
 
 
 def _kept(stay: Tensor, *tensors: Tensor) -> list[Tensor]:

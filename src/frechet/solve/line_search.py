@@ -24,10 +24,9 @@ import torch
 
 from frechet.linalg.result import Status
 from frechet.solve.damped_step import boxed, column_scale, factored
-from frechet.solve.geometric import Geometric
 from frechet.solve.levenberg_marquardt import cut
 from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.polish import at_limit, polished
+from frechet.solve.polish import polished
 from frechet.solve.residual import Linearization, Residual
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -43,7 +42,6 @@ def gauss_newton_search(
 ) -> Run:
     """Run from `linear`."""
     iterations, history, status, threshold = 0, [linear.cost], None, 0.0
-    pace = Geometric(torch.dot)
     while True:
         verdict = judged(residual, linear, rules)
         if verdict.solved:
@@ -85,6 +83,6 @@ def gauss_newton_search(
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             break
-        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
+        linear, iterations = accepted, iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))

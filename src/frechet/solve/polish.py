@@ -9,17 +9,13 @@ is repeated as long as the reduction that the next one predicts keeps falling; w
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from frechet.solve.curved_model import Curved, curved
 from frechet.solve.damped_step import Factor, boxed, column_scale, factored
-from frechet.solve.geometric import BETTER, Geometric
 from frechet.solve.optimality import Rules, free_to_move
-from frechet.solve.residual import Linearization, Point, Residual
+from frechet.solve.residual import Linearization, Residual
 
 FALLS = 0.9
 MOST = 40
@@ -46,29 +42,6 @@ def polished(residual: Residual, linear: Linearization, rules: Rules, newton: bo
             break
         linear, model = after, left
     return linear
-
-
-def in_range(residual: Residual, linear: Linearization) -> tuple[Residual, Linearization]:
-    """r and J in a unit, a power of two, in which their squares are numbers; as given where no other unit is better."""
-    largest = float(linear.point.r.abs().max())
-    exponent = math.frexp(largest)[1] - 1 if largest > 0 else 0
-    if residual.rho is not None or not largest > 0 or 1e-100 < largest < 1e100 or residual.unit < 1e-280 / largest:
-        return residual, linear
-    other = replace(residual, unit=residual.unit * 2.0**exponent)
-    r = linear.point.r / 2.0**exponent
-    moved = other.linearized(Point(linear.x, r, other.cost(r)))
-    return (residual, linear) if moved is None else (other, moved)
-
-
-def at_limit(residual: Residual, linear: Linearization, s: Tensor, pace: Geometric) -> Linearization:
-    """The limit of steps that shrink by a constant factor, the last one `s`, if the cost there is much less."""
-    t = pace.multiple(s)
-    if not t:
-        return linear
-    point = residual.at(linear.x + t * s)
-    after = residual.linearized(point) if point is not None and point.cost <= BETTER**2 * linear.cost else None
-    pace.tried(after is not None)
-    return linear if after is None else after
 
 
 def _model(residual: Residual, linear: Linearization, scale: Tensor, newton: bool) -> Factor | Curved:

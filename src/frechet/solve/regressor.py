@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from frechet.solve.residual import Parameters
 from frechet.solve.robust import Loss
 
 NAMES = ("model", "start", "bounds", "loss", "loss_scale", "method")
-KEPT = object()  # stands for an argument that is left out
 
 
 class LeastSquaresRegressor:
@@ -48,7 +46,7 @@ class LeastSquaresRegressor:
     def __init__(
         self,
         model: Callable[..., Tensor],
-        start: Parameters | np.ndarray,
+        start: Parameters,
         *,
         bounds: tuple[Bound, Bound] | None = None,
         loss: Loss = "squared",
@@ -67,18 +65,20 @@ class LeastSquaresRegressor:
     def set_params(
         self,
         *,
-        model: Any = KEPT,
-        start: Any = KEPT,
-        bounds: Any = KEPT,
-        loss: Any = KEPT,
-        loss_scale: Any = KEPT,
-        method: Any = KEPT,
+        model: Callable[..., Tensor] | None = None,
+        start: Parameters | None = None,
+        bounds: tuple[Bound, Bound] | str | None = "as it is",
+        loss: Loss | None = None,
+        loss_scale: float | None = None,
+        method: Method | None = None,
     ) -> LeastSquaresRegressor:
-        """This estimator with the given arguments changed, without any check; what is left out stays."""
-        given = (model, start, bounds, loss, loss_scale, method)
-        for name, value in zip(NAMES, given, strict=True):
-            if value is not KEPT:
-                setattr(self, name, value)
+        """This estimator with the given arguments changed; what is left out stays (bounds may be set to None)."""
+        self.model = self.model if model is None else model
+        self.start = self.start if start is None else start
+        self.bounds = self.bounds if isinstance(bounds, str) else bounds
+        self.loss = self.loss if loss is None else loss
+        self.loss_scale = self.loss_scale if loss_scale is None else loss_scale
+        self.method = self.method if method is None else method
         return self
 
     def fit(self, X: object, y: object, sample_weight: object = None) -> LeastSquaresRegressor:
@@ -86,13 +86,7 @@ class LeastSquaresRegressor:
 
         `sample_weight` ``(samples,)`` multiplies the squares of the residuals.
         """
-        if y is None:
-            raise ValueError("LeastSquaresRegressor.fit: requires y to be passed, but the target y is None")
-        inputs, targets = _table("fit", X), _tensor("fit", "y", y)
-        validation: Any = sys.modules.get("sklearn.utils.validation")
-        if targets.ndim == 2 and targets.shape[1] == 1 and validation is not None:
-            validation.column_or_1d(targets.numpy(), warn=True)  # scikit-learn wants its own warning
-        targets = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets
+        inputs, targets = _tensor("fit", "X", X), _tensor("fit", "y", y)
         if targets.ndim != 1 or len(inputs) != len(targets):
             raise ValueError(
                 f"LeastSquaresRegressor.fit: y must have shape ({len(inputs)},) like the rows of X, got "
@@ -104,8 +98,6 @@ class LeastSquaresRegressor:
                 f"LeastSquaresRegressor.fit: sample_weight must be {len(targets)} numbers >= 0, got shape "
                 f"{tuple(weights.shape)}"
             )
-        if not bool((weights > 0).any()):
-            raise ValueError("LeastSquaresRegressor.fit: sample_weight must have a number > 0, got zeros alone")
         root = weights.sqrt()
 
         def residual(p: Parameters) -> Tensor:
@@ -117,12 +109,11 @@ class LeastSquaresRegressor:
                 )
             return root * (predictions - targets)
 
-        start = torch.from_numpy(self.start) if isinstance(self.start, np.ndarray) else self.start
         solution = least_squares(
-            residual, start, bounds=self.bounds, loss=self.loss, loss_scale=self.loss_scale, method=self.method
+            residual, self.start, bounds=self.bounds, loss=self.loss, loss_scale=self.loss_scale, method=self.method
         ).checked()
         self.solution_, self.parameters_ = solution, solution.x
-        self.n_features_in_ = _features(inputs)
+        self.n_features_in_ = inputs.shape[1] if inputs.ndim > 1 else 1
         return self
 
     def predict(self, X: object, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -131,12 +122,7 @@ class LeastSquaresRegressor:
         The errors are those of the curve, not of a new observation: sqrt(diag(J C J')) for the covariance C of the
         parameters and J the derivative of the model. They are infinite where the data left a parameter open.
         """
-        solution, inputs = self._fitted(), _table("predict", X)
-        if _features(inputs) != self.n_features_in_:
-            raise ValueError(
-                f"X has {_features(inputs)} features, but LeastSquaresRegressor is expecting {self.n_features_in_} "
-                "features as input"
-            )
+        solution, inputs = self._fitted(), _tensor("predict", "X", X)
         with torch.no_grad():
             predictions = self.model(solution.x, inputs).numpy()
         if not return_std:
@@ -175,52 +161,16 @@ class LeastSquaresRegressor:
 
     def _fitted(self) -> LeastSquaresSolution:
         if not self.__sklearn_is_fitted__():
-            # scikit-learn's own class where it is loaded, which is a ValueError too
-            kind = _loaded("NotFittedError") or ValueError
-            raise kind("LeastSquaresRegressor: call fit(X, y) first, got an estimator that is not fitted")
+            raise ValueError("LeastSquaresRegressor: call fit(X, y) first, got an estimator that is not fitted")
         return self.solution_
 
 
 def _tensor(method: str, name: str, values: object) -> Tensor:
-    if isinstance(values, Tensor) and values.is_complex():
-        raise ValueError("Complex data not supported: LeastSquaresRegressor fits real numbers, got complex ones")
     t = values.detach().cpu().double() if isinstance(values, Tensor) else torch.from_numpy(_array(values))
-    if t.ndim and not len(t):
-        raise ValueError(f"LeastSquaresRegressor.{method}: {name} must have rows, got 0 sample(s)")
     if not bool(t.isfinite().all()):
         raise ValueError(f"LeastSquaresRegressor.{method}: {name} must be finite, got NaN or infinity")
     return t
 
 
-def _loaded(name: str) -> Any:
-    """A class of scikit-learn's exceptions where that is loaded, else None."""
-    return getattr(sys.modules.get("sklearn.exceptions"), name, None)
-
-
-def _table(method: str, X: object) -> Tensor:
-    """X with at least one row and one column."""
-    inputs = _tensor(method, "X", X)
-    if inputs.ndim < 2:
-        raise ValueError(
-            f"LeastSquaresRegressor.{method}: X must have rows and columns, got shape {tuple(inputs.shape)}. Reshape "
-            "your data: X.reshape(-1, 1) for one feature, X.reshape(1, -1) for one sample"
-        )
-    if not inputs.shape[1]:
-        raise ValueError(
-            f"LeastSquaresRegressor.{method}: X must have columns, got 0 feature(s) (shape={tuple(inputs.shape)}) "
-            "while a minimum of 1 is required."
-        )
-    return inputs
-
-
-def _features(inputs: Tensor) -> int:
-    return inputs.shape[1] if inputs.ndim > 1 else 1
-
-
 def _array(values: object) -> np.ndarray:
-    if hasattr(values, "toarray"):
-        raise TypeError("LeastSquaresRegressor: X must be dense, got a sparse matrix; call .toarray()")
-    array = np.asarray(values)
-    if np.iscomplexobj(array):
-        raise ValueError("Complex data not supported: LeastSquaresRegressor fits real numbers, got complex ones")
-    return np.array(array, dtype=np.float64)
+    return np.array(values, dtype=np.float64)

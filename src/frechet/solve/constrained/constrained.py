@@ -31,14 +31,13 @@ from frechet.solve.constrained.frame import pushed_inside
 from frechet.solve.constrained.kkt import Conditions, conditions, largest, violation
 from frechet.solve.constrained.program import Parameters, Point, Program
 from frechet.solve.constrained.run import Observe, Rules, Run
-from frechet.solve.constrained.scaling import FLAT, measures, scales
+from frechet.solve.constrained.scaling import scales
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.space import Space
 
 Method = Literal["auto", "composite", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 RESTORE = 200  # iterations towards the constraints alone
-MEASURES = 5  # runs, each from the result of the last, with tolerances by sizes there
 RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
 NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
 
@@ -65,10 +64,9 @@ def constrained(
     inside. Nothing is evaluated outside of the bounds.
 
     Converged means, at x, for the multipliers reported, and in the largest entries,
-    ``|grad f + J'y + z| <= gtol max(u, |grad f|)``, ``violation <= ctol u_i`` and ``complementarity <= gtol u``; the
-    run goes on until the first holds without the maximum, where it can. u and u_i are 1 where the gradients of f and of
-    row i at x are between 1e-3 and 1e3, else their sizes: units of f and of constraints do not matter. `gtol` and
-    `ctol` are 1e-8 if left out, 1e-4 in float32.
+    ``|grad f + J'y + z| <= gtol max(1, |grad f|)``, ``violation <= ctol`` and ``complementarity <= gtol``; the
+    run goes on until the first holds without the maximum, where it can. `gtol` and `ctol` are 1e-8 if left out, 1e-4 in
+    float32.
 
     Other statuses, each with a sentence in `reason`: `infeasible` (no direction reduces the violation to first order:
     there may be feasible points elsewhere), `unbounded` (f below -1e20 in the units of its gradient at x0, where the
@@ -90,31 +88,15 @@ def constrained(
     rules = _rules(program, gtol, ctol, max_iterations)
     chosen = _chosen(method, program, seed)
     start = _start(program, x)
+    small = program.scaled(*scales(start))
+    begin = small.point(x)
+    assert begin is not None  # finite a moment ago, in other units
     drawn = seed if chosen == "sketched" else None
-    iterations, history, begun = 0, (), []
-    while True:  # tolerances are relative to sizes at the result, which may not be those at the start
-        measure, sizes = measures(start, 1.0, 1.0)
-        begun.append((measure, sizes))
-        small = replace(program, measure=measure, measures=sizes).scaled(*scales(start))
-        begin = small.point(start.x)
-        assert begin is not None  # finite a moment ago, in other units
-        left = replace(rules, max_iterations=rules.max_iterations - iterations)
-        run = _restored(small, _run(small, begin, left, observe, chosen, drawn), left, observe, chosen, drawn)
-        iterations, history = iterations + run.iterations, (*history, *run.history[bool(history) :])
-        point = program.point(run.x)
-        assert point is not None  # an accepted point
-        measure, sizes = measures(point, 1.0, 1.0)
-        program = replace(program, measure=measure, measures=sizes)
-        found = conditions(program, point, run.y)
-        strayed = run.status is None and not found.hold(rules.gtol, rules.ctol)
-        again = program.point(program.rounded(run.x, strict=True)) if strayed else None
-        if again is None or iterations >= rules.max_iterations or len(begun) == MEASURES:
-            break
-        start = again
-    for measure, sizes in reversed(begun):  # a gradient that vanishes at the solution is no size of f
-        if not found.hold(rules.gtol, rules.ctol) and program.measure <= FLAT * measure:
-            found = conditions(replace(program, measure=measure, measures=sizes), point, run.y)
-    run = replace(run, iterations=iterations, history=history)
+    run = _run(small, begin, rules, observe, chosen, drawn)
+    run = _restored(small, run, rules, observe, chosen, drawn)
+    point = program.point(run.x)
+    assert point is not None  # an accepted point
+    found = conditions(program, point, run.y)
     grown = largest(found.y * small.units / small.unit)
     return _solution(program, point, run, found, grown, rules, chosen, shapes)
 

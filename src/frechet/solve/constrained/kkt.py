@@ -31,19 +31,15 @@ class Conditions:
     y: Tensor
     z: Tensor
     size: float
-    measure: float  # of f
-    violated: float  # the infeasibility, each row by its measure
 
     @property
     def worst(self) -> float:
-        size = max(1.0, self.size / self.measure)
-        return max(self.residual / self.measure / size, self.violated, self.complementarity / self.measure)
+        return max(self.residual / max(1.0, self.size), self.infeasibility, self.complementarity)
 
     def hold(self, gtol: float, ctol: float, *, strict: bool = False) -> bool:
         """Whether all three are within their tolerances; with `strict`, however large the gradients are."""
-        size = 1.0 if strict else max(1.0, self.size / self.measure)
-        small = self.residual <= gtol * size * self.measure and self.complementarity <= gtol * self.measure
-        return small and self.violated <= ctol
+        size = 1.0 if strict else max(1.0, self.size)
+        return self.residual <= gtol * size and self.infeasibility <= ctol and self.complementarity <= gtol
 
 
 def largest(t: Tensor) -> float:
@@ -70,16 +66,13 @@ def conditions(program: Program, point: Point, y: Tensor) -> Conditions:
     held = torch.where(z == 0, 0.0, z.abs() * torch.where(z == 0, 0.0, distance))
     outside = torch.maximum(program.lower - x, x - program.upper).clamp_min(0.0)
     unit, units = program.unit, program.units
-    past = violation(program, x, c) * units
     return Conditions(
         largest(r + z) * unit,
-        max(largest(past), largest(outside)),
+        max(largest(violation(program, x, c) * units), largest(outside)),
         max(largest(slack), largest(held)) * unit,
         y * unit / units,
         z * unit,
         largest(point.g) * unit,
-        program.measure,
-        max(largest(past / program.measures), largest(outside)),
     )
 
 

@@ -95,8 +95,6 @@ class Program:
     high: Tensor
     unit: float = 1.0
     units: float | Tensor = 1.0
-    measure: float = 1.0  # the sizes of f and of the rows, to which tolerances are relative
-    measures: float | Tensor = 1.0
     ledger: Ledger = field(default_factory=Ledger)
 
     @property

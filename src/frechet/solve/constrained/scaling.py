@@ -7,8 +7,6 @@ with `EXACT` random sign vectors z of a fixed stream.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,8 @@ from frechet.solve.constrained.program import Point
 
 EXACT = 32
 STREAM = 0  # scales come within 25 %, whatever is drawn
-STEEPEST, FLAT = 100.0, 1e-3  # gradients of f between these are left as they are
-LEAST, MOST = 1e-3, 1e150
+STEEPEST = 100.0  # gradient of f that is left as it is
+LEAST, MOST = 1e-3, 1e8
 
 
 def row_norms(J: LinearOperator) -> Tensor:
@@ -34,31 +32,8 @@ def row_norms(J: LinearOperator) -> Tensor:
 def scales(point: Point) -> tuple[float, Tensor]:
     """The unit of f and the units of the rows ``(m,)``, at the start."""
     steep = float(point.g.abs().max()) if len(point.g) else 0.0
-    unit = steep / STEEPEST if steep > STEEPEST else steep if 0 < steep < FLAT else 1.0
     if not len(point.c):
-        return unit, point.c
+        return max(1.0, steep / STEEPEST), point.c
     norms = row_norms(point.J)
     norms = torch.where((norms > 0) & torch.isfinite(norms), norms, 1.0)
-    # a row that is small as a whole is in other units; one with a small gradient alone is not
-    return unit, torch.where(norms < LEAST, torch.maximum(norms, point.c.abs().clamp_max(LEAST)), norms.clamp_max(MOST))
-
-
-def measures(point: Point, unit: float, units: float | Tensor) -> tuple[float, Tensor]:
-    """The sizes of f and of the rows ``(m,)`` at a point, by their gradients: 1 where these are of ordinary size.
-
-    `unit` and `units` are those in which the point is given.
-    """
-    slopes = row_norms(point.J) * units if len(point.c) else point.c
-    values = torch.maximum(slopes, (point.c * units).abs())
-    steep = float(point.g.abs().max()) * unit if len(point.g) else 0.0
-    return _measure(steep), torch.tensor(
-        [_measure(v if s < 1 else s) for s, v in zip(slopes.tolist(), values.tolist(), strict=True)],
-        dtype=point.c.dtype,
-        device=point.c.device,
-    )
-
-
-def _measure(size: float) -> float:
-    if not 0 < size < math.inf or FLAT <= size <= 1 / FLAT:
-        return 1.0
-    return size
+    return max(1.0, steep / STEEPEST), norms.clamp(LEAST, MOST)
