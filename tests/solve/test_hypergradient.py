@@ -11,6 +11,7 @@ from frechet import (
     cross_entropy,
     hypergradient,
     implicit,
+    minimize,
     stationary_conditions,
 )
 
@@ -264,7 +265,7 @@ def test_a_hyperparameter_for_every_weight_fits_into_the_memory_of_two_gradients
 
     one = peak_bytes(gradient)
     vector = 4 * n
-    cost = peak_bytes(lambda: hypergradient(lambda x, t: (x**2).sum(), loss, x, t, max_iterations=10))
+    cost = peak_bytes(lambda: hypergradient(lambda x, t: (x**2).sum(), loss, x, t, max_iterations=10, strict=False))
     assert 4 * vector < one
     assert cost < 2 * one + 8 * vector
 
@@ -294,3 +295,24 @@ def test_bad_arguments_are_named(change, error, match):
 def test_an_inner_function_that_bends_down_everywhere_has_no_neumann_scale():
     with pytest.raises(ValueError, match="inner Hessian must have a positive eigenvalue, got"):
         hypergradient(outer, lambda x, t: -(x**2).sum(), minimum(T), T, inverse="neumann", seed=0)
+
+
+def test_an_x_that_is_no_minimum_of_inner_is_refused_unless_that_is_wanted():
+    y, c = torch.tensor([2.0, 4.0]).double(), torch.tensor(1.0).double()
+
+    def inner(x, c):
+        return ((x - y) ** 2).sum() + c * (x**2).sum()
+
+    def outer(x, c):
+        return ((x - 1) ** 2).sum()
+
+    exact = hypergradient(outer, inner, y / (1 + c), c).gradient
+    with pytest.raises(NotConverged, match="x must minimize inner"):
+        hypergradient(outer, inner, y / (1 + c) + 0.1, c)
+    assert hypergradient(outer, inner, y / (1 + c) + 0.1, c, strict=False).stationarity > 0.1
+    assert hypergradient(outer, inner, y / (1 + c) + 0.1, c, correct=True).error > 0
+    early = minimize(lambda x: inner(x, c) + (x**4).sum(), y, max_iterations=1)
+    with pytest.raises(NotConverged, match="hypergradient: the solution must be converged"):
+        hypergradient(outer, lambda x, c: inner(x, c) + (x**4).sum(), early, c)
+    solved = minimize(lambda x: inner(x, c), y)
+    assert float(hypergradient(outer, inner, solved, c).gradient) == pytest.approx(float(exact))

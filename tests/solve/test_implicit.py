@@ -12,8 +12,10 @@ from frechet import (
     least_squares_conditions,
     root,
     root_conditions,
+    solution_jacobian,
     stationary_conditions,
 )
+from frechet.errors import NotConverged
 from frechet.operators.products import dual_numbers
 
 F64 = torch.float64
@@ -296,3 +298,73 @@ def test_bad_arguments_are_named(change, error, match):
     inputs = given.pop("inputs")
     with pytest.raises(error, match=match):
         implicit(given.pop("solver"), given.pop("conditions"), **given)(*inputs)
+
+
+# --- solutions that say that they are none ----------------------------------------------------------------------------
+
+
+def unfinished():
+    """Results of every kind that are not converged, at a point where the conditions hold to a thousandth."""
+    from types import SimpleNamespace
+
+    from scipy.optimize import OptimizeResult
+
+    x = torch.tensor([2.0 + 1e-4], dtype=torch.float64)
+    return {
+        "frechet": root(lambda x: x**3 - 8, torch.tensor([2.1], dtype=torch.float64), max_iterations=1),
+        "scipy": OptimizeResult(x=x.numpy(), success=False, message="too few iterations"),
+        "many": SimpleNamespace(x=x, converged=torch.tensor([True, False])),
+    }
+
+
+@pytest.mark.parametrize("kind", ["frechet", "scipy", "many"])
+def test_a_result_that_is_not_converged_is_refused(kind):
+    returned = unfinished()[kind]
+    a = torch.tensor([8.0], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(NotConverged, match="implicit: the solution must be converged"):
+        implicit(lambda a: returned, lambda x, a: x**3 - a)(a)
+    y = implicit(lambda a: returned, lambda x, a: x**3 - a, strict=False, tolerance=0.1)(a)
+    assert float(torch.autograd.grad(y.sum(), a)[0]) == pytest.approx(1 / 12, rel=0.1)
+    with pytest.raises(NotConverged, match="solution_jacobian: the solution must be converged"):
+        solution_jacobian(lambda x, a: x**3 - a, returned, a.detach())
+
+
+@pytest.mark.parametrize("n", [2, 200])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("mode", ["jvp", "jacfwd", "vjp", "jacrev", "operator", "adjoint"])
+def test_a_solution_that_is_not_isolated_is_refused_in_both_modes(mode, symmetric, n):
+    half = n // 2
+
+    def F(x, a):  # only the differences of the halves are fixed
+        d = x[:half] - x[half:] - a
+        return torch.cat([d, -d])
+
+    conditions = root_conditions(F, facts="symmetric") if symmetric else F
+    x = implicit(lambda a: torch.cat([a, 0 * a]).detach(), conditions)
+    a = torch.full((half,), 3.0, dtype=torch.float64)
+    t = torch.ones(half, dtype=torch.float64)
+    u = torch.cat([t, 0 * t])
+    ask = {
+        "jvp": lambda: torch.func.jvp(x, (a,), (t,)),
+        "jacfwd": lambda: torch.func.jacfwd(lambda a: x(a)[:1])(a),
+        "vjp": lambda: torch.func.vjp(x, a)[1](u),
+        "jacrev": lambda: torch.func.jacrev(lambda a: x(a)[:1])(a),
+        "operator": lambda: solution_jacobian(conditions, u * 3, a) @ t,
+        "adjoint": lambda: solution_jacobian(conditions, u * 3, a).T @ u,
+    }[mode]
+    with pytest.raises(NotConverged, match="singular"):
+        ask()
+
+
+def test_one_problem_of_a_batch_that_is_not_isolated_is_refused_in_both_modes():
+    scale = torch.tensor([[1.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+
+    def F(x, a):
+        return scale * x - torch.stack([a, a * scale[:, 1]], 1)
+
+    x = implicit(lambda a: torch.stack([a, a], 1).detach(), F, batch=True)
+    a, t = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(NotConverged, match="singular"):
+        torch.func.jvp(x, (a,), (t,))
+    with pytest.raises(NotConverged, match="singular"):
+        torch.func.vjp(x, a)[1](torch.ones(2, 2, dtype=torch.float64))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frechet.errors import NotConverged
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.operators.products import Point, second_order
 from frechet.solve.conditions import Conditions, tensors_of
@@ -159,7 +160,10 @@ def complete(
     m: dict[str, Tensor] = {}
     fixed: dict[str, Tensor] = {}
     if given.complete is not None:
-        with second_order("implicit", space_of(list(blocks.values())).device), torch.enable_grad():
+        with (
+            second_order("implicit", space_of(list(blocks.values())).device),
+            torch.enable_grad(),
+        ):
             m, fixed = given.complete(x, inputs, returned)
     layout.multipliers, layout.fixed = tuple(m), tuple(fixed)
     shapes = [b.shape[:1] for b in (*blocks.values(), *m.values())]
@@ -196,7 +200,7 @@ def check_solution(
         )
     r = space.join([y.detach() for y in ys])
     unit = space.random(0, 0)
-    v = space.join([u * _spread(a) for u, a in zip(space.split(unit), args[:n], strict=True)])
+    v = space.join([u * spread(a) for u, a in zip(space.split(unit), args[:n], strict=True)])
     A = GraphJacobian(ys, opened[:n], space, space, equations.facts)
     left, scale = float(A.domain.norm(r)), float(A.domain.norm(A @ v))
     if not left <= tolerance * scale:
@@ -206,7 +210,26 @@ def check_solution(
         )
 
 
-def _spread(block: Tensor) -> float:
+def check_status(method: str, returned: object) -> None:
+    """Raise `NotConverged` where a result, or one of a tuple, says that it is no solution."""
+    if isinstance(returned, tuple | list):
+        for part in returned:
+            check_status(method, part)
+        return
+    for name in ("converged", "success"):
+        said = getattr(returned, name, None)
+        if said is None or callable(said) or bool(torch.as_tensor(said).all()):
+            continue
+        whys = (getattr(returned, n, None) for n in ("reason", "message"))
+        why = next((f": {w}" for w in whys if isinstance(w, str) and w), "")
+        raise NotConverged(
+            f"{method}: the solution must be converged, got a result with {name} = False and status "
+            f"'{getattr(returned, 'status', None)}'{why}; solve it, or pass strict=False to go on with it as it is",
+            returned,
+        )
+
+
+def spread(block: Tensor) -> float:
     """The root mean square of the entries, 1 where they are zero."""
     mean = float(block.square().mean()) if block.numel() else 0.0
     return mean**0.5 if mean > 0 else 1.0

@@ -29,7 +29,7 @@ three for neumann, some ten for each rank for nystrom; one like theta. Without d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,10 +42,12 @@ from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import Point, grads, second_order
 from frechet.solve.approximate_inverse import Inverse, InverseRules
 from frechet.solve.cg import CGState
+from frechet.solve.equations import check_status, spread
 from frechet.solve.sensitivity import GraphJacobian
 from frechet.space import Space
 
 Term = Callable[[Point, Point], Tensor]
+STATIONARY = 1e-3  # as `tolerance` of implicit
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +108,7 @@ def hypergradient(
     inner_data: Iterable[Any] | None = None,
     curvature: float | None = None,
     correct: bool = False,
+    strict: bool = True,
     observe: Callable[[CGState], bool] | None = None,
 ) -> Hypergradient:
     """d/dtheta of outer(x*(theta), theta) at x near x*(theta) = argmin_x inner(x, theta).
@@ -113,6 +116,10 @@ def hypergradient(
     `outer(x, theta)` and `inner(x, theta)` return scalars; x and theta are tensors or dicts of tensors. With
     `inner_data` or `outer_data`, iterables of batches that can be read many times, they are called as ``inner(x, theta,
     batch)``, summed over the batches, and hold the graph of one batch at a time.
+
+    x must be a solution: a result that is not converged raises `NotConverged`, and so does an x at which the gradient
+    of inner is larger than a change of x by a thousandth makes it, unless ``strict=False`` or its error is asked for
+    (`correct`, `curvature`).
 
     Converged means ``norm(r) <= rtol * norm(d outer/dx)``, r recomputed (rtol is sqrt(eps) if left out), for every
     `inverse`; nothing is raised, ``.checked()`` does. "cg" takes `rtol`, `max_iterations`, `observe`, and a
@@ -137,6 +144,9 @@ def hypergradient(
         >>> round(float(h.gradient), 9)  # -2 (x - target)'y / (1 + weight)^2
         -2.0
     """
+    if strict:
+        check_status("hypergradient", x)
+    x = x if isinstance(x, Tensor | Mapping) else getattr(x, "x", x)
     rules = InverseRules(
         inverse, damping, rtol, max_iterations, rank, terms, scale, seed, observe, preconditioner
     ).checked()
@@ -157,6 +167,8 @@ def hypergradient(
         left = slope - H @ v if curvature is not None or correct else None
         gradient, stationary = problem.total_derivative(v, graph, retain=correct)
         size, stationarity = float(space.norm(slope)), float(space.norm(stationary))
+        if strict and not correct and curvature is None:
+            _check_stationary(problem, size, float(space.norm(v)), stationarity)
         found = Hypergradient(
             gradient=problem.shaped(gradient, theta),
             value=value,
@@ -328,6 +340,18 @@ class SummedHessian(LinearOperator):
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _check_stationary(problem: _Problem, size: float, length: float, stationarity: float) -> None:
+    """Raise where x is no minimum of inner: `size` is norm(H v), `length` norm(v) of the system that was solved."""
+    reach = math.sqrt(sum(b.numel() * spread(b) ** 2 for b in problem.x[0].values()))
+    allowed = STATIONARY * size / length * reach if length > 0 else math.inf
+    if not stationarity <= allowed:
+        raise NotConverged(
+            f"hypergradient: x must minimize inner, got a gradient of norm {stationarity:.3g} where {allowed:.3g} is "
+            "allowed; solve more exactly, ask for the error (correct=True), or pass strict=False to go on",
+            None,
+        )
 
 
 def _terms(f: Callable[..., Tensor], data: Iterable[Any] | None) -> Callable[[], Iterable[Term]]:

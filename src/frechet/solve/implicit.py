@@ -33,7 +33,7 @@ from torch.utils import _pytree as pytree
 from frechet.linalg.result import Solution
 from frechet.operators.products import Point
 from frechet.solve.conditions import Conditions, as_conditions
-from frechet.solve.equations import Equations, Layout, at_solution, check_solution, complete
+from frechet.solve.equations import Equations, Layout, at_solution, check_solution, check_status, complete
 from frechet.solve.nested import Nested, Pulled, one_by_one
 from frechet.solve.sensitivity import Method, Preconditioner, Rules
 
@@ -103,7 +103,8 @@ def implicit(
 
     The conditions hold at the solution if ``norm(F) <= tolerance * norm(dF/dx v)`` for a v with the entries of x in
     root mean square: a larger residual than a change of x by the fraction `tolerance` makes raises, with the number.
-    Derivatives are as wrong as x is.
+    Derivatives are as wrong as x is. A result of `solver` that says itself that it is not converged (``converged`` or
+    ``success`` is false) raises `NotConverged`, unless ``strict=False``.
 
     Each derivative is a linear solve by `method`, "auto" for the choice by facts, to
     ``norm(residual) <= rtol * norm(right side)`` (eps^0.6 if left out; for lsmr its own rules); `preconditioner` is an
@@ -148,6 +149,8 @@ def implicit(
         def find(p: Sequence[Tensor]) -> list[Tensor]:
             with torch.enable_grad():
                 returned = solver(*rebuilt(p))
+            if rules.strict:
+                check_status("implicit", returned)
             x = _solution_of(returned, next(t for t in p if t.is_floating_point()))
             z = complete(given, x, rebuilt(p), returned, layout, batch)
             check_solution("implicit", equations, [*z, *p], layout, given.name, tolerance)

@@ -7,9 +7,10 @@
     asked for by name                lsmr: of least norm where A is singular
 
 chosen by facts, never on how a run went, and said in the message of the solution. A system that is not solved raises
-`NotConverged`, since its solution would be a wrong derivative that nothing shows. Where A is singular and the right
-side lies in its range (a solution set with a symmetry, and a function that does not see it) the derivative exists and
-is given; outside of the range it is refused, save by lsmr.
+`NotConverged`, since its solution would be a wrong derivative that nothing shows. Where A is singular the solution is
+not isolated. Reverse mode then gives the derivative if the right side lies in the range of A' (a solution set with a
+symmetry, and a function that does not see it), else it is refused. Forward mode asks for the motion itself, which
+nothing determines, and is refused. lsmr takes the motion of least norm in both.
 
 **Cost.** A keeps one graph of F: a product with A' is one backward of it, with A two, with a symmetric one one.
 """
@@ -36,6 +37,10 @@ from frechet.space import Space
 
 Method = Literal["auto", "cg", "minres", "gmres", "lsmr", "dense"]
 Preconditioner = LinearOperator | Callable[[LinearOperator], LinearOperator]
+OPEN = (
+    "singular, the solution is not isolated and moves into a direction that the conditions leave open; method='lsmr' "
+    "gives the derivative of least norm"
+)
 DENSE = 64  # unknowns of a problem whose matrix is made
 
 
@@ -106,7 +111,8 @@ def solved(A: LinearOperator, B: Tensor, rules: Rules, what: str, *, transposed:
             "gmres": lambda b: gmres(operator, b, preconditioner=M, rtol=rtol, restart=50, max_iterations=most),
             "lsmr": lambda b: lsmr(operator, b, rtol=rtol, max_iterations=most),
         }
-        found = [runs[method](b) for b in B.T]
+        open_ended = not transposed and method in ("minres", "gmres") and _has_null_vector(operator, M, method)
+        found = [_open(runs[method](b)) if open_ended else runs[method](b) for b in B.T]
     X = A.domain.zeros(B.shape[1])
     for j, s in enumerate(found):
         detail = s.message.partition(":")[2]
@@ -115,6 +121,22 @@ def solved(A: LinearOperator, B: Tensor, rules: Rules, what: str, *, transposed:
             rules.observe(said)
         X[:, j] = said.checked().x if rules.strict else said.x
     return X
+
+
+def _has_null_vector(A: LinearOperator, M: LinearOperator | None, method: str) -> bool:
+    """Whether A x = A v has another solution than a random v: then motions of the solution are not determined."""
+    space = A.domain
+    v = space.random(0, 1)
+    b, tight = A @ v, space.eps**0.75
+    options = {"preconditioner": M, "rtol": tight, "max_iterations": 4 * space.dim + 100}
+    s = minres(A, b, **options) if method == "minres" else gmres(A, b, restart=50, **options)
+    if s.status is not Status.CONVERGED:
+        return False  # which the solve itself tells
+    return float(space.norm(s.x - v)) > space.eps**0.25 * float(space.norm(v))
+
+
+def _open(s: Solution) -> Solution:
+    return replace(s, status=Status.SINGULAR, message=f"{s.message}: {OPEN}")
 
 
 def _chosen(A: LinearOperator, rules: Rules, unknowns: int) -> tuple[str, str]:
@@ -156,14 +178,11 @@ def _dense(A: LinearOperator, B: Tensor, problems: int, rtol: float, transposed:
         status = Status.CONVERGED
         if not math.isfinite(left):
             status, note = Status.NONFINITE, "dense: the matrix or the right side is not finite"
+        elif bool(singular.any()) and not transposed:
+            status, note = Status.SINGULAR, f"dense: {OPEN}"
         elif not left <= max(rtol, 1e3 * n * space.eps) * size:
             status = Status.SINGULAR if bool(singular.any()) else Status.STAGNATED
-            note = (
-                "dense: singular, the solution is not isolated and moves into a direction that the conditions leave "
-                "open; method='lsmr' gives the derivative of least norm"
-                if bool(singular.any())
-                else f"{note}, too ill-conditioned for rtol"
-            )
+            note = f"dense: {OPEN}" if bool(singular.any()) else f"{note}, too ill-conditioned for rtol"
         elif bool(singular.any()):
             note = "dense: singular, but the right side lies in the range"
         x = _vector(space, X.squeeze(-1).to(B), problems)

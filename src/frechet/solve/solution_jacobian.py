@@ -22,7 +22,7 @@ from frechet.linalg.result import Solution
 from frechet.operators.operator import NONE, Fact, LinearOperator
 from frechet.operators.products import Point, second_order
 from frechet.solve.conditions import Conditions, as_conditions
-from frechet.solve.equations import Equations, Layout, at_solution, check_solution, complete
+from frechet.solve.equations import Equations, Layout, at_solution, check_solution, check_status, complete
 from frechet.solve.nested import opened_for_gradients
 from frechet.solve.sensitivity import GraphJacobian, Method, Preconditioner, Rules, solved
 from frechet.space import Space
@@ -82,6 +82,8 @@ def solution_jacobian(
 ) -> LinearOperator:
     """The operator dx/d(inputs[wrt]) of the solution x at these inputs, from conditions that hold there.
 
+    `x` is the solution, or the result that holds it, which must be converged unless ``strict=False``.
+
     ``inputs[wrt]`` is a tensor or a dict of tensors: the domain; x likewise: the codomain. Conditions and the other
     arguments are those of `implicit`; products raise `NotConverged` where a solve does.
 
@@ -96,6 +98,9 @@ def solution_jacobian(
                 [-1.,  2., -1.],
                 [-1., -1.,  2.]], dtype=torch.float64)
     """
+    if strict:
+        check_status("solution_jacobian", x)
+    x = x if isinstance(x, Tensor | Mapping) else getattr(x, "x", x)
     given = as_conditions("solution_jacobian", conditions)
     rules = Rules(method, preconditioner, rtol, max_iterations, batch, strict, observe).checked("solution_jacobian")
     if not 0 <= wrt < len(inputs):
