@@ -229,6 +229,12 @@ def check_status(method: str, returned: object) -> None:
         )
 
 
+def point_of(found: Any) -> Point:
+    """The point of a solver's result, or the point itself."""
+    point: Point = found if isinstance(found, Tensor | Mapping) else getattr(found, "x", found)
+    return point
+
+
 def spread(block: Tensor) -> float:
     """The root mean square of the entries, 1 where they are zero."""
     mean = float(block.square().mean()) if block.numel() else 0.0

@@ -29,7 +29,7 @@ three for neumann, some ten for each rank for nystrom; one like theta. Without d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ from frechet.operators.operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import Point, grads, second_order
 from frechet.solve.approximate_inverse import Inverse, InverseRules
 from frechet.solve.cg import CGState
-from frechet.solve.equations import check_status, spread
+from frechet.solve.equations import check_status, point_of, spread
 from frechet.solve.sensitivity import GraphJacobian
 from frechet.space import Space
 
@@ -146,7 +146,7 @@ def hypergradient(
     """
     if strict:
         check_status("hypergradient", x)
-    x = x if isinstance(x, Tensor | Mapping) else getattr(x, "x", x)
+    x = point_of(x)
     rules = InverseRules(
         inverse, damping, rtol, max_iterations, rank, terms, scale, seed, observe, preconditioner
     ).checked()

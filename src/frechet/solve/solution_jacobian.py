@@ -22,7 +22,15 @@ from frechet.linalg.result import Solution
 from frechet.operators.operator import NONE, Fact, LinearOperator
 from frechet.operators.products import Point, second_order
 from frechet.solve.conditions import Conditions, as_conditions
-from frechet.solve.equations import Equations, Layout, at_solution, check_solution, check_status, complete
+from frechet.solve.equations import (
+    Equations,
+    Layout,
+    at_solution,
+    check_solution,
+    check_status,
+    complete,
+    point_of,
+)
 from frechet.solve.nested import opened_for_gradients
 from frechet.solve.sensitivity import GraphJacobian, Method, Preconditioner, Rules, solved
 from frechet.space import Space
@@ -100,7 +108,7 @@ def solution_jacobian(
     """
     if strict:
         check_status("solution_jacobian", x)
-    x = x if isinstance(x, Tensor | Mapping) else getattr(x, "x", x)
+    x = point_of(x)
     given = as_conditions("solution_jacobian", conditions)
     rules = Rules(method, preconditioner, rtol, max_iterations, batch, strict, observe).checked("solution_jacobian")
     if not 0 <= wrt < len(inputs):
