@@ -270,3 +270,20 @@ def test_all_parameters_unreached_is_an_error():
 def test_structures_are_the_ones_that_guards_use():
     assert guards.nodes_of is custom_functions.nodes_of
     assert structure.fresh is model.fresh
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6, 1e12])
+@pytest.mark.parametrize("place", ["targets", "inputs", "weights", "shifted"])
+def test_the_units_of_the_data_do_not_matter(scale, place):
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+    x, y = torch.randn(12, 5), torch.randn(12, 1)
+    if place == "targets":
+        y = scale * y
+    elif place == "inputs":
+        x = scale * x
+    elif place == "weights":
+        net[2].weight.data.mul_(scale)
+    else:  # large outputs beside large targets: small losses
+        net[2].bias.data.add_(scale)
+        y = scale + y
+    Objective(net, squared_error(), [(x, y)]).check()  # no derivative is wrong

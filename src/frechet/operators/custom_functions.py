@@ -32,7 +32,7 @@ from frechet.objective._torch_internals import (
 )
 from frechet.space import generator
 
-_HALF_OF_THE_WAY = 0.05  # relative difference from which a term counts as missing
+MISSING = 0.05  # relative difference from which a term counts as missing
 
 
 def users_nodes(nodes: Iterable[Any]) -> list[Any]:
@@ -172,4 +172,4 @@ def _missing(center: _Seen, plus: _Seen, minus: _Seen, i: int, eps: float) -> tu
             float((g * (ps[k] - ms[k]).detach()).sum()) for g, k in zip(found, kept, strict=True) if g is not None
         )
     off = moved - told
-    return abs(off) > _HALF_OF_THE_WAY * (abs(moved) + abs(told)) + 1e3 * eps * size, off if off else 1e-300
+    return abs(off) > MISSING * (abs(moved) + abs(told)) + 1e3 * eps * size, off if off else 1e-300

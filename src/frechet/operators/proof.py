@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,14 +37,10 @@ from frechet.objective.data import untouched_generators
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import arguments_of, backward_hooks, outputs_of
 from frechet.objective.structure import Layout, examples_of, fresh
+from frechet.operators.differences import CLOSE, SINGLE, STEPS, compare, linear, squared
 from frechet.operators.gauss_newton import empirical_fisher, gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.space import generator
-
-STEPS = (1e-5, 1e-7, 1e-8)  # of float64, relative to the parameters: truncation is 1e-10, rounding 1e-9 to 1e-8
-SINGLE = (3e-2, 1e-2, 3e-3)  # of float32
-CLOSE = 1e-4  # relative difference below which a claim is proved
-APART = {torch.float64: 1e-3, torch.float32: 2e-2}  # above three times this it is contradicted
 
 
 def check(objective: Objective) -> Check:
@@ -101,7 +96,7 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
         return scale * (ends[0] - ends[1]) / (2 * h)
 
     size = max(float(objective.space.norm(scale * gradient)), abs(seen.value))  # sums of the loss's size are rounded
-    noise = objective.space.eps * size
+    noise = linear(objective.space.eps * size)
     claim = "the Hessian is the derivative of the gradient"
 
     def of_hessian() -> Proved:
@@ -109,7 +104,7 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
         pair = [float(objective.space.inner(a, b)) for a, b in ((u, image[:, 0]), (d, image[:, 1]))]
         size = max(float(objective.space.norm(scale * image[:, j])) for j in (0, 1))
         symmetric.append(_symmetric(pair, size * objective.space.dim**0.5, objective.space.eps))
-        return _compare(claim, curved, scale * image[:, 0], steps, noise)
+        return compare(claim, curved, scale * image[:, 0], steps, noise)
 
     symmetric: list[Proved] = []
     found.append(told.of(claim, of_hessian))
@@ -160,33 +155,6 @@ def _symmetric(pair: list[float], size: float, eps: float) -> Proved:
     return Proved("the Hessian is symmetric", True, off)
 
 
-def _compare(
-    claim: str, difference: Callable[[float], Tensor], exact: Tensor, steps: tuple[float, ...], noise: float
-) -> Proved:
-    """Hold `exact` against differences with ever smaller steps; `noise` is the rounding of what is subtracted."""
-    seen: list[tuple[Tensor, float]] = []
-    best, apart = 1.0, APART[torch.float32 if steps is SINGLE else torch.float64]
-    for h in steps:
-        found, rounding = difference(h), 100 * noise / h
-        size = max(float(found.norm()), float(exact.norm()))
-        missing = float((found - exact).norm())
-        if size <= rounding:  # both are zero, as far as differences can tell
-            return Proved(claim, False, 0.0)
-        best = min(best, missing / size)
-        if missing <= CLOSE * size:
-            return Proved(claim, True, missing / size)
-        seen.append((found, apart * size + rounding))
-    for (a, wide), (b, near) in pairwise(seen):
-        if float((a - b).norm()) <= max(wide, near) and float((b - exact).norm()) > 3 * max(wide, near):
-            raise NotDifferentiable(
-                f"check: it must hold that {claim}, but differences are {float(b.norm()):.6g} in size where the "
-                f"derivative is {float(exact.norm()):.6g}, and {float((b - exact).norm()):.3g} apart: a derivative of "
-                "the model or of the criterion is wrong or incomplete (a backward that leaves no graph, a backward "
-                "hook, a tensor kept from an earlier pass, a parameter that is used by another way than its module)"
-            )
-    return Proved(claim, False, best)
-
-
 @dataclass(eq=False)
 class _Sums:
     """What differences of a user's model over the data add up to."""
@@ -194,6 +162,8 @@ class _Sums:
     losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # at x, x + h d, x - h d
     quadratic: float = 0.0  # y'C y
     squares: float = 0.0  # of the slopes of the examples' terms
+    outputs: float = 0.0  # of the outputs themselves, in C
+    terms: float = 0.0  # of the terms themselves
     examples: int = 0
     count: float = 0.0
 
@@ -228,27 +198,29 @@ def _of_live_model(
                 "way without gradients"
             )
     found = [Proved("the loss is that of the model as you call it", True, off)]
-    noise = eps * at(h).size
+    noise = linear(eps * at(h).size)
     exact = torch.tensor([slope], dtype=torch.float64)
     claim = "the gradient is the slope of the loss"
 
     def sloped() -> Proved:
-        return _compare(claim, lambda h: torch.tensor([at(h).slope], dtype=torch.float64), exact, steps, noise)
+        return compare(claim, lambda h: torch.tensor([at(h).slope], dtype=torch.float64), exact, steps, noise)
 
     try:
         found.append(sloped())
     except NotDifferentiable:
         told.changed = _changes_gradients(objective, x)
         found.append(told.of(claim, sloped))
-    for claim, pick, make in (
+    for claim, pick, size_of, make in (
         (
             "Gauss-Newton products are those of the outputs' Jacobian",
             lambda m: m.quadratic,
+            lambda m: m.outputs,
             lambda: gauss_newton(objective, x=x),
         ),
         (
             "the second moment is that of the examples' slopes",
             lambda m: m.squares,
+            lambda m: m.terms,
             lambda: empirical_fisher(objective, per="example", x=x),
         ),
     ):
@@ -264,7 +236,8 @@ def _of_live_model(
             return torch.tensor([pick(at(h))], dtype=torch.float64)
 
         exact = torch.tensor([value], dtype=torch.float64)
-        found.append(told.of(claim, partial(_compare, claim, difference, exact, steps, noise)))
+        rounding = squared(eps, abs(value), size_of(at(h)))
+        found.append(told.of(claim, partial(compare, claim, difference, exact, steps, rounding)))
     return found
 
 
@@ -294,10 +267,12 @@ class _Measured:
     quadratic: float | None  # y'C y
     squares: float | None  # mean square of the examples' slopes
     size: float  # of the sums, whose rounding is subtracted
+    outputs: float  # y'|C|y of the outputs themselves
+    terms: float  # mean square of the terms themselves
 
 
 def _measured(snapshot: Snapshot, x: Tensor, d: Tensor, h: float) -> _Measured:
-    losses, quadratic, squares, size = [0.0, 0.0, 0.0], 0.0, 0.0, 0.0
+    losses, quadratic, squares, size, outputs, terms = [0.0, 0.0, 0.0], 0.0, 0.0, 0.0, 0.0, 0.0
     asked = [True, True]
     for part in snapshot.parts:
         sums = _Sums()
@@ -311,6 +286,8 @@ def _measured(snapshot: Snapshot, x: Tensor, d: Tensor, h: float) -> _Measured:
         size += abs(part.weight * sums.losses[0] / sums.count)
         quadratic += part.weight * sums.quadratic / sums.count
         squares += part.weight**2 * sums.squares * sums.examples / sums.count**2
+        outputs += abs(part.weight) * sums.outputs / sums.count
+        terms += part.weight**2 * sums.terms * sums.examples / sums.count**2
     if snapshot.penalties:
         with _placed(snapshot, x):
             blocks = snapshot.space.unflatten(x)
@@ -320,7 +297,8 @@ def _measured(snapshot: Snapshot, x: Tensor, d: Tensor, h: float) -> _Measured:
         asked[0] = asked[0] and not any(p.convex for _, p in snapshot.penalties)
     slope = (losses[1] - losses[2]) / (2 * h)
     return _Measured(
-        *(losses[0], losses[1], slope, quadratic if asked[0] else None, squares if asked[1] else None, size)
+        *(losses[0], losses[1], slope, quadratic if asked[0] else None, squares if asked[1] else None, size),
+        *(outputs, terms),
     )
 
 
@@ -336,6 +314,7 @@ def _add(
         sums.losses[i] += float(t.sum())
     sums.count += float(snapshot.count(part, batch))
     sums.examples += examples_of(batch.inputs, batch.targets)
+    sums.terms += float(terms[0].square().sum())
     sums.squares += float((((terms[1] - terms[2]) / (2 * h)) ** 2).sum())
     asked[1] = asked[1] and part.criterion.additive and len(terms[0]) == examples_of(batch.inputs, batch.targets)
     criterion = criterion_for(part.criterion, layout)
@@ -346,6 +325,8 @@ def _add(
         if asked[0]:
             image = criterion.hessian_product(outputs[0].detach(), batch.targets, moved)
             sums.quadratic += float((image.detach() * moved).sum(dtype=torch.float64))
+            image = criterion.hessian_product(outputs[0].detach(), batch.targets, outputs[0].detach())
+            sums.outputs += float((image.detach() * outputs[0]).abs().sum(dtype=torch.float64))
 
 
 def _called(snapshot: Snapshot, part: Part, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor, Layout]:
