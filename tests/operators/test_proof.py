@@ -274,7 +274,9 @@ def test_structures_are_the_ones_that_guards_use():
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6, 1e12])
 @pytest.mark.parametrize("place", ["targets", "inputs", "weights", "shifted"])
-def test_the_units_of_the_data_do_not_matter(scale, place):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_units_of_the_data_do_not_matter(scale, place, dtype):
+    torch.set_default_dtype(dtype)
     net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
     x, y = torch.randn(12, 5), torch.randn(12, 1)
     if place == "targets":
