@@ -49,7 +49,7 @@ class Remembered:
         for part in self.parts:
             if not part.alone:
                 part.run = part.module.forward
-                part.module.__dict__["forward"] = part
+                part.module.__dict__["forward"] = part._call
 
     def __exit__(self, *_: object) -> None:
         for part in self.parts or ():
@@ -119,7 +119,7 @@ class _Frozen:
     bytes: int = 0
     useful: bool = False  # it met an input again
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
+    def _call(self, *args: Any, **keywords: Any) -> Any:
         given = list(leaves_of((args, keywords)))
         if self.alone or not _plain(given):
             return self.run(*args, **keywords)
