@@ -92,9 +92,9 @@ def test_the_first_paragraph_names_layers_rates_and_batches():
     section = report().layers
     share = section.layers[4].share
     small = replace(section.layers[0], share=replace(share, value=0.01, lower=0.0, upper=0.02))
-    named = replace(section, layers=(replace(section.layers[4], name="7"), small))
+    named = replace(section, layers=(replace(section.layers[4], name="7", share=replace(share, value=0.6)), small))
     said = " ".join(sentences.meaning(replace(report(), layers=named)))
-    assert "Layer 7 holds about 47 % of the curvature" in said
+    assert "Layer 7 holds about 60 % of the curvature" in said
 
 
 def test_a_number_that_is_not_told_is_said_with_what_it_takes():
