@@ -123,6 +123,9 @@ class _Told:
         except NotDifferentiable:
             if not self.changed:
                 raise
+        return self.left_open(claim)
+
+    def left_open(self, claim: str) -> Proved:
         return Proved(
             f"{claim} (backward hooks or functions with a backward of their own change gradients)", False, 1.0
         )
@@ -230,6 +233,11 @@ def _of_live_model(
             A = make()
             value = float(objective.space.inner(d, A @ d))
         except (ValueError, UnusableObjective):  # of a question that has no answer for this model and criterion
+            continue
+        except NotDifferentiable:
+            if not told.changed:
+                raise
+            found.append(told.left_open(claim))
             continue
 
         def difference(h: float, pick: Callable[[_Measured], float | None] = pick) -> Tensor:
