@@ -137,8 +137,8 @@ def layer_traces(
 ) -> LayerTraces:
     """The trace of every diagonal block of a symmetric A, and of the blocks of every module, from the same probes.
 
-    Intervals use Student's t of (probes - 1)/2 degrees of freedom, those of shares half as many; standard errors are at
-    least the rounding of the sums. `block` products are computed at once, and the pairs of probes in one of these
+    Intervals use Student's t of (probes - 1)/2 degrees of freedom; standard errors are at least the rounding of the
+    sums, and those of shares at least what the spread of the draws says, at (probes - 1) degrees. `block` products are computed at once, and the pairs of probes in one of these
     blocks tell A_bb from A_bc.
 
     Example:
@@ -302,20 +302,37 @@ def _estimate(seen: _Sums, members: list[int] | slice, seed: int) -> Estimate:
 
 
 def _fieller(seen: _Sums, members: list[int], level: float) -> tuple[float, float, float]:
-    """A block's share of the trace and the ends of its confidence set, all reals where the whole is not significant."""
-    probes = len(seen.draws)
-    a, b = float(seen.draws[:, members].sum(1).mean()), float(seen.draws.sum(1).mean())
+    """A block's share of the trace and the ends of its confidence set, all reals where the whole is not significant.
+
+    The set is that of two together: with variances from the products, and from the spread of the draws. Where a share
+    is about a half the first is a difference that nearly cancels; where one eigenvalue dominates the second is small.
+    """
+    x, whole = seen.draws[:, members].sum(1), seen.draws.sum(1)
+    probes, a, b = len(x), float(x.mean()), float(whole.mean())
     if b == 0.0:
         return math.nan, -math.inf, math.inf
-    # the variance of a difference that nearly cancels is less well known than its parts
-    t = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom(probes) / 2))
     own, across, rest = _variances(seen, members)
     # rounding matters only where nothing is random, and counts as independent errors there
-    vxx = max((2 * own + across) / probes, float(seen.rounding[members].sum()))
-    vyy = max((2 * own + 4 * across + 2 * rest) / probes, float(seen.rounding.sum()))
-    vxy = 2 * (own + across) / probes
+    known = (
+        max((2 * own + across) / probes, float(seen.rounding[members].sum())),
+        2 * (own + across) / probes,
+        max((2 * own + 4 * across + 2 * rest) / probes, float(seen.rounding.sum())),
+    )
+    spread = torch.cov(torch.stack([x, whole])) / probes
+    drawn = float(spread[0, 0]), float(spread[0, 1]), float(spread[1, 1])
+    degrees = degrees_of_freedom(probes)
+    ends = [_set(a, b, *known, _t(level, degrees)), _set(a, b, *drawn, _t(level, 2 * degrees))]
+    return a / b, min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _t(level: float, degrees: float) -> float:
+    return float(stats.t.ppf(0.5 + level / 2, degrees))
+
+
+def _set(a: float, b: float, vxx: float, vxy: float, vyy: float, t: float) -> tuple[float, float]:
+    """The ratios r at which a - r b is at most t of its standard errors."""
     lead, middle, last = b * b - t * t * vyy, a * b - t * t * vxy, a * a - t * t * vxx
     if lead <= 0:
-        return a / b, -math.inf, math.inf
+        return -math.inf, math.inf
     root = math.sqrt(max(middle * middle - lead * last, 0.0))
-    return a / b, min((middle - root) / lead, a / b), max((middle + root) / lead, a / b)
+    return min((middle - root) / lead, a / b), max((middle + root) / lead, a / b)

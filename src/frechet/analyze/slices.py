@@ -24,6 +24,7 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg.shown import Result
 from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective.remembered import Remembered
 from frechet.operators.hessian import hessian
 from frechet.operators.structured import refuse_sharded
 
@@ -238,7 +239,8 @@ def _losses(snapshot: Snapshot, point: Callable[[int], Tensor], count: int) -> T
             sums[j, i] += float(terms.double().sum())
 
     with torch.no_grad():
-        snapshot.sweep(visit)
+        with Remembered(snapshot):
+            snapshot.sweep(visit)
         if snapshot.group is not None:
             sums, counts = snapshot.group.sum(sums), snapshot.group.sum(counts)
         weights = torch.tensor([p.weight for p in snapshot.parts], dtype=torch.float64) / counts

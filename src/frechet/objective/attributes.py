@@ -63,12 +63,13 @@ def _put(attributes: Attributes) -> None:
             if holder.get(key, holder) is not value:
                 holder[key] = value
         for container, copy in contents:
-            if _differs(container, copy):
+            if differs(container, copy):
                 container.clear()
                 container.extend(copy) if isinstance(container, list) else container.update(copy)
 
 
-def _differs(container: Any, copy: Any) -> bool:
+def differs(container: Any, copy: Any) -> bool:
+    """Whether a list, dict or set holds other objects than its copy."""
     if len(container) != len(copy):
         return True
     if isinstance(container, dict):

@@ -36,6 +36,7 @@ from frechet.objective.custom import criterion_for
 from frechet.objective.data import untouched_generators
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import arguments_of, backward_hooks, outputs_of
+from frechet.objective.remembered import Remembered
 from frechet.objective.structure import Layout, examples_of, fresh
 from frechet.operators.differences import CLOSE, SINGLE, STEPS, compare, linear, squared
 from frechet.operators.gauss_newton import empirical_fisher, gauss_newton
@@ -84,15 +85,18 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
     x = objective.point
     d, u = (_direction(objective, x, j, seen.padding) for j in (0, 1))
     found = []
-    gradient = objective.gradient(x)
+    ours = Remembered(objective.snapshot(x))
+    with ours:
+        gradient = objective.gradient(x)
     slope = float(objective.space.inner(gradient, d))
     told = _Told(False)
     if objective.group is None and objective.space.shard is None:
-        found += _of_live_model(objective, x, d, slope, steps, attributes, told)
+        found += _of_live_model(objective, x, d, slope, steps, attributes, told, ours)
     scale = _scale(objective, x)
 
     def curved(h: float) -> Tensor:
-        ends = [objective.gradient(x + s * h * d) for s in (1.0, -1.0)]
+        with ours:
+            ends = [objective.gradient(x + s * h * d) for s in (1.0, -1.0)]
         return scale * (ends[0] - ends[1]) / (2 * h)
 
     size = max(float(objective.space.norm(scale * gradient)), abs(seen.value))  # sums of the loss's size are rounded
@@ -100,7 +104,8 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
     claim = "the Hessian is the derivative of the gradient"
 
     def of_hessian() -> Proved:
-        image = hessian(objective, x) @ torch.stack([d, u], 1)
+        with ours:
+            image = hessian(objective, x) @ torch.stack([d, u], 1)
         pair = [float(objective.space.inner(a, b)) for a, b in ((u, image[:, 0]), (d, image[:, 1]))]
         size = max(float(objective.space.norm(scale * image[:, j])) for j in (0, 1))
         symmetric.append(_symmetric(pair, size * objective.space.dim**0.5, objective.space.eps))
@@ -179,24 +184,29 @@ def _of_live_model(
     steps: tuple[float, ...],
     attributes: Attributes,
     told: _Told,
+    ours: Remembered,
 ) -> list[Proved]:
     """The claims about the value, the slope, Gauss-Newton and the second moment."""
     snapshot = replace(objective.snapshot(x), attributes=attributes)
     measured: dict[float, _Measured] = {}
+    theirs = Remembered(snapshot)
 
     def at(h: float) -> _Measured:
         if h not in measured:
-            measured[h] = _measured(snapshot, x, d, h)
+            with theirs:
+                measured[h] = _measured(snapshot, x, d, h)
         return measured[h]
 
     eps, h = objective.space.eps, steps[0]
     off = 0.0
-    for place, theirs in ((x, at(h).loss), (x + h * d, at(h).ahead)):
-        ours, size = float(objective.value(place)), max(abs(theirs), at(h).size, 1e-300)
-        off = max(off, abs(theirs - ours) / size)
-        if off > 1e4 * eps * max(1.0, abs(ours) / size):
+    for place, loss in ((x, at(h).loss), (x + h * d, at(h).ahead)):
+        with ours:
+            value = float(objective.value(place))
+        size = max(abs(loss), at(h).size, 1e-300)
+        off = max(off, abs(loss - value) / size)
+        if off > 1e4 * eps * max(1.0, abs(value) / size):
             raise UnusableObjective(
-                f"check: the model called as it is gives the loss {theirs:.8g}, and {ours:.8g} in a pass of frechet: "
+                f"check: the model called as it is gives the loss {loss:.8g}, and {value:.8g} in a pass of frechet: "
                 "it reads something that is not its parameters, buffers, attributes or inputs, or it computes another "
                 "way without gradients"
             )
@@ -230,8 +240,8 @@ def _of_live_model(
         if pick(at(h)) is None:
             continue
         try:
-            A = make()
-            value = float(objective.space.inner(d, A @ d))
+            with ours:
+                value = float(objective.space.inner(d, make() @ d))
         except (ValueError, UnusableObjective):  # of a question that has no answer for this model and criterion
             continue
         except NotDifferentiable:

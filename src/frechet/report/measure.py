@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from frechet.errors import LostRank, NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
+from frechet.objective.remembered import Remembered
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.route import Route, chosen
 from frechet.recording import ran_out
@@ -117,7 +118,7 @@ def _measured(objective: Objective, settings: Settings, run: Run, plain: bool, w
     run.leasts = LEASTS
     run.users = {n: "Hessian" if n.startswith(("Hessian", "layer")) else "Gauss-Newton" for n in LEASTS}
     run.meter.times.setdefault("Gauss-Newton", [(1, checked["seconds"])])
-    with Operators(objective, run, checked["route"], plain) as operators:
+    with Remembered(objective.snapshot()), Operators(objective, run, checked["route"], plain) as operators:
         work = Work(objective, settings, run, operators, plain, whole)
         for _ in range(ROUNDS):
             open_before, left = set(run.open), run.remaining()

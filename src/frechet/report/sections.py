@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from frechet.analyze.examples import ExampleGradients, example_gradients
+from frechet.analyze.examples import example_gradients
 from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
 from frechet.analyze.slices import loss_slices
 from frechet.analyze.stability import interpolation, stability
-from frechet.errors import LostRank
 from frechet.linalg.result import Spectrum
 from frechet.objective import Objective
 from frechet.report import lockstep
@@ -70,7 +69,7 @@ def noise(objective: Objective, settings: Settings, run: Run) -> None:
     """Noise scale, critical batch size, and how near the point is to one that fits every example."""
 
     def compute(limit: int) -> dict[str, Any]:
-        gradients = _single_gradients(objective, settings)
+        gradients = example_gradients(objective, route=settings.examples)
         run.meter.passes += gradients.passes
         probes = min(16, limit - 1)
         curvature = curvature_noise_scale(objective, seed=settings.seed, probes=probes) if probes >= 4 else None
@@ -81,21 +80,6 @@ def noise(objective: Objective, settings: Settings, run: Run) -> None:
         return {"noise": noise_scale(gradients), "curvature": curvature, "interpolation": interpolation(gradients)}
 
     _once(run, "gradient noise", 2, compute)
-
-
-def _single_gradients(objective: Objective, settings: Settings) -> ExampleGradients:
-    """By the route that was asked for, or by the default one, and one after the other where that fails."""
-    try:
-        return example_gradients(objective, route=settings.examples)
-    except LostRank:
-        raise
-    except Exception as error:
-        if settings.examples is not None or objective.group is not None:
-            raise
-        try:
-            return example_gradients(objective, route="loop")
-        except Exception:
-            raise error from None
 
 
 def learning_rate(objective: Objective, settings: Settings, run: Run) -> None:

@@ -1,0 +1,251 @@
+"""What the frozen parts of a model return, computed once where a stage runs the model again and again.
+
+A module without trainable parameters computes the same from the same inputs, wherever the parameters are: the body
+under a head that is studied alone costs a hundred heads. Inside of a `Remembered` such a module runs twice for each of
+its inputs, which must give the same bits; from then on it returns what it returned.
+
+Inputs are compared by value. A module is left alone, and runs as ever, where its outputs hang on more than its inputs:
+its two runs differ, it draws random numbers, it changes its buffers, attributes or inputs, its output requires a
+gradient, hooks watch what is inside of it, or somebody writes into what it returned.
+
+**Cost:** two runs of each frozen part for each input, and a copy of its inputs and outputs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frechet.objective._torch_internals import in_dispatch_mode, in_forward_mode, in_transform
+from frechet.objective.attributes import Attributes, attributes_of, differs
+from frechet.objective.snapshot import Snapshot
+from frechet.objective.structure import leaves_of, mapped, tensors_of
+
+MISSES = 256  # new inputs after which a module that never met one again is left alone
+SAMPLES = 16  # numbers of an input by which it is looked up, before all are compared
+MOST = 1 << 29  # bytes that all modules together may hold
+
+
+@dataclass(eq=False)
+class Remembered:
+    """A context in which the frozen parts of a snapshot's model remember; it may be entered many times.
+
+    The frozen parameters, the buffers and the kernels must be the same each time.
+    """
+
+    snapshot: Snapshot
+    parts: list[_Frozen] | None = None
+
+    def __enter__(self) -> None:
+        if self.parts is None:
+            held = _Held()
+            self.parts = [_Frozen(m, held) for m in _frozen(self.snapshot)]
+        for part in self.parts:
+            if not part.alone:
+                part.run = part.module.forward
+                part.module.__dict__["forward"] = part
+
+    def __exit__(self, *_: object) -> None:
+        for part in self.parts or ():
+            part.module.__dict__.pop("forward", None)
+
+
+def _frozen(snapshot: Snapshot) -> list[nn.Module]:
+    """The outermost modules in which nothing moves and nobody watches."""
+    if snapshot.space.shard is not None or snapshot.group is not None:
+        return []
+    moved = {id(holder[key]) for name in snapshot.space.names for holder, key in snapshot.places[name]}
+    found: list[nn.Module] = []
+
+    def visit(m: nn.Module) -> None:
+        inside = tuple(m.modules())
+        parameters = [p for sub in inside for p in sub._parameters.values() if p is not None]
+        if parameters and not any(id(p) in moved for p in parameters):
+            if not any(map(_watched, inside)):
+                found.append(m)
+            return
+        for child in m.children():
+            visit(child)
+
+    visit(snapshot.model)
+    return list({id(m): m for m in found}.values())
+
+
+def _watched(m: nn.Module) -> bool:
+    """Whether running a module does more than its forward, or its forward cannot be exchanged."""
+    hooks = (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+    exchanged = "forward" in m.__dict__ or m._compiled_call_impl is not None or "_orig_mod" in m._modules
+    return any(hooks) or exchanged or isinstance(m, torch.jit.ScriptModule)
+
+
+@dataclass(eq=False)
+class _Entry:
+    given: list[Any]  # copies
+    attributes: Attributes
+    returned: Any
+    tensors: list[Tensor]
+    versions: list[int]
+    proved: bool = False
+
+    def whole(self) -> bool:
+        """Whether nobody changed what was returned."""
+        now = tensors_of(self.returned)
+        same = len(now) == len(self.tensors) and all(a is b for a, b in zip(now, self.tensors, strict=True))
+        return same and [t._version for t in now] == self.versions
+
+
+@dataclass(eq=False)
+class _Held:
+    """The memory that all modules hold."""
+
+    bytes: int = 0
+
+
+@dataclass(eq=False)
+class _Frozen:
+    """What stands in the place of a module's forward."""
+
+    module: nn.Module
+    held: _Held
+    alone: bool = False  # it does not remember
+    run: Callable[..., Any] = lambda: None
+    entries: dict[Any, _Entry] = field(default_factory=dict)
+    bytes: int = 0
+    useful: bool = False  # it met an input again
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        given = list(leaves_of((args, keywords)))
+        if self.alone or not _plain(given):
+            return self.run(*args, **keywords)
+        modules = tuple(self.module.modules())
+        kept, key = attributes_of(modules), (_mode(modules, args, keywords), *map(_digest, given))
+        known = self.entries.get(key)
+        if known is not None and not _equal(known.given, given):
+            return self.run(*args, **keywords)  # other numbers with the same sums
+        if known is not None and not (_same(known.attributes, kept) and known.whole()):
+            self._forget()
+            return self.run(*args, **keywords)
+        if known is not None and known.proved:
+            return known.returned
+        return self._watch(known, given, key, kept, modules, args, keywords)
+
+    def _watch(
+        self,
+        known: _Entry | None,
+        given: list[Any],
+        key: tuple[Any, ...],
+        kept: Attributes,
+        modules: Sequence[nn.Module],
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+    ) -> Any:
+        """Run the module, and hold its outputs against those that it gave for these inputs before, if it did."""
+        copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
+        touched = [b for m in modules for b in m._buffers.values() if b is not None]
+        touched += [leaf for leaf in given if isinstance(leaf, Tensor)]
+        before = [t._version for t in touched], _generators()
+        returned = self.run(*args, **keywords)
+        after = [t._version for t in touched], _generators()
+        leaves, tensors = list(leaves_of(returned)), tensors_of(returned)
+        pure = before == after and _plain(leaves) and _same(kept, attributes_of(modules))
+        if not pure or _share_memory(tensors, given):
+            self._forget()
+        elif known is not None:
+            known.proved = self.useful = _equal(known.tensors, tensors)
+            if not known.proved:
+                self._forget()
+        else:
+            size = sum(t.nbytes for t in (*tensors, *copies) if isinstance(t, Tensor))
+            full = self.held.bytes + size > MOST
+            if not full:
+                self.held.bytes, self.bytes = self.held.bytes + size, self.bytes + size
+                versions = [t._version for t in tensors]
+                self.entries[key] = _Entry(copies, kept, returned, tensors, versions)
+            if not self.useful and (full or len(self.entries) > MISSES):
+                self._forget()
+        return returned
+
+    def _forget(self) -> None:
+        self.alone = True
+        self.held.bytes -= self.bytes
+        self.entries.clear()
+
+
+def _plain(leaves: Sequence[Any]) -> bool:
+    """Whether these are numbers, words and ordinary tensors that no derivative is taken of."""
+    if in_transform() or in_forward_mode() or in_dispatch_mode():
+        return False
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if leaf.requires_grad or leaf.layout is not torch.strided or leaf.is_nested or type(leaf) is not Tensor:
+                return False
+        elif not isinstance(leaf, bool | int | float | str | None | torch.dtype | torch.device):
+            return False
+    return True
+
+
+def _share_memory(returned: Sequence[Tensor], given: Sequence[Any]) -> bool:
+    places = {leaf.untyped_storage().data_ptr() for leaf in given if isinstance(leaf, Tensor)}
+    return any(t.untyped_storage().data_ptr() in places for t in returned)
+
+
+def _mode(modules: Sequence[nn.Module], args: Any, keywords: Any) -> tuple[Any, ...]:
+    """What else decides a result: the structure of the arguments, training flags, and how torch computes."""
+    empty = repr(mapped((args, keywords), lambda leaf: type(leaf).__name__))
+    precision = (torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
+    return (empty, tuple(m.training for m in modules), precision)
+
+
+def _digest(leaf: Any) -> Any:
+    """What finds an input again: shape, sum and a few numbers of a tensor, a constant itself."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    flat = leaf.reshape(-1)
+    some = flat[:: max(1, len(flat) // SAMPLES)].tolist()
+    return (
+        tuple(leaf.shape),
+        leaf.dtype,
+        flat.sum(dtype=torch.complex128 if leaf.is_complex() else torch.float64).item(),
+        *some,
+    )
+
+
+def _equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two lists of tensors and constants are the same, bit by bit."""
+    if len(a) != len(b):
+        return False
+    for one, two in zip(a, b, strict=True):
+        if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+            if type(one) is not type(two) or one != two:
+                return False
+            continue
+        like = one.dtype == two.dtype and one.device == two.device and one.shape == two.shape
+        if not like or one.stride() != two.stride() or not torch.equal(one, two):
+            return False
+    return True
+
+
+def _same(a: Attributes, b: Attributes) -> bool:
+    """Whether the modules keep the same objects in their attributes."""
+    if len(a) != len(b):
+        return False
+    for (_, one, held), (_, two, holds) in zip(a, b, strict=True):
+        if one.keys() != two.keys() or any(two[k] is not v for k, v in one.items()) or len(held) != len(holds):
+            return False
+        if any(x is not y or differs(u, v) for (x, u), (y, v) in zip(held, holds, strict=True)):
+            return False
+    return True
+
+
+def _generators() -> tuple[Any, ...]:
+    """The states of the random generators, to be compared."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    devices = [s.numpy().tobytes() for s in torch.cuda.get_rng_state_all()] if cuda else []
+    numpy = np.random.get_state(legacy=False)["state"]  # type: ignore[call-overload]
+    return (torch.get_rng_state().numpy().tobytes(), numpy["pos"], numpy["key"].tobytes(), random.getstate(), devices)
