@@ -37,6 +37,8 @@ def check_additive(what: str, criterion: Criterion, outputs: Tensor, targets: An
         outputs = outputs.detach()
         losses = criterion.terms(outputs, targets)
         size = len(losses)
+        refuse_left(what, criterion, outputs, targets)
+        criterion = replace(criterion, examples=None)
         if criterion.layout is not None and not criterion.layout.rowwise:
             raise UnusableObjective(
                 f"{what}: every tensor that the model returns must have one row for each example, got a structure in "
@@ -50,6 +52,23 @@ def check_additive(what: str, criterion: Criterion, outputs: Tensor, targets: An
                     f"{what}: the criterion's terms must see one example each, but in batch {index} the term of "
                     f"example {i} depends on the rest of its batch {_COUPLED}"
                 )
+
+
+def refuse_left(what: str, criterion: Criterion, outputs: Tensor, targets: Any) -> None:
+    """Raise where a criterion reads what the forward pass of the whole batch left in attributes of the model."""
+    if not isinstance(criterion, Custom) or not criterion.left:
+        return
+
+    def hidden(value: Any) -> Any:
+        return torch.full_like(value, torch.nan) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    seen = replace(criterion, left=criterion.left.map(hidden)).terms(outputs, targets)
+    if not bool(torch.isfinite(seen).all()):
+        raise UnusableObjective(
+            f"{what}: the criterion must read the model's outputs and the targets alone, but it reads a tensor that "
+            "the forward pass left in an attribute of the model, which is no output and is of the whole batch; let "
+            'forward return it too: custom(lambda out, targets: losses(out["y"], targets) + out["extra"])'
+        )
 
 
 def couplings_seen(snapshot: Snapshot) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from frechet.errors import UnusableObjective
 from frechet.objective._torch_internals import autocast_left_out
-from frechet.objective.attributes import Attributes, is_users, put_back
+from frechet.objective.attributes import Attributes, Left, is_users, put_back
 from frechet.objective.functions import Functions, Place
 from frechet.objective.kernels import (
     has_weight_norm,
@@ -285,23 +285,30 @@ def installed(places: Places, state: Mapping[str, Tensor]) -> Iterator[None]:
 def arguments_of(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of model(...): a dict holds keyword arguments, a tuple or list positional ones, all else is one.
 
-    A named tuple is one argument where the model's forward takes one, and otherwise holds positional arguments.
+    Each of these is one argument where the model's forward cannot take what it holds and does take one argument. A
+    named tuple is one wherever it can be.
     """
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        given = dict(inputs)
+        return ((given,), {}) if not _binds(model, (), given) and _binds(model, (given,), {}) else ((), given)
+    if not isinstance(inputs, tuple | list) or isinstance(inputs, PackedSequence):
+        return (inputs,), {}
     if type(inputs) in (tuple, list):
-        return tuple(inputs), {}
-    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence) and _takes(model, len(inputs)):
-        return tuple(inputs), {}
-    return (inputs,), {}
+        spread = _binds(model, tuple(inputs), {}) or not _binds(model, (inputs,), {})
+    else:
+        spread = len(inputs) > 1 and _binds(model, tuple(inputs), {})
+    return (tuple(inputs), {}) if spread else ((inputs,), {})
 
 
-def _takes(model: nn.Module, n: int) -> bool:
-    """Whether a model's forward takes n positional arguments, n > 1."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = inspect.signature(model.forward).parameters.values()
-    several = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in found)
-    return n > 1 and (several or sum(p.kind in kinds for p in found) >= n)
+def _binds(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    """Whether the signature of a model's forward takes these arguments."""
+    try:
+        inspect.signature(model.forward).bind(*args, **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # of what has no signature
+        return True
+    return True
 
 
 def call(
@@ -312,8 +319,12 @@ def call(
     attributes: Attributes,
     modules: tuple[nn.Module, ...],
     written: bool,
+    left: Left | None = None,
 ) -> Any:
-    """model(inputs) with `state` and `attributes` inside; with `written` it may write into its inputs."""
+    """model(inputs) with `state` and `attributes` inside; with `written` it may write into its inputs.
+
+    `left` is told what it leaves in its attributes.
+    """
     args, keywords = arguments_of(model, fresh(inputs) if written else inputs)
-    with installed(places, state), put_back(attributes, modules):
+    with installed(places, state), put_back(attributes, modules, left):
         return model(*args, **keywords)

@@ -98,13 +98,15 @@ class Snapshot:
         moved = {name: self.constants[name].clone() for name in self.moving}
         return {**self.constants, **moved, **blocks}
 
-    def returned(self, blocks: Mapping[str, Tensor], inputs: Any, index: int, model: nn.Module | None = None) -> Any:
-        """What the model returns for the inputs of batch number `index`, as a function of its parameters."""
+    def returned(self, blocks: Mapping[str, Tensor], batch: Batch) -> Any:
+        """What the model returns for the inputs of a batch, as a function of its parameters."""
 
         def run() -> Any:
             with ExitStack() as stack:
                 if self.dropout_seed is not None:  # the draws of batch i are always those of (seed, i)
-                    drawn = generator(self.dropout_seed, index).initial_seed() % 2**32  # NumPy takes no larger seed
+                    drawn = (
+                        generator(self.dropout_seed, batch.index).initial_seed() % 2**32
+                    )  # NumPy takes no larger seed
                     stack.enter_context(untouched_generators(drawn))
                 if torch.is_grad_enabled():
                     stack.enter_context(refused_reentrant_checkpoints())
@@ -114,7 +116,8 @@ class Snapshot:
                 state, written = self._state(blocks), writes_inputs(self.modules)
                 if self.functions is not None and self.functions.nested:  # it may differentiate in its parameters
                     state |= {name: differentiable(state[name]) for name in self.space.names}
-                return call(model or self.model, self.places, state, inputs, self.attributes, self.modules, written)
+                model, left = batch.model or self.model, batch.layout.left
+                return call(model, self.places, state, batch.inputs, self.attributes, self.modules, written, left)
 
         return self.evaluated(run)
 
@@ -130,7 +133,7 @@ class Snapshot:
         """
 
         def run() -> Any:
-            return outputs_of(self.returned(blocks, batch.inputs, batch.index, batch.model))
+            return outputs_of(self.returned(blocks, batch))
 
         try:
             found = run() if head is None else head.before(run)
@@ -145,7 +148,7 @@ class Snapshot:
 
     def criterion(self, part: Part, batch: Batch) -> Criterion:
         """The criterion of a part as a function of what `forward` returned last for this batch."""
-        return criterion_for(part.criterion, batch.layout)
+        return criterion_for(part.criterion, batch.layout, examples_of(batch.inputs, batch.targets))
 
     def count(self, part: Part, batch: Batch) -> Tensor:
         """The number of a batch's terms that count."""

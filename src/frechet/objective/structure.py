@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+from frechet.objective.attributes import Left
 
 
 def is_record(tree: object) -> bool:
@@ -36,8 +38,8 @@ def mapped(tree: Any, act: Callable[[Any], Any]) -> Any:
         return type(tree)(*found) if hasattr(tree, "_fields") else type(tree)(found)
     if is_record(tree):
         made = copy.copy(tree)
-        for field in fields(tree):
-            object.__setattr__(made, field.name, mapped(getattr(tree, field.name), act))
+        for slot in fields(tree):
+            object.__setattr__(made, slot.name, mapped(getattr(tree, slot.name), act))
         return made
     return act(tree)
 
@@ -53,8 +55,8 @@ def leaves_of(tree: Any) -> Iterator[Any]:
         for value in tree:
             yield from leaves_of(value)
     elif is_record(tree):
-        for field in fields(tree):
-            yield from leaves_of(getattr(tree, field.name))
+        for slot in fields(tree):
+            yield from leaves_of(getattr(tree, slot.name))
     else:
         yield tree
 
@@ -107,7 +109,7 @@ def _examples(tree: Any, known: int | None) -> int | None:
     elif isinstance(tree, tuple | list):
         items = list(tree)
     elif is_record(tree):
-        items = [getattr(tree, field.name) for field in fields(tree)]
+        items = [getattr(tree, slot.name) for slot in fields(tree)]
     found = [size for size in (_examples(item, known) for item in items) if size is not None]
     if known is not None and found and isinstance(tree, list) and len(tree) == known and known not in found:
         return known  # one ragged tensor for each example
@@ -143,8 +145,8 @@ def _each(tree: Any, act: Callable[[Any], Any]) -> Any:
     """A tuple, list or record with `act` applied to its items."""
     if is_record(tree):
         made = copy.copy(tree)
-        for field in fields(tree):
-            object.__setattr__(made, field.name, act(getattr(tree, field.name)))
+        for slot in fields(tree):
+            object.__setattr__(made, slot.name, act(getattr(tree, slot.name)))
         return made
     found = [act(item) for item in tree]
     return type(tree)(*found) if hasattr(tree, "_fields") else type(tree)(found)
@@ -160,6 +162,7 @@ class Layout:
     like: Any = None
     shapes: tuple[torch.Size, ...] = ()  # of the real tensors in their order, complex ones with a last axis of 2
     rowwise: bool = False  # the real tensor has one row for each example
+    left: Left = field(default_factory=Left)  # what the pass left in attributes of the model
 
     def pack(self, tree: Any) -> Tensor:
         """The real tensor: as it is, or all tensors side by side, ``(examples, m)`` where they agree on axis 0."""

@@ -350,7 +350,7 @@ def _add(
 def _called(snapshot: Snapshot, part: Part, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor, Layout]:
     """The outputs and terms of the user's model, called as it is with its parameters at x."""
     layout = Layout()
-    with _placed(snapshot, x), put_back(snapshot.attributes, snapshot.modules):
+    with _placed(snapshot, x), put_back(snapshot.attributes, snapshot.modules, layout.left):
         args, keywords = arguments_of(batch.model or snapshot.model, fresh(batch.inputs))
         with ExitStack() as stack:
             if snapshot.dropout_seed is not None:
