@@ -17,7 +17,7 @@ from torch import Tensor
 from frechet.objective.attributes import Left
 from frechet.objective.criterion import Criterion, Elementwise, per_example
 from frechet.objective.kernels import refuse_once_differentiable
-from frechet.objective.structure import Layout, examples_of, fresh
+from frechet.objective.structure import Layout, examples_of, fresh, is_distribution
 
 _NO_LIKELIHOOD = "fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton"
 
@@ -56,7 +56,8 @@ class Custom(Criterion):
         if wrong or (self.layout is None and self.additive and values.shape[0] != outputs.shape[0]):
             raise ValueError(
                 f"custom: terms must return one value per example, shape ({rows},) or ({rows}, ...), got "
-                f"{tuple(values.shape)}; use reduction='none'"
+                f"{tuple(values.shape)}; use reduction='none', or for a loss of the whole batch custom(..., "
+                "additive=False, count=lambda targets: 1)"
             )
         if values.ndim and self.counter is None and self.examples not in (None, values.shape[0]):
             raise ValueError(
@@ -169,7 +170,7 @@ def criterion_for(criterion: Criterion, layout: Layout, examples: int | None = N
     if isinstance(criterion, Custom):
         packed = None if layout.like is None else copy(layout)
         return replace(criterion, layout=packed, examples=examples, left=layout.left)
-    if layout.like is None:
+    if layout.like is None or (is_distribution(layout.like) and layout.of_logits):
         return criterion
     name = criterion.name if isinstance(criterion, Elementwise) else type(criterion).__name__
     if not isinstance(layout.like, Tensor):

@@ -27,7 +27,7 @@ from frechet.objective.kernels import (
     unfused_attention,
 )
 from frechet.objective.sharded import without_gathering
-from frechet.objective.structure import fresh, is_record, tensors_of
+from frechet.objective.structure import fresh, is_distribution, is_record, tensors_of
 from frechet.space import Space
 
 
@@ -237,7 +237,7 @@ def outputs_of(returned: Any) -> Any:
 
     The logits are the `.logits` of an output of transformers, or of a dict or record that has no other tensor.
     """
-    if isinstance(returned, Tensor):
+    if isinstance(returned, Tensor) or is_distribution(returned):
         return returned
     logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
     if not isinstance(logits, Tensor):
@@ -275,11 +275,36 @@ def installed(places: Places, state: Mapping[str, Tensor]) -> Iterator[None]:
         for name, t in state.items():
             for holder, key in places[name]:
                 kept.append((holder, key, holder[key]))
-                holder[key] = t
+                holder[key] = t = _like(holder[key], t)
         yield
     finally:
         for holder, key, t in reversed(kept):
             holder[key] = t
+
+
+def _like(kept: Tensor, t: Tensor) -> Tensor:
+    """`t`, that stands in the place of `kept`, with what the model's code may ask of it: class and attributes."""
+    kind = type(kept)
+    if kind is not Tensor and type(t) is Tensor and kind not in (nn.Parameter, nn.Buffer) and _is_plain(kind):
+        t = t.as_subclass(kind)  # type: ignore[arg-type]
+    asked = {name: value for name, value in kept.__dict__.items() if not name.startswith("_frechet_")}
+    if asked:
+        t.__dict__.update({name: value for name, value in asked.items() if name not in t.__dict__})
+    if isinstance(kept, nn.Parameter):
+        t._is_param = True  # type: ignore[attr-defined]  # isinstance(t, nn.Parameter)
+    t._frechet_installed = True  # type: ignore[attr-defined]
+    return t
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether a class of tensors is one of parameters that adds methods, and changes no operation."""
+    disabled = nn.Parameter.__torch_function__, Tensor.__torch_dispatch__
+    return issubclass(kind, nn.Parameter) and (kind.__torch_function__, kind.__torch_dispatch__) == disabled
+
+
+def is_installed(t: Tensor) -> bool:
+    """Whether a tensor in a module is one that a pass put there."""
+    return getattr(t, "_frechet_installed", False)
 
 
 def arguments_of(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from frechet.errors import NonFinite, NotDifferentiable
-from frechet.objective._torch_internals import differentiable, in_transform
+from frechet.objective._torch_internals import checkpoints_draw_again, differentiable, in_transform
 from frechet.objective.attributes import Attributes
 from frechet.objective.criterion import Criterion
 from frechet.objective.custom import Custom, criterion_for
@@ -33,6 +33,7 @@ from frechet.objective.model import (
     couplings,
     exact_math,
     installed,
+    is_installed,
     outputs_of,
     refuse_coupled,
     writes_inputs,
@@ -104,14 +105,13 @@ class Snapshot:
         def run() -> Any:
             with ExitStack() as stack:
                 if self.dropout_seed is not None:  # the draws of batch i are always those of (seed, i)
-                    drawn = (
-                        generator(self.dropout_seed, batch.index).initial_seed() % 2**32
-                    )  # NumPy takes no larger seed
+                    drawn = generator(self.dropout_seed, batch.index).initial_seed() % 2**32  # NumPy takes no larger
                     stack.enter_context(untouched_generators(drawn))
+                    stack.enter_context(checkpoints_draw_again())
                 if torch.is_grad_enabled():
                     stack.enter_context(refused_reentrant_checkpoints())
                     holder, key = self.places[self.space.names[0]][0]
-                    if isinstance(holder[key], nn.Parameter):  # nothing is installed for the backward pass
+                    if not is_installed(holder[key]):  # nothing is installed for the backward pass
                         stack.enter_context(refused_hooks(_CHECKPOINTED))
                 state, written = self._state(blocks), writes_inputs(self.modules)
                 if self.functions is not None and self.functions.nested:  # it may differentiate in its parameters
@@ -388,10 +388,7 @@ class Snapshot:
         value = self.x.new_zeros(())
         for weight, p in self.penalties:
             if p.convex or not convex_only:
-                term = torch.as_tensor(p.function(blocks))
-                if term.ndim:
-                    raise ValueError(f"Penalty: function must return a scalar, got shape {tuple(term.shape)}")
-                value = value + weight * term
+                value = value + weight * p.at(blocks, self.functions)
         return value
 
 

@@ -41,6 +41,7 @@ from frechet.objective.structure import Layout, examples_of, fresh
 from frechet.operators.differences import CLOSE, SINGLE, STEPS, compare, linear, squared
 from frechet.operators.gauss_newton import empirical_fisher, gauss_newton
 from frechet.operators.hessian import hessian
+from frechet.operators.products import differentiating
 from frechet.space import generator
 
 
@@ -337,7 +338,7 @@ def _add(
     asked[1] = asked[1] and part.criterion.additive and len(terms[0]) == examples_of(batch.inputs, batch.targets)
     criterion = criterion_for(part.criterion, layout)
     moved = (outputs[1] - outputs[2]) / (2 * h)
-    with _placed(snapshot, x):
+    with _placed(snapshot, x), differentiating("check", snapshot.space.device):
         reads = criterion.terms(outputs[0].detach(), batch.targets).requires_grad
         asked[0] = asked[0] and not reads and part.head is None
         if asked[0]:
