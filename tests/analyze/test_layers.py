@@ -89,8 +89,10 @@ def test_the_ends_of_a_share_are_where_the_difference_becomes_significant():
         assert layer.lower < layer.share < layer.upper
         for r in (layer.lower, layer.upper):
             variance = 2 * (1 - r) ** 2 * own + (1 - 2 * r) ** 2 * across + 2 * r**2 * rest
-            t = abs(a - r * b) / (seen.unit * math.sqrt(variance / 40))
-            assert math.isclose(t, stats.t.ppf(0.95, 9.75), rel_tol=1e-6)
+            spread = float((seen.draws[:, i] - r * seen.draws.sum(1)).var())
+            bounds = stats.t.ppf(0.95, 19.5) * math.sqrt(variance), stats.t.ppf(0.95, 39) * math.sqrt(spread)
+            off = abs(a - r * b) / seen.unit * math.sqrt(40)
+            assert math.isclose(off, max(bounds), rel_tol=1e-6)
 
 
 def test_the_three_parts_of_a_variance_are_those_of_the_matrix():

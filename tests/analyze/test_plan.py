@@ -20,7 +20,7 @@ def objective(examples=2000, width=300):
 
 def test_the_memory_of_a_product_is_seen_and_smaller_batches_are_proposed():
     f = objective()
-    found = plan(hessian(f))
+    found = plan(hessian(f), sample=0)
     if found.product_bytes is None:
         pytest.skip("this system does not tell a process its high-water mark")
     activations = 2 * 2000 * 300 * 4
@@ -30,7 +30,7 @@ def test_the_memory_of_a_product_is_seen_and_smaller_batches_are_proposed():
     assert tight.examples is not None
     assert 100 <= tight.examples < 700
     assert "in_pieces" in str(tight)
-    smaller = plan(hessian(f.in_pieces(tight.examples)))
+    smaller = plan(hessian(f.in_pieces(tight.examples)), sample=0)
     assert smaller.product_bytes is not None
     assert smaller.product_bytes < 0.5 * found.product_bytes
 
@@ -45,7 +45,7 @@ def test_jobs_are_products_times_seconds():
 
     A = from_callable(product, euclidean(500), facts="symmetric")
     found = plan(A, budget=10**9, k=3, products=60, probes=4, steps=10)
-    assert calls == [1, 1, 2, 1, 1, 1]  # the identity: eigsh ends after k products
+    assert calls == [1, 1, 2, 1]  # the identity: Lanczos' method ends at once
     assert [job.products for job in found.jobs] == [3, 60, 40]
     assert found.jobs[0].seconds == pytest.approx(3 * found.product_seconds)
     assert found.jobs[2].vectors == 14
@@ -124,7 +124,7 @@ def test_fewer_tokens_at_once_are_proposed_where_the_chunks_of_a_head_do_not_fit
             Objective(model, cross_entropy(), [(tokens, tokens)], head="lm_head", **{"head_rows": 512, **rows})
         )
 
-    found = plan(headed())
+    found = plan(headed(), sample=0)
     if found.product_bytes is None:
         pytest.skip("this system does not tell a process its high-water mark")
     assert found.head_rows is None
@@ -133,33 +133,52 @@ def test_fewer_tokens_at_once_are_proposed_where_the_chunks_of_a_head_do_not_fit
     assert tight.head_rows is not None
     assert 32 <= tight.head_rows < 512
     assert f"head_rows={tight.head_rows})" in str(tight)
-    fitting = plan(headed(head_rows=tight.head_rows))
+    fitting = plan(headed(head_rows=tight.head_rows), sample=0)
     assert fitting.product_bytes is not None
     assert fitting.product_bytes <= 1.5 * budget  # what a product takes varies with what the allocator kept
 
 
 def test_a_budget_below_the_body_asks_for_smaller_batches_too():
     torch.manual_seed(0)
-    model, tokens = Words(500, width=64), torch.randint(500, (64, 512))
+    model, tokens = Words(500, width=64), torch.randint(500, (16, 128))
     H = hessian(Objective(model, cross_entropy(), [(tokens, tokens)], head="lm_head"))
-    found = plan(H)
+    found = plan(H, sample=0)
     if found.product_bytes is None:
         pytest.skip("this system does not tell a process its high-water mark")
     tight = plan(H, budget=found.product_bytes // 20)
     assert tight.head_rows == 1
     assert tight.examples is not None
-    assert tight.examples < 32
+    assert tight.examples < 8
 
 
-@pytest.mark.parametrize("top", [5, 10])
-@pytest.mark.parametrize("decay", [1.5, 2.0])
-def test_products_of_eigsh_are_told_within_a_factor_of_one_and_a_half_where_few_eigenvalues_stand_out(top, decay):
-    bulk = torch.linspace(0, 0.3, 1500, dtype=torch.float64) ** 2
-    d = torch.cat([10 * torch.arange(1.0, top + 1, dtype=torch.float64) ** -decay + 0.3, bulk])
+N = 1200
+SPECTRA = {
+    "five stand out": lambda: torch.cat([10 / torch.arange(1.0, 6) + 0.3, torch.linspace(0, 0.3, N) ** 2]),
+    "twenty stand out": lambda: torch.cat([10 / torch.arange(1.0, 21) ** 2 + 0.3, torch.linspace(0, 0.3, N) ** 2]),
+    "one over i": lambda: 1 / torch.arange(1.0, N),
+    "a slow power": lambda: torch.arange(1.0, N) ** -0.25,
+    "uniform": lambda: torch.linspace(0, 1, N),
+    "geometric": lambda: 0.97 ** torch.arange(float(N)),
+    "both signs": lambda: torch.cat([torch.linspace(-1, 0.2, N), 1 / torch.arange(1.0, 30)]),
+    "wishart": lambda: torch.linalg.svdvals(torch.randn(N, 300, generator=torch.Generator().manual_seed(0))) ** 2 / N,
+}
+
+
+@pytest.mark.parametrize("k", [3, 10])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_products_of_eigsh_are_told_within_a_factor_of_one_and_a_half(name, k):
+    d = SPECTRA[name]().double()
     A = from_callable(lambda V: d[:, None] * V, len(d), facts="symmetric", dtype=torch.float64)
-    k = min(top, 8)
-    took, told = eigsh(A, k, seed=1).products, plan(A, k=k).jobs[0].products
+    took = sorted(eigsh(A, k, seed=seed).products for seed in range(3))[1]
+    told = plan(A, k=k).jobs[0].products
     assert took / 1.5 <= told <= 1.5 * took
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 12, 60])
+def test_small_operators_are_planned(n):
+    for d in (torch.zeros(n), torch.ones(n), torch.arange(float(n)), torch.randn(n)):
+        A = from_callable(lambda V, d=d: d[:, None] * V, n, facts="symmetric")
+        assert 1 <= plan(A, budget=10**9, k=min(3, n)).jobs[0].products <= 40
 
 
 def test_no_products_of_eigsh_are_made_without_a_sample():

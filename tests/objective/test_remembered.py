@@ -19,6 +19,14 @@ class Runs:
     number = 0
 
 
+class Cache:
+    """What transformers return beside their hidden states: an object that holds tensors in lists of objects."""
+
+    def __init__(self, *keys):
+        self.layers = [Cache(key[None]) for key in keys] if keys[0].ndim == 2 else []
+        self.keys, self.kind = keys[0], type(keys[0])
+
+
 class Body(nn.Module):
     """A frozen layer that counts its runs; `kind` is what its output hangs on beside its input."""
 
@@ -51,6 +59,8 @@ class Body(nn.Module):
             x += 1
         if self.kind == "the input itself":
             return x
+        if self.kind in ("object", "object changed", "object written"):
+            return y, Cache(y * 2, y * 3)
         return {"hidden": y, "none": None} if self.kind == "dict" else y
 
 
@@ -78,6 +88,13 @@ class Net(nn.Module):
             y = y + self.body(x.flip(0))
         if self.kind == "dict":
             y = y["hidden"]
+        if self.kind.startswith("object"):
+            y, cache = y
+            y = y + cache.layers[1].keys[0]
+            if self.kind == "object changed":
+                cache.layers[1].keys = self.head.weight[None, :, :].sum(1)
+            if self.kind == "object written":
+                cache.layers[1].keys += self.head.bias.detach().sum()
         if self.kind == "input":
             y = y + x.sum()
         if self.kind == "written":
@@ -86,7 +103,8 @@ class Net(nn.Module):
 
 
 KINDS = (
-    "plain", "dict", "twice", "moving input", "closure", "hook", "attribute left", "attribute read", "buffer", "input",
+    "plain", "dict", "object", "twice", "object changed", "object written",
+    "moving input", "closure", "hook", "attribute left", "attribute read", "buffer", "input",
     "written", "the input itself",
 )  # fmt: skip
 
@@ -109,7 +127,7 @@ def test_losses_are_those_of_the_model_wherever_the_parameters_are(kind):
     assert "forward" not in net.body.__dict__
 
 
-@pytest.mark.parametrize(("kind", "calls"), [("plain", 1), ("dict", 1), ("twice", 2)])
+@pytest.mark.parametrize(("kind", "calls"), [("plain", 1), ("dict", 1), ("object", 1), ("twice", 2)])
 def test_a_frozen_body_runs_twice_for_each_of_its_inputs(kind, calls):
     net, objective = problem(kind)
     remembered = Remembered(objective.snapshot())
@@ -126,7 +144,7 @@ def test_a_frozen_body_runs_twice_for_each_of_its_inputs(kind, calls):
         assert torch.equal(g, objective.gradient(objective.point + a * d))
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("plain", "dict", "twice")])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("plain", "dict", "object", "twice")])
 def test_what_hangs_on_more_than_its_input_runs_each_time(kind):
     net, objective = problem(kind)
     d = torch.randn(objective.space.dim, dtype=torch.float64)

@@ -29,6 +29,14 @@ def test_each_number_stands_beside_the_other_with_what_became_of_it():
     assert all(row.change == "not told apart" for row in layers(pair(report(), changed())))
 
 
+def test_a_number_that_is_zero_within_its_error_has_no_multiple():
+    r, e = report(), report().hessian.eigenvalues
+    zero = (Eigenvalue(-1e-9, 1e-6, True), *e.smallest[1:])
+    flat = replace(r, hessian=replace(r.hessian, eigenvalues=replace(e, smallest=zero)))
+    told = [{row.name: row for row in headlines(pair(*both))}["Most negative"] for both in ((flat, r), (r, flat))]
+    assert [row.change for row in told] == ["fell", "rose"]
+
+
 def test_what_was_measured_in_one_alone_is_said():
     rows = {row.name: row for row in headlines(pair(report(), empty()))}
     assert (rows["Hessian trace"].second, rows["Hessian trace"].change) == ("not measured", "")

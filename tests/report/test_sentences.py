@@ -90,9 +90,11 @@ def test_the_first_paragraph_names_layers_rates_and_batches():
     assert "Larger batches pay up to about 118 [92, 161] examples" in said
     assert sentences.meaning(empty()) == []
     section = report().layers
-    named = replace(section, layers=(replace(section.layers[4], name="7"),))
+    share = section.layers[4].share
+    small = replace(section.layers[0], share=replace(share, value=0.01, lower=0.0, upper=0.02))
+    named = replace(section, layers=(replace(section.layers[4], name="7", share=replace(share, value=0.6)), small))
     said = " ".join(sentences.meaning(replace(report(), layers=named)))
-    assert "Layer 7 holds about 47 % of the curvature" in said
+    assert "Layer 7 holds about 60 % of the curvature" in said
 
 
 def test_a_number_that_is_not_told_is_said_with_what_it_takes():
@@ -110,6 +112,13 @@ def test_a_slice_whose_first_points_disagree_says_so_and_not_a_rounded_zero(zero
     assert "at a distance of 0.040 already, the nearest that was computed" in said
     assert "10\u207b" not in said
     assert "lower than here by 0.0010" in said
+
+
+def test_the_first_paragraph_does_not_say_that_the_only_layer_holds_everything():
+    r = report()
+    one = replace(r, layers=replace(r.layers, layers=r.layers.layers[:1]))
+    assert "of the curvature" in " ".join(sentences.meaning(r))
+    assert "of the curvature" not in " ".join(sentences.meaning(one))
 
 
 def test_layers_without_shares_are_told_by_their_traces():

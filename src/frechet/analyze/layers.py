@@ -138,8 +138,8 @@ def layer_traces(
     """The trace of every diagonal block of a symmetric A, and of the blocks of every module, from the same probes.
 
     Intervals use Student's t of (probes - 1)/2 degrees of freedom; standard errors are at least the rounding of the
-    sums, and those of shares at least what the spread of the draws says, at (probes - 1) degrees. `block` products are computed at once, and the pairs of probes in one of these
-    blocks tell A_bb from A_bc.
+    sums, and those of shares at least what the spread of the draws says, at (probes - 1) degrees. `block` products are
+    computed at once, and the pairs of probes in one of these blocks tell A_bb from A_bc.
 
     Example:
         >>> import torch

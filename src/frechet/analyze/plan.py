@@ -5,8 +5,11 @@ what the first vector costs and k - 1 times what the second added; a job costs i
 keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
 names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
 
-**Cost:** four products, and 2 k + 2 of `eigsh` where they fit; more, one per halving, where the product does not fit
-and the objective has a head.
+How many products `eigsh` takes hangs on the spectrum. A few products of Lanczos' method tell it roughly, and `eigsh`
+is tried on a diagonal matrix that has such a spectrum.
+
+**Cost:** four products, and max(2 k + 2, 30) of Lanczos' method where they fit; more, one per halving, where the
+product does not fit and the objective has a head.
 """
 
 from __future__ import annotations
@@ -18,19 +21,24 @@ from typing import get_args
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
 
 from frechet.linalg.basis import Storage, kept_as, roundoff
-from frechet.linalg.eigsh import EigshState, eigsh
-from frechet.linalg.result import Status
+from frechet.linalg.eigsh import eigsh
+from frechet.linalg.krylov import gauss_quadrature, lanczos
 from frechet.linalg.shown import Result, Rows
-from frechet.linalg.thick_restart import MARGIN
 from frechet.operators.gauss_newton import OutputProduct
 from frechet.operators.hessian import ObjectiveHessian
 from frechet.operators.jacobian import OutputJacobian
 from frechet.operators.operator import Fact, LinearOperator
+from frechet.operators.structured import from_callable
 from frechet.recording import free_memory, peak_above, start_peak
 
 MOST_AT_ONCE = 256  # vectors: more bring no speed
+SAMPLE = 30  # products that tell how many eigsh will take
+LIKE = 2000  # rows of the diagonal matrix on which that is tried
+MOST_BASES = 12  # first bases that a run may take
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,9 @@ def plan(
     """What products with A cost, what fits into `budget` bytes (default: what is free), and what jobs will take.
 
     The jobs are the defaults of `eigsh` for the `k` largest pairs, `trace` with `products` products, and
-    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum: where they
-    fit, its first `sample` (2 k + 2) are made, and the course of the residuals is continued. With ``sample=0`` it is
-    assumed to end with its first basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
+    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum, of which
+    `sample` products, max(2 k + 2, 30), are made where they fit. With ``sample=0`` it is assumed to end with its first
+    basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
 
     Example:
         >>> import torch
@@ -156,7 +164,7 @@ def plan(
     # beside the basis: what is made orthogonal, its copy and coefficients, and the vectors found
     pairs = job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
     if pairs.fits is not False:
-        count = _eigsh_products(A, k, basis, 2 * k + 2 if sample is None else sample)
+        count = _eigsh_products(A, k, basis, max(2 * k + 2, SAMPLE) if sample is None else sample)
         pairs = replace(pairs, products=count, seconds=count * first)
     # the sketch keeps a vector for each of its probes, and is copied when it grows and when it is read
     sketch = products if Fact.POSITIVE_SEMIDEFINITE in A.facts else products // 2
@@ -174,40 +182,46 @@ def plan(
 
 
 def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:
-    """How many products `eigsh` will take for the k largest pairs, from its first ones.
+    """How many products `eigsh` will take for the k largest pairs: those that it takes on a diagonal matrix like A.
 
-    The residuals fall about geometrically. Their course is continued until the last one meets its tolerance.
+    `sample` products of Lanczos' method tell the spectrum as far as they can: the ends one by one, and the bulk by a
+    smooth distribution.
     """
-    seen: list[tuple[int, float]] = []
-    if Fact.SYMMETRIC not in A.facts or not 0 < k < A.domain.dim or sample < 1:
+    n = A.domain.dim
+    if Fact.SYMMETRIC not in A.facts or not 0 < k < n or sample < 2:
         return basis
-
-    def observe(state: EigshState) -> bool:
-        if len(state.values) == k:
-            target = (MARGIN if k > 1 else 1.0) * 1e-3 * state.values.abs().clamp_min(1e-300)
-            seen.append((state.products, float((state.residuals / target).clamp_min(1e-12).max())))
-        return False
-
-    sample = min(basis, sample, A.domain.dim)
-    found = eigsh(A, k, seed=0, max_products=sample, observe=observe)
-    if found.status is Status.CONVERGED or len(seen) < 4:
-        return found.products if found.status is Status.CONVERGED else basis
-    steps, logs = np.array([m for m, _ in seen], dtype=float), np.log([r for _, r in seen])
-    half = len(seen) // 2
-    slope = min(float(np.polyfit(steps[half:], logs[half:], 1)[0]) if half > 2 else float(np.diff(logs).mean()), -1e-3)
-    left = max(float(logs[-4:].mean()), 0.0) / -slope
-    # the runs that were measured took at most 12 first bases
-    return round(min(found.products + left, 12 * basis))
+    found = lanczos(A, A.domain.random(0, 0, "gaussian"), steps=sample)
+    values = torch.from_numpy(_eigenvalues_like(*gauss_quadrature(found.alpha, found.beta), n))
+    like = from_callable(lambda V: values[:, None] * V, len(values), facts="symmetric", dtype=torch.float64)
+    return eigsh(like, min(k, len(values) - 1), seed=0, max_products=MOST_BASES * basis).products
 
 
-def _measured(A: LinearOperator, V: torch.Tensor) -> tuple[float, int | None]:
+def _eigenvalues_like(nodes: Tensor, weights: Tensor, n: int) -> np.ndarray:
+    """min(n, LIKE) eigenvalues of which a quadrature says as much as of the n that it was made for."""
+    t, w, most = nodes.numpy(), weights.numpy(), min(n, LIKE)
+    single = n * w <= 4  # about one eigenvalue; a random vector's squared entries vary that much
+    high = len(t) - int(single[::-1].cumprod().sum())
+    low = min(int(single.cumprod().sum()), high)
+    ends, t, w = np.concatenate([t[:low], t[high:]])[:most], t[low:high], w[low:high]
+    left = most - len(ends)
+    if len(t) < 2 or not left:
+        return np.concatenate([np.full(left, t[0] if len(t) else nodes.numpy()[0]), ends])
+    share = np.cumsum(w) - w / 2
+    bottom, top = t[0] - (t[1] - t[0]) / 2, t[-1] + (t[-1] - t[-2]) / 2
+    bottom = max(bottom, nodes[low - 1]) if low else bottom
+    top = min(top, nodes[high]) if high < len(nodes) else top
+    quantiles = PchipInterpolator([0.0, *(share / w.sum()), 1.0], [bottom, *t, top])
+    return np.concatenate([quantiles((np.arange(left) + 0.5) / left), ends])
+
+
+def _measured(A: LinearOperator, V: Tensor) -> tuple[float, int | None]:
     device = A.domain.device
     before, start = start_peak(device), time.perf_counter()
     float((A @ V)[0, 0])  # waits for the device
     return time.perf_counter() - start, peak_above(before, device)
 
 
-def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: torch.Tensor) -> tuple[int | None, int]:
+def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: Tensor) -> tuple[int | None, int]:
     """The rows of a head at once, halved until a product was seen within the budget, and the bytes that it took.
 
     Not in a group: its processes measure different peaks, and must all make the same products.

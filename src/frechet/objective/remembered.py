@@ -14,7 +14,7 @@ gradient, hooks watch what is inside of it, or somebody writes into what it retu
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from frechet.objective._torch_internals import in_dispatch_mode, in_forward_mode, in_transform
 from frechet.objective.attributes import Attributes, attributes_of, differs
 from frechet.objective.snapshot import Snapshot
-from frechet.objective.structure import leaves_of, mapped, tensors_of
+from frechet.objective.structure import leaves_of, mapped
 
 MISSES = 256  # new inputs after which a module that never met one again is left alone
 SAMPLES = 16  # numbers of an input by which it is looked up, before all are compared
@@ -49,7 +49,7 @@ class Remembered:
         for part in self.parts:
             if not part.alone:
                 part.run = part.module.forward
-                part.module.__dict__["forward"] = part
+                part.module.__dict__["forward"] = part._call
 
     def __exit__(self, *_: object) -> None:
         for part in self.parts or ():
@@ -89,15 +89,15 @@ class _Entry:
     given: list[Any]  # copies
     attributes: Attributes
     returned: Any
-    tensors: list[Tensor]
+    leaves: list[Any]
     versions: list[int]
     proved: bool = False
 
     def whole(self) -> bool:
         """Whether nobody changed what was returned."""
-        now = tensors_of(self.returned)
-        same = len(now) == len(self.tensors) and all(a is b for a, b in zip(now, self.tensors, strict=True))
-        return same and [t._version for t in now] == self.versions
+        now = list(_inside(self.returned))
+        same = len(now) == len(self.leaves) and all(a is b for a, b in zip(now, self.leaves, strict=True))
+        return same and _versions(now) == self.versions
 
 
 @dataclass(eq=False)
@@ -119,7 +119,7 @@ class _Frozen:
     bytes: int = 0
     useful: bool = False  # it met an input again
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
+    def _call(self, *args: Any, **keywords: Any) -> Any:
         given = list(leaves_of((args, keywords)))
         if self.alone or not _plain(given):
             return self.run(*args, **keywords)
@@ -148,25 +148,23 @@ class _Frozen:
         """Run the module, and hold its outputs against those that it gave for these inputs before, if it did."""
         copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
         touched = [b for m in modules for b in m._buffers.values() if b is not None]
-        touched += [leaf for leaf in given if isinstance(leaf, Tensor)]
-        before = [t._version for t in touched], _generators()
+        before = _versions([*touched, *given]), _generators()
         returned = self.run(*args, **keywords)
-        after = [t._version for t in touched], _generators()
-        leaves, tensors = list(leaves_of(returned)), tensors_of(returned)
+        after = _versions([*touched, *given]), _generators()
+        leaves = list(_inside(returned))
         pure = before == after and _plain(leaves) and _same(kept, attributes_of(modules))
-        if not pure or _share_memory(tensors, given):
+        if not pure or _share_memory(leaves, given):
             self._forget()
         elif known is not None:
-            known.proved = self.useful = _equal(known.tensors, tensors)
+            known.proved = self.useful = _equal(known.leaves, leaves)
             if not known.proved:
                 self._forget()
         else:
-            size = sum(t.nbytes for t in (*tensors, *copies) if isinstance(t, Tensor))
+            size = sum(t.nbytes for t in (*leaves, *copies) if isinstance(t, Tensor))
             full = self.held.bytes + size > MOST
             if not full:
                 self.held.bytes, self.bytes = self.held.bytes + size, self.bytes + size
-                versions = [t._version for t in tensors]
-                self.entries[key] = _Entry(copies, kept, returned, tensors, versions)
+                self.entries[key] = _Entry(copies, kept, returned, leaves, _versions(leaves))
             if not self.useful and (full or len(self.entries) > MISSES):
                 self._forget()
         return returned
@@ -185,14 +183,33 @@ def _plain(leaves: Sequence[Any]) -> bool:
         if isinstance(leaf, Tensor):
             if leaf.requires_grad or leaf.layout is not torch.strided or leaf.is_nested or type(leaf) is not Tensor:
                 return False
-        elif not isinstance(leaf, bool | int | float | str | None | torch.dtype | torch.device):
+        elif not isinstance(leaf, bool | int | float | str | None | type | torch.dtype | torch.device):
             return False
     return True
 
 
-def _share_memory(returned: Sequence[Tensor], given: Sequence[Any]) -> bool:
+def _inside(tree: Any, depth: int = 6) -> Iterator[Any]:
+    """The leaves of what a module returned, and what objects in it hold: caches of keys and values are such."""
+    for leaf in leaves_of(tree):
+        if (
+            depth
+            and hasattr(leaf, "__dict__")
+            and not isinstance(leaf, Tensor | nn.Module | type)
+            and not callable(leaf)
+        ):
+            yield type(leaf)
+            yield from _inside(dict(vars(leaf)), depth - 1)
+        else:
+            yield leaf
+
+
+def _versions(leaves: Sequence[Any]) -> list[int]:
+    return [leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _share_memory(returned: Sequence[Any], given: Sequence[Any]) -> bool:
     places = {leaf.untyped_storage().data_ptr() for leaf in given if isinstance(leaf, Tensor)}
-    return any(t.untyped_storage().data_ptr() in places for t in returned)
+    return any(isinstance(t, Tensor) and t.untyped_storage().data_ptr() in places for t in returned)
 
 
 def _mode(modules: Sequence[nn.Module], args: Any, keywords: Any) -> tuple[Any, ...]:

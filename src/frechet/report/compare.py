@@ -136,7 +136,7 @@ def _eigenvalues(name: str, x: Eigenvalue | None, y: Eigenvalue | None) -> list[
     if x is None or y is None:
         return [Pair(name, first, second, "")]
     apart = abs(x.value - y.value) > x.residual + y.residual
-    return [Pair(name, first, second, _ratio(x.value, y.value) if apart else _SAME)]
+    return [Pair(name, first, second, _ratio(x.value, y.value, x.residual, y.residual) if apart else _SAME)]
 
 
 def _measured(name: str, x: Measured | None, y: Measured | None) -> list[Pair]:
@@ -154,12 +154,13 @@ def _change(x: Measured, y: Measured) -> str:
     """What became of a number: nothing that the intervals would tell apart, or the ratio."""
     if not (x.upper < y.lower or y.upper < x.lower):
         return _SAME
-    return _ratio(x.value, y.value)
+    return _ratio(x.value, y.value, max(x.upper - x.value, 0.0), max(y.upper - y.value, 0.0))
 
 
-def _ratio(x: float, y: float) -> str:
-    """The second as a multiple of the first, where both have one sign."""
-    if not (math.isfinite(x) and math.isfinite(y)) or x * y <= 0:
+def _ratio(x: float, y: float, error_x: float = 0.0, error_y: float = 0.0) -> str:
+    """The second as a multiple of the first, where both have one sign and are told from zero."""
+    known = math.isfinite(x) and math.isfinite(y) and abs(x) > error_x and abs(y) > error_y
+    if not known or x * y <= 0:
         return "rose" if y > x else "fell" if y < x else ""
     return f"× {numbers.number(y / x, 3)}"
 

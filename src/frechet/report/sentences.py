@@ -187,6 +187,8 @@ def _where(report: Report) -> str:
     section = report.layers
     if section is None or any(not math.isfinite(x.share.upper - x.share.lower) for x in section.layers):
         return ""
+    if len(section.layers) < 2:  # it holds everything
+        return ""
     ranked = sorted(section.layers, key=lambda x: -x.share.value)
     total, chosen, held = max(1, sum(x.size for x in ranked)), [], 0.0
     for x in ranked[:3]:
