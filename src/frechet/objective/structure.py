@@ -133,7 +133,7 @@ def _examples(tree: Any, known: int | None) -> int | None:
 
 def is_cut(tree: Any, size: int) -> bool:
     """Whether a list has one item for each of `size` examples."""
-    if not isinstance(tree, list) or len(tree) != size:
+    if not isinstance(tree, list) or len(tree) != size or len({type(item) for item in tree}) > 1:
         return False
     return not any(isinstance(item, Tensor) and item.ndim and len(item) == size for item in tree)
 
