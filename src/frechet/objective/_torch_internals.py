@@ -112,6 +112,12 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def without_needless_graph(t: Tensor) -> Tensor:
+    """`t`, without its graph where gradients are off: a function that takes derivatives itself has run with them."""
+    needless = t.requires_grad and not torch.is_grad_enabled() and not in_forward_mode() and not in_transform()
+    return t.detach() if needless else t
+
+
 def differentiable(t: Tensor) -> Tensor:
     """`t`, or its like that requires a gradient; a dual number keeps its tangent."""
     if t.requires_grad or in_transform():

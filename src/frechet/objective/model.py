@@ -287,9 +287,9 @@ def _like(kept: Tensor, t: Tensor) -> Tensor:
     kind = type(kept)
     if kind is not Tensor and type(t) is Tensor and kind not in (nn.Parameter, nn.Buffer) and _is_plain(kind):
         t = t.as_subclass(kind)  # type: ignore[arg-type]
-    asked = {name: value for name, value in kept.__dict__.items() if not name.startswith("_frechet_")}
-    if asked:
-        t.__dict__.update({name: value for name, value in asked.items() if name not in t.__dict__})
+    for name, value in kept.__dict__.items():
+        if not name.startswith("_frechet_") and name not in t.__dict__:
+            setattr(t, name, value)
     if isinstance(kept, nn.Parameter):
         t._is_param = True  # type: ignore[attr-defined]  # isinstance(t, nn.Parameter)
     t._frechet_installed = True  # type: ignore[attr-defined]
@@ -298,8 +298,8 @@ def _like(kept: Tensor, t: Tensor) -> Tensor:
 
 def _is_plain(kind: type) -> bool:
     """Whether a class of tensors is one of parameters that adds methods, and changes no operation."""
-    disabled = nn.Parameter.__torch_function__, Tensor.__torch_dispatch__
-    return issubclass(kind, nn.Parameter) and (kind.__torch_function__, kind.__torch_dispatch__) == disabled
+    names = ("__torch_function__", "__torch_dispatch__")
+    return issubclass(kind, nn.Parameter) and all(getattr(kind, n) == getattr(nn.Parameter, n) for n in names)
 
 
 def is_installed(t: Tensor) -> bool:

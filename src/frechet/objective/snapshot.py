@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from frechet.errors import NonFinite, NotDifferentiable
-from frechet.objective._torch_internals import checkpoints_draw_again, differentiable, in_transform
+from frechet.objective._torch_internals import differentiable, in_transform, without_needless_graph
 from frechet.objective.attributes import Attributes
 from frechet.objective.criterion import Criterion
 from frechet.objective.custom import Custom, criterion_for
-from frechet.objective.data import Batch, untouched_generators
+from frechet.objective.data import Batch, fixed_draws, untouched_generators
 from frechet.objective.functions import Functions
 from frechet.objective.group import Tally, combined, room
 from frechet.objective.guards import explained, mark, misfit, refuse_graph
@@ -41,7 +41,7 @@ from frechet.objective.model import (
 from frechet.objective.parts import Part, Penalty
 from frechet.objective.sharded import whole_tensor
 from frechet.objective.structure import examples_of, tensors_of
-from frechet.space import Group, Space, aligned, generator
+from frechet.space import Group, Space, aligned
 from frechet.space.group import sketch
 
 T = TypeVar("T")
@@ -104,10 +104,8 @@ class Snapshot:
 
         def run() -> Any:
             with ExitStack() as stack:
-                if self.dropout_seed is not None:  # the draws of batch i are always those of (seed, i)
-                    drawn = generator(self.dropout_seed, batch.index).initial_seed() % 2**32  # NumPy takes no larger
-                    stack.enter_context(untouched_generators(drawn))
-                    stack.enter_context(checkpoints_draw_again())
+                if self.dropout_seed is not None:
+                    stack.enter_context(fixed_draws(self.dropout_seed, batch.index))
                 if torch.is_grad_enabled():
                     stack.enter_context(refused_reentrant_checkpoints())
                     holder, key = self.places[self.space.names[0]][0]
@@ -139,7 +137,7 @@ class Snapshot:
             found = run() if head is None else head.before(run)
         except Exception as error:
             raise explained(error, self, batch) from (None if isinstance(error, NotDifferentiable) else error)
-        outputs = batch.layout.pack(found)
+        outputs = without_needless_graph(batch.layout.pack(found))
         if any(part.dtype is not None for part in self.parts) and outputs.dtype != self.space.dtype:
             raise misfit(self, batch, f"its outputs are {outputs.dtype}")
         if self.functions is not None and batch.index == 0 and outputs.requires_grad and not in_transform():
@@ -184,7 +182,8 @@ class Snapshot:
             return criterion.terms(outputs, batch.targets)
         try:
             with self.installed(blocks):  # the criterion may read parameters of the model
-                return self.functions.evaluate(lambda: criterion.terms(outputs, batch.targets))
+                found = self.functions.evaluate(lambda: criterion.terms(outputs, batch.targets))
+                return without_needless_graph(found)
         except Exception as error:
             error.add_note(f"Objective: in the criterion, batch {batch.index}")
             raise

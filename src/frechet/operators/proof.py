@@ -33,7 +33,7 @@ from frechet.objective.attributes import Attributes, attributes_of, put_back
 from frechet.objective.check import Check, Proved, passes
 from frechet.objective.coupling import couplings_seen
 from frechet.objective.custom import criterion_for
-from frechet.objective.data import untouched_generators
+from frechet.objective.data import fixed_draws
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import arguments_of, backward_hooks, outputs_of
 from frechet.objective.remembered import Remembered
@@ -355,8 +355,7 @@ def _called(snapshot: Snapshot, part: Part, batch: Batch, x: Tensor) -> tuple[Te
         args, keywords = arguments_of(batch.model or snapshot.model, fresh(batch.inputs))
         with ExitStack() as stack:
             if snapshot.dropout_seed is not None:
-                drawn = generator(snapshot.dropout_seed, batch.index).initial_seed() % 2**32
-                stack.enter_context(untouched_generators(drawn))
+                stack.enter_context(fixed_draws(snapshot.dropout_seed, batch.index))
             returned = outputs_of((batch.model or snapshot.model)(*args, **keywords))
         y = layout.pack(returned).detach()
         terms = criterion_for(part.criterion, layout).terms(y, batch.targets)
