@@ -24,7 +24,7 @@ from frechet.errors import NonFinite, NotDifferentiable
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.coupling import check_additive
 from frechet.objective.criterion import per_example
-from frechet.operators.gauss_newton import primal_and_tangent
+from frechet.operators.gauss_newton import primal_and_tangent, prove_adjoint
 from frechet.operators.headed import along, head_blocks, head_tangents
 from frechet.operators.joint import along_terms, reads_parameters
 from frechet.operators.products import Leaves, columns, differentiating, grads
@@ -155,4 +155,5 @@ def _pushed(
         y = s.forward(blocks, batch, part.head)
         u = torch.zeros_like(y).requires_grad_()
         transposed = grads(y, leaves, [u], create_graph=True)
+        prove_adjoint("example_slopes", s, batch, y, leaves, u, transposed)
     return y.detach(), lambda i: grads(transposed, [u], vectors[i], retain_graph=True)[0]

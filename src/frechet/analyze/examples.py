@@ -46,6 +46,7 @@ from frechet.errors import NonFinite
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.coupling import check_additive
 from frechet.objective.model import ordinary_mode
+from frechet.objective.structure import has_rows
 from frechet.operators.joint import reads_parameters
 from frechet.operators.products import columns, grads, second_order
 from frechet.space import Space
@@ -220,6 +221,7 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
     space, reads = snapshot.space, False
     # a batch draws what its examples get, and an example alone would draw something else
     together = snapshot.dropout_seed is not None
+    cut = True  # some input has a row for each example, in every batch
     if together and route == "vmap":
         raise Unbatchable(
             f"{what}: with dropout_seed examples are differentiated within their batch; pass route='loop'"
@@ -230,13 +232,15 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
         counted: list[tuple[float, int]] = []
 
         def contribute(part: Part, batch: Batch) -> Tensor:
-            nonlocal reads
+            nonlocal reads, cut
             with torch.enable_grad():
                 terms, outputs = _seen(snapshot, part, blocks, batch)
                 criterion = snapshot.criterion(part, batch)
                 check_additive(what, criterion, outputs, batch.targets, space.eps, batch.index)
                 reads = reads or reads_parameters(snapshot, part, batch, outputs, (leaves, blocks))
-                layers[:] = [] if reads else still_factored(snapshot, blocks, batch, layers, len(outputs))
+                cut = cut and (not len(terms) or has_rows(batch.inputs, len(terms)))
+                factored = cut and not reads
+                layers[:] = still_factored(snapshot, blocks, batch, layers, len(outputs)) if factored else []
                 counted.append((float(snapshot.count(part, batch)), terms.shape[0]))
                 return space.join(grads(terms.sum(), leaves, None))
 
@@ -251,7 +255,7 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
     scale = part.weight * examples / count
     return Walk(
         *(snapshot, part, blocks, layers, mean + common, common, float(penalty.detach()), scale, examples, count),
-        *(route, reads, together),
+        *(route, reads, together or not cut),
     )
 
 

@@ -36,10 +36,11 @@ from frechet.analyze.single_examples import (
     one_by_one,
     refuse_group,
     rows_at_once,
+    taken_alone,
 )
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.kernels import ordinary_mode
-from frechet.objective.structure import examples_of
+from frechet.objective.structure import examples_of, has_rows
 from frechet.operators.products import grads, second_order
 from frechet.space import Space
 
@@ -169,10 +170,13 @@ def _ntk_matrix(
     layers = candidates(snapshot, space) if way == "vmap" else []
     shapes: list[torch.Size] = []
     held: list[list[Factors]] = []
+    cut = True  # some input has a row for each example, in every batch: otherwise outputs are taken within their batch
 
     def measure(_part: Part, batch: Batch) -> None:
+        nonlocal cut
         shapes.append(snapshot.forward(blocks, batch).shape)
-        layers[:] = still_factored(snapshot, blocks, batch, layers, shapes[-1][0])
+        cut = cut and (not shapes[-1][0] or has_rows(batch.inputs, shapes[-1][0]))
+        layers[:] = still_factored(snapshot, blocks, batch, layers, shapes[-1][0]) if cut else []
 
     def factor(_part: Part, batch: Batch) -> None:
         together = snapshot.forward(blocks, batch)
@@ -190,7 +194,7 @@ def _ntk_matrix(
                 together = snapshot.forward(blocks, batch).detach()
                 if not len(together):
                     return
-                _output_rows(snapshot, rest, blocks, batch, together, way, start - row, row, use)
+                _output_rows(snapshot, rest, blocks, batch, together, way, start - row, row, use, cut)
             row += shape.numel()
 
         snapshot.sweep(visit)
@@ -273,10 +277,11 @@ def _output_rows(
     start: int,
     offset: int,
     use: Use,
+    cut: bool,
 ) -> None:
     """Give the rows of one batch from its number `start` on to `use`, numbered from `offset`."""
     size, each, most = len(together), together[0].numel(), rows_at_once(space)
-    alone, inputs = one_by_one(snapshot, blocks, batch, size) if route == "vmap" else (None, [])
+    alone, inputs = one_by_one(snapshot, blocks, batch, size) if route == "vmap" and cut else (None, [])
     step = max(1, most // max(1, each))
     for a in range(max(0, start) // max(1, each), size, step):
         b = min(a + step, size)
@@ -288,13 +293,21 @@ def _output_rows(
             if alone is not None:
                 rows, y = _mapped_rows(alone, own, [t[a:b] for t in inputs], cotangents)
             else:
-                singles = [example(batch, i, size) for i in range(a, b)]
-                rows, y = _looped_rows([partial(snapshot.forward, blocks, one) for one in singles], own, cotangents)
+                runs = [partial(_output, snapshot, blocks, batch, i, size, cut) for i in range(a, b)]
+                rows, y = _looped_rows(runs, own, cotangents)
             check_alone("ntk_matrix", y, together[a:b], space.eps, batch.index, a)
             first = a * each + c
             skip = max(0, start - first)
             if skip < len(rows):
                 use(offset + first + skip, rows[skip:])
+
+
+def _output(snapshot: Snapshot, blocks: dict[str, Tensor], batch: Batch, i: int, size: int, cut: bool) -> Tensor:
+    """The output of example i, alone or, where inputs cannot be cut, in its batch."""
+    if not cut:
+        return snapshot.forward(blocks, batch)[i : i + 1]
+    with taken_alone(batch.index, i):
+        return snapshot.forward(blocks, example(batch, i, size))
 
 
 def _mapped_rows(

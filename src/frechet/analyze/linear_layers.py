@@ -120,7 +120,7 @@ def still_factored(
         calls.append((i, a.numel() == m.in_features))
         return F.linear(a, m.weight.detach(), None if m.bias is None else m.bias.detach())
 
-    with torch.enable_grad(), _linear(layers, cut):
+    with torch.enable_grad(), batching(), _linear(layers, cut):
         y = alone({}, [r[0] for r in rows])
         own = [blocks[n] for layer in layers for n in layer.names]
         found = torch.autograd.grad(y.sum(), own, allow_unused=True) if y.requires_grad else [None] * len(own)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from frechet.errors import NotDifferentiable, UnusableObjective
+from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective.coupling import RAISED
 from frechet.objective.structure import is_cut, mapped, rows_of, tensors_of
 from frechet.operators.products import grads
 from frechet.space import Space
@@ -80,7 +81,8 @@ def chunk_gradients(
     for i in range(a, b):
         with torch.enable_grad():
             single = example(batch, i, score.shape[0])
-            y = snapshot.forward(blocks, single)
+            with taken_alone(batch.index, i):
+                y = snapshot.forward(blocks, single)
             value, cotangent = (y, score[i : i + 1]) if terms is None else (terms(single, y).sum(), None)
             pulled = grads(value, leaves, None if cotangent is None else [cotangent.view(y.shape)])
         torch.cat([g.reshape(-1) for g in pulled], out=G[i - a])
@@ -169,10 +171,26 @@ def batching() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, NotDifferentiable, UnusableObjective):
         raise
-    except RuntimeError as error:
+    except RAISED as error:
         text = (str(error).strip().splitlines() or [""])[0]
         raise Unbatchable(
             f"examples: route='vmap' cannot go through this model: {text[:200]}; pass route='loop'"
+        ) from error
+
+
+@contextmanager
+def taken_alone(index: int, i: int) -> Iterator[None]:
+    """What a model raises for one example alone, in one sentence."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, NotDifferentiable, UnusableObjective, NonFinite):
+        raise
+    except RAISED as error:
+        text = (str(error).strip().splitlines() or [""])[0]
+        raise UnusableObjective(
+            f"examples: batch {index}: the model must take example {i} alone, but it raised {type(error).__name__}: "
+            f"{text[:200]}; where inputs cannot be cut into examples, or the model takes one size of batch, give "
+            "batches of one example each"
         ) from error
 
 
@@ -187,7 +205,7 @@ def check_alone(what: str, alone: Tensor, together: Tensor, eps: float, index: i
     raise UnusableObjective(
         f"{what}: batch {index}: the output of example {first} alone must be its output in the batch, got "
         "another one; the model couples the examples of a batch, or an input without example axis has the batch's "
-        "length"
+        "length: where inputs cannot be cut into examples, give batches of one example each"
     )
 
 

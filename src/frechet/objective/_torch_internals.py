@@ -5,10 +5,12 @@ Each function here says which private name it uses and what it replaces that nam
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, KeysView, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
@@ -68,6 +70,38 @@ def reentrant_checkpoints_call(act: Callable[[Any], None]) -> Iterator[None]:
         torch.utils.checkpoint.check_backward_validity = checked
 
 
+@contextmanager
+def checkpoints_draw_again() -> Iterator[None]:
+    """Activation checkpoints begun inside draw the same numbers when they run again, by whatever generator.
+
+    torch puts its own generators back, unless preserve_rng_state=False, and neither NumPy's nor Python's. Replaces
+    `torch.utils.checkpoint._checkpoint_without_reentrant_generator`.
+    """
+    module: Any = torch.utils.checkpoint
+    begun = module._checkpoint_without_reentrant_generator
+
+    def begin(fn: Callable[..., Any], preserve: bool = True, *rest: Any, **keywords: Any) -> Any:
+        drawn = np.random.get_state(), random.getstate()
+
+        def again(*args: Any, **given: Any) -> Any:
+            now = np.random.get_state(), random.getstate()
+            np.random.set_state(drawn[0])
+            random.setstate(drawn[1])
+            try:
+                return fn(*args, **given)
+            finally:
+                np.random.set_state(now[0])
+                random.setstate(now[1])
+
+        return begun(again, True, *rest, **keywords)
+
+    module._checkpoint_without_reentrant_generator = begin
+    try:
+        yield
+    finally:
+        module._checkpoint_without_reentrant_generator = begun
+
+
 def in_transform() -> bool:
     """Whether a torch.func transform is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
@@ -76,6 +110,12 @@ def in_transform() -> bool:
 def in_forward_mode() -> bool:
     """Whether a level of dual numbers is open."""
     return forward_ad._current_level >= 0
+
+
+def without_needless_graph(t: Tensor) -> Tensor:
+    """`t`, without its graph where gradients are off: a function that takes derivatives itself has run with them."""
+    needless = t.requires_grad and not torch.is_grad_enabled() and not in_forward_mode() and not in_transform()
+    return t.detach() if needless else t
 
 
 def differentiable(t: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ other objects or outside of the model, is not seen here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -64,8 +65,7 @@ def _put(attributes: Attributes) -> None:
                 holder[key] = value
         for container, copy in contents:
             if differs(container, copy):
-                container.clear()
-                container.extend(copy) if isinstance(container, list) else container.update(copy)
+                _refill([(container, copy)])
 
 
 def differs(container: Any, copy: Any) -> bool:
@@ -79,9 +79,73 @@ def differs(container: Any, copy: Any) -> bool:
     return any(a is not b for a, b in zip(container, copy, strict=True))
 
 
+@dataclass(eq=False)
+class Left:
+    """What a forward pass left in the attributes of its modules, which a criterion may read: an auxiliary loss."""
+
+    values: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
+    contents: Contents = field(default_factory=list)
+
+    def look(self, attributes: Attributes) -> None:
+        """Keep what differs now from the attributes with which the pass began."""
+        self.values, self.contents = [], []
+        for holder, kept, contents in attributes:
+            for key, value in holder.items():
+                if key not in _TORCHS and kept.get(key, kept) is not value:
+                    self.values.append((holder, key, value))
+            self.contents += [(c, type(c)(c)) for c, copy in contents if differs(c, copy)]
+
+    def __bool__(self) -> bool:
+        return bool(self.values or self.contents)
+
+    def map(self, act: Callable[[Any], Any]) -> Left:
+        """The same with `act(value)` in the place of each value, and of each item of lists and dicts."""
+
+        def on(value: Any) -> Any:
+            if type(value) is dict:
+                return {k: on(v) for k, v in value.items()}
+            return [on(v) for v in value] if type(value) is list else act(value)
+
+        values = [(holder, key, on(value)) for holder, key, value in self.values]
+        return Left(values, [(c, copy if type(copy) is set else on(copy)) for c, copy in self.contents])
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """The modules with these values in their attributes inside."""
+        if not self:
+            yield
+            return
+        before = [(holder, key, holder.get(key, _NOTHING)) for holder, key, _ in self.values]
+        held = [(c, type(c)(c)) for c, _ in self.contents]
+        for holder, key, value in self.values:
+            holder[key] = value
+        _refill(self.contents)
+        try:
+            yield
+        finally:
+            _refill(held)
+            for holder, key, value in before:
+                if value is _NOTHING:
+                    holder.pop(key, None)
+                else:
+                    holder[key] = value
+
+
+_NOTHING = object()
+
+
+def _refill(contents: Contents) -> None:
+    for container, copy in contents:
+        container.clear()
+        container.extend(copy) if isinstance(container, list) else container.update(copy)
+
+
 @contextmanager
-def put_back(attributes: Attributes, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The modules with these attributes inside, and afterwards with those that they had before."""
+def put_back(attributes: Attributes, modules: Sequence[nn.Module], left: Left | None = None) -> Iterator[None]:
+    """The modules with these attributes inside, and afterwards with those that they had before.
+
+    `left` is told what differed at the end.
+    """
     if not attributes:
         yield
         return
@@ -89,5 +153,7 @@ def put_back(attributes: Attributes, modules: Sequence[nn.Module]) -> Iterator[N
     _put(attributes)
     try:
         yield
+        if left is not None:
+            left.look(attributes)
     finally:
         _put(before)

@@ -240,7 +240,7 @@ def _calls(snapshot: Snapshot, batch: Batch, seed: int) -> list[_Call]:
     blocks = snapshot.space.unflatten(snapshot.x)
     try:
         with torch.no_grad(), untouched_generators(reseed=seed), snapshot.exact():
-            snapshot.returned(blocks, batch.inputs, batch.index, batch.model)
+            snapshot.returned(blocks, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -302,7 +302,7 @@ def _own_loss(snapshot: Snapshot) -> float | None:
                 continue
             try:
                 labels = raw["labels"].to(snapshot.space.device)
-                returned = snapshot.returned(blocks, {**batch.inputs, "labels": labels}, batch.index, batch.model)
+                returned = snapshot.returned(blocks, replace(batch, inputs={**batch.inputs, "labels": labels}))
             except TypeError:  # its forward takes no labels
                 continue
             loss = returned.get("loss") if isinstance(returned, Mapping) else getattr(returned, "loss", None)

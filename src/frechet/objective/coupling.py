@@ -12,11 +12,14 @@ from frechet.errors import UnusableObjective
 from frechet.objective.criterion import Criterion
 from frechet.objective.custom import Custom
 from frechet.objective.data import Batch
-from frechet.objective.structure import Layout, examples_of, rows_of
+from frechet.objective.structure import Layout, examples_of, has_rows, rows_of
 
 if TYPE_CHECKING:
     from frechet.objective.parts import Part
     from frechet.objective.snapshot import Snapshot
+
+# what code that is given other data than it expects may raise
+RAISED = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 _COUPLED = (
     "(a contrastive, ranking or batch-normalized loss, or weights relative to the batch), so no example has a loss of "
@@ -37,6 +40,8 @@ def check_additive(what: str, criterion: Criterion, outputs: Tensor, targets: An
         outputs = outputs.detach()
         losses = criterion.terms(outputs, targets)
         size = len(losses)
+        refuse_left(what, criterion, outputs, targets)
+        criterion = replace(criterion, examples=None)
         if criterion.layout is not None and not criterion.layout.rowwise:
             raise UnusableObjective(
                 f"{what}: every tensor that the model returns must have one row for each example, got a structure in "
@@ -50,6 +55,23 @@ def check_additive(what: str, criterion: Criterion, outputs: Tensor, targets: An
                     f"{what}: the criterion's terms must see one example each, but in batch {index} the term of "
                     f"example {i} depends on the rest of its batch {_COUPLED}"
                 )
+
+
+def refuse_left(what: str, criterion: Criterion, outputs: Tensor, targets: Any) -> None:
+    """Raise where a criterion reads what the forward pass of the whole batch left in attributes of the model."""
+    if not isinstance(criterion, Custom) or not criterion.left:
+        return
+
+    def hidden(value: Any) -> Any:
+        return torch.full_like(value, torch.nan) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    seen = replace(criterion, left=criterion.left.map(hidden)).terms(outputs, targets)
+    if not bool(torch.isfinite(seen).all()):
+        raise UnusableObjective(
+            f"{what}: the criterion must read the model's outputs and the targets alone, but it reads a tensor that "
+            "the forward pass left in an attribute of the model, which is no output and is of the whole batch; let "
+            'forward return it too: custom(lambda out, targets: losses(out["y"], targets) + out["extra"])'
+        )
 
 
 def couplings_seen(snapshot: Snapshot) -> tuple[str, ...]:
@@ -77,21 +99,25 @@ def couplings_seen(snapshot: Snapshot) -> tuple[str, ...]:
 def _alone_differs(
     snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch, outputs: Tensor, size: int
 ) -> bool:
-    """Whether the output of one example alone is not that in its batch."""
-    try:
-        inputs = rows_of(batch.inputs, slice(0, 1), size)
-    except TypeError:  # of a structure that cannot be cut
+    """Whether the output of the first or the last example alone is not that in its batch.
+
+    Where no input has a row for each example (the nodes of several graphs) there is none that could be taken alone.
+    """
+    if (batch.layout.like is not None and not batch.layout.rowwise) or not has_rows(batch.inputs, size):
         return False
-    rows = outputs[:1].detach()
-    if batch.layout.like is not None and not batch.layout.rowwise:
-        return False
-    try:
-        alone = snapshot.forward(blocks, replace(batch, inputs=inputs, layout=Layout()), part.head)
-    except (RuntimeError, ValueError, TypeError, IndexError):  # a batch of one is no input of this model
+    if not outputs.ndim or len(outputs) != size:
         return True
-    same = alone.shape == rows.shape
-    scale = float(rows.abs().max()) if rows.numel() else 0.0
-    return not same or not bool(((alone - rows).abs() <= 1e4 * snapshot.space.eps * max(scale, 1e-30)).all())
+    for i in (0, size - 1):
+        inputs, rows = rows_of(batch.inputs, slice(i, i + 1), size), outputs[i : i + 1].detach()
+        try:
+            alone = snapshot.forward(blocks, replace(batch, inputs=inputs, layout=Layout()), part.head)
+        except (*RAISED, NotImplementedError):  # a batch of one is no input of this model
+            return True
+        scale = float(rows.abs().max()) if rows.numel() else 0.0
+        near = 1e4 * snapshot.space.eps * max(scale, 1e-30)
+        if alone.shape != rows.shape or not bool(((alone - rows).abs() <= near).all()):
+            return True
+    return False
 
 
 def prove_pieces(snapshot: Snapshot, examples: int) -> None:
@@ -111,6 +137,13 @@ def prove_pieces(snapshot: Snapshot, examples: int) -> None:
 
 
 def _prove(snapshot: Snapshot, part: Part, blocks: dict[str, Tensor], batch: Batch, examples: int, size: int) -> None:
+    rows_of(batch.inputs, slice(0, 1), size)  # names what can never be cut
+    if not has_rows(batch.inputs, size):
+        raise UnusableObjective(
+            f"Objective.in_pieces: some input must have one row for each of the {size} examples of batch 0, got none "
+            "(a batch of graphs, examples on another axis than 0); leave the batches whole, or make smaller ones"
+        )
+
     def measured(a: int, b: int) -> tuple[float, float]:
         inputs, targets = (rows_of(tree, slice(a, b), size) for tree in (batch.inputs, batch.targets))
         piece = replace(batch, inputs=inputs, targets=targets)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from frechet.objective.attributes import Left
 from frechet.objective.criterion import Criterion, Elementwise, per_example
 from frechet.objective.kernels import refuse_once_differentiable
-from frechet.objective.structure import Layout, examples_of, fresh
+from frechet.objective.structure import Layout, examples_of, fresh, is_distribution
 
 _NO_LIKELIHOOD = "fisher: a custom criterion has no likelihood to draw labels from; use gauss_newton"
 
@@ -26,6 +27,7 @@ class Custom(Criterion):
     """Any loss given by its terms; derivatives by autograd.
 
     With a `layout` outputs are the real tensor that it describes, and the function takes what the model returned.
+    `examples` is their number in the batch, where that is known, and `left` what the model left in its attributes.
     """
 
     function: Callable[[Any, Any], Tensor]
@@ -33,11 +35,14 @@ class Custom(Criterion):
     convex: bool
     additive: bool = True
     layout: Layout | None = None
+    examples: int | None = None
+    left: Left = field(default_factory=Left)
 
     def terms(self, outputs: Tensor, targets: Any) -> Tensor:
         # a copy, since the function may write into what it gets
         taken = outputs.clone() if self.layout is None else self.layout.unpack(outputs)
-        values = self.function(taken, fresh(targets))
+        with self.left.placed():
+            values = self.function(taken, fresh(targets))
         if not isinstance(values, Tensor):
             raise TypeError(f"custom: terms must return a tensor, got {type(values).__name__}")
         rows = outputs.shape[0] if self.layout is None else examples_of(None, targets) if targets is not None else None
@@ -51,7 +56,14 @@ class Custom(Criterion):
         if wrong or (self.layout is None and self.additive and values.shape[0] != outputs.shape[0]):
             raise ValueError(
                 f"custom: terms must return one value per example, shape ({rows},) or ({rows}, ...), got "
-                f"{tuple(values.shape)}; use reduction='none'"
+                f"{tuple(values.shape)}; use reduction='none', or for a loss of the whole batch custom(..., "
+                "additive=False, count=lambda targets: 1)"
+            )
+        if values.ndim and self.counter is None and self.examples not in (None, values.shape[0]):
+            raise ValueError(
+                f"custom: terms must return one value per example, got {values.shape[0]} for a batch of "
+                f"{self.examples} examples, by which the mean would be taken; say how many terms a batch has: "
+                "custom(..., additive=False, count=lambda targets: 1) for one loss of the whole batch"
             )
         return per_example(values) if values.ndim else values[None]
 
@@ -153,12 +165,13 @@ class ComplexSquares(Criterion):
         self.inner.require_likelihood()
 
 
-def criterion_for(criterion: Criterion, layout: Layout) -> Criterion:
-    """The criterion as a function of the real tensor in which what the model returned lies."""
-    if layout.like is None:
-        return criterion
+def criterion_for(criterion: Criterion, layout: Layout, examples: int | None = None) -> Criterion:
+    """The criterion as a function of the real tensor in which what the model returned for so many examples lies."""
     if isinstance(criterion, Custom):
-        return replace(criterion, layout=copy(layout))
+        packed = None if layout.like is None else copy(layout)
+        return replace(criterion, layout=packed, examples=examples, left=layout.left)
+    if layout.like is None or (is_distribution(layout.like) and layout.of_logits):
+        return criterion
     name = criterion.name if isinstance(criterion, Elementwise) else type(criterion).__name__
     if not isinstance(layout.like, Tensor):
         raise TypeError(

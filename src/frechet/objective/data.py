@@ -23,6 +23,7 @@ from torch.utils.data import (
 )
 
 from frechet.errors import UnusableObjective
+from frechet.objective._torch_internals import checkpoints_draw_again
 from frechet.objective.kernels import ordinary
 from frechet.objective.structure import Layout, examples_of, is_cut, mapped, tensors_of
 from frechet.space import generator
@@ -247,6 +248,14 @@ def rows_of(batch: Any, rows: Tensor) -> Any:
         )
 
     return chosen(batch)
+
+
+@contextmanager
+def fixed_draws(seed: int, index: int) -> Iterator[None]:
+    """Whatever is drawn inside comes from (seed, index), again where an activation checkpoint runs once more."""
+    drawn = generator(seed, index).initial_seed() % 2**32  # NumPy takes no larger seed
+    with untouched_generators(drawn), checkpoints_draw_again():
+        yield
 
 
 @contextmanager

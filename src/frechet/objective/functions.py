@@ -50,6 +50,8 @@ class Functions(TorchFunctionMode):
         self.custom = False  # it calls functions with a backward of their own
         self.proved = False  # and their backwards were seen to carry their derivatives
         self.symmetric = False  # and second derivatives were seen to be symmetric
+        self.linear = False  # and backward passes were seen to be linear in what they are given
+        self.adjoint = False  # and products in reverse mode to be their adjoints
         self.reads: set[str] = set()  # parameters and buffers that it reads by another way than their module
         self.names = {id(t): name for name, (t, _) in (live or {}).items()}
         self._live = {id(t): (t, *place) for t, place in (live or {}).values()}

@@ -45,6 +45,21 @@ def refuse_graph(outputs: Tensor, blocks: Mapping[str, Tensor], functions: Funct
             raise half_precision(type(node).__name__.split("Backward")[0], halves.pop(), dtype)
 
 
+def refuse_kept(term: Tensor, blocks: Mapping[str, Tensor], functions: Functions) -> None:
+    """Raise where a penalty hangs on the model's parameters by a tensor that the model kept from another pass."""
+    here = {id(t) for t in blocks.values()}
+    for node in nodes_of([term]):
+        leaf = getattr(node, "variable", None)
+        name = None if leaf is None or id(leaf) in here else functions.names.get(id(leaf))
+        if name is not None:
+            raise UnusableObjective(
+                "Penalty: function must be one of the parameters alone, but it reads a tensor that the model computed "
+                f"from '{name}' in an earlier forward pass and kept, such as an auxiliary loss in an attribute; let "
+                "forward return that tensor, or add the attribute to the terms in custom(...), which reads what the "
+                "pass left there"
+            )
+
+
 def half_precision(operation: str, half: torch.dtype, dtype: torch.dtype) -> UnusableObjective:
     return UnusableObjective(
         f"Objective: operation '{operation}' runs in {half}, though the parameters have {dtype}, so that derivatives "

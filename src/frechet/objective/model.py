@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from frechet.errors import UnusableObjective
 from frechet.objective._torch_internals import autocast_left_out
-from frechet.objective.attributes import Attributes, is_users, put_back
+from frechet.objective.attributes import Attributes, Left, is_users, put_back
 from frechet.objective.functions import Functions, Place
 from frechet.objective.kernels import (
     has_weight_norm,
@@ -27,7 +27,7 @@ from frechet.objective.kernels import (
     unfused_attention,
 )
 from frechet.objective.sharded import without_gathering
-from frechet.objective.structure import fresh, is_record, tensors_of
+from frechet.objective.structure import fresh, is_distribution, is_record, tensors_of
 from frechet.space import Space
 
 
@@ -237,7 +237,7 @@ def outputs_of(returned: Any) -> Any:
 
     The logits are the `.logits` of an output of transformers, or of a dict or record that has no other tensor.
     """
-    if isinstance(returned, Tensor):
+    if isinstance(returned, Tensor) or is_distribution(returned):
         return returned
     logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
     if not isinstance(logits, Tensor):
@@ -275,33 +275,65 @@ def installed(places: Places, state: Mapping[str, Tensor]) -> Iterator[None]:
         for name, t in state.items():
             for holder, key in places[name]:
                 kept.append((holder, key, holder[key]))
-                holder[key] = t
+                holder[key] = t = _like(holder[key], t)
         yield
     finally:
         for holder, key, t in reversed(kept):
             holder[key] = t
 
 
+def _like(kept: Tensor, t: Tensor) -> Tensor:
+    """`t`, that stands in the place of `kept`, with what the model's code may ask of it: class and attributes."""
+    kind = type(kept)
+    if kind is not Tensor and type(t) is Tensor and kind not in (nn.Parameter, nn.Buffer) and _is_plain(kind):
+        t = t.as_subclass(kind)  # type: ignore[arg-type]
+    for name, value in kept.__dict__.items():
+        if not name.startswith("_frechet_") and name not in t.__dict__:
+            setattr(t, name, value)
+    if isinstance(kept, nn.Parameter):
+        t._is_param = True  # type: ignore[attr-defined]  # isinstance(t, nn.Parameter)
+    t._frechet_installed = True  # type: ignore[attr-defined]
+    return t
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether a class of tensors is one of parameters that adds methods, and changes no operation."""
+    names = ("__torch_function__", "__torch_dispatch__")
+    return issubclass(kind, nn.Parameter) and all(getattr(kind, n) == getattr(nn.Parameter, n) for n in names)
+
+
+def is_installed(t: Tensor) -> bool:
+    """Whether a tensor in a module is one that a pass put there."""
+    return getattr(t, "_frechet_installed", False)
+
+
 def arguments_of(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of model(...): a dict holds keyword arguments, a tuple or list positional ones, all else is one.
 
-    A named tuple is one argument where the model's forward takes one, and otherwise holds positional arguments.
+    Each of these is one argument where the model's forward cannot take what it holds and does take one argument. A
+    named tuple is one wherever it can be.
     """
     if isinstance(inputs, Mapping):
-        return (), dict(inputs)
+        given = dict(inputs)
+        return ((given,), {}) if not _binds(model, (), given) and _binds(model, (given,), {}) else ((), given)
+    if not isinstance(inputs, tuple | list) or isinstance(inputs, PackedSequence):
+        return (inputs,), {}
     if type(inputs) in (tuple, list):
-        return tuple(inputs), {}
-    if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence) and _takes(model, len(inputs)):
-        return tuple(inputs), {}
-    return (inputs,), {}
+        spread = _binds(model, tuple(inputs), {}) or not _binds(model, (inputs,), {})
+    else:
+        spread = len(inputs) > 1 and _binds(model, tuple(inputs), {})
+    return (tuple(inputs), {}) if spread else ((inputs,), {})
 
 
-def _takes(model: nn.Module, n: int) -> bool:
-    """Whether a model's forward takes n positional arguments, n > 1."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    found = inspect.signature(model.forward).parameters.values()
-    several = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in found)
-    return n > 1 and (several or sum(p.kind in kinds for p in found) >= n)
+def _binds(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    """Whether the signature of a model's forward takes these arguments."""
+    try:
+        inspect.signature(model.forward).bind(*args, **keywords)
+    except TypeError:
+        return False
+    except ValueError:  # of what has no signature
+        return True
+    return True
 
 
 def call(
@@ -312,8 +344,12 @@ def call(
     attributes: Attributes,
     modules: tuple[nn.Module, ...],
     written: bool,
+    left: Left | None = None,
 ) -> Any:
-    """model(inputs) with `state` and `attributes` inside; with `written` it may write into its inputs."""
+    """model(inputs) with `state` and `attributes` inside; with `written` it may write into its inputs.
+
+    `left` is told what it leaves in its attributes.
+    """
     args, keywords = arguments_of(model, fresh(inputs) if written else inputs)
-    with installed(places, state), put_back(attributes, modules):
+    with installed(places, state), put_back(attributes, modules, left):
         return model(*args, **keywords)

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frechet.objective._torch_internals import in_forward_mode, in_transform
 from frechet.objective.criterion import Criterion
 from frechet.objective.data import Batch, Split, to_device
+from frechet.objective.functions import Functions
+from frechet.objective.guards import refuse_kept
 from frechet.objective.head import Head
 
 
@@ -20,6 +23,16 @@ class Penalty:
 
     function: Callable[[Mapping[str, Tensor]], Tensor]
     convex: bool = False
+
+    def at(self, blocks: Mapping[str, Tensor], functions: Functions | None) -> Tensor:
+        """The penalty at `blocks`; raises where it hangs on parameters by what the model kept from another pass."""
+        with torch.enable_grad():
+            term = torch.as_tensor(self.function(blocks))
+        if term.ndim:
+            raise ValueError(f"Penalty: function must return a scalar, got shape {tuple(term.shape)}")
+        if term.requires_grad and functions is not None and not in_transform():
+            refuse_kept(term, blocks, functions)
+        return term if torch.is_grad_enabled() or in_forward_mode() else term.detach()
 
 
 def l2(strength: float) -> Penalty:
@@ -54,4 +67,7 @@ class Part:
                 to_device(inputs, device, self.dtype), to_device(targets, device, self.dtype), index, model=self.model
             )
         if index < 0 and not self.shard:
-            raise ValueError("Objective: data must hold at least one batch, got an empty iterable")
+            raise ValueError(
+                "Objective: data must hold at least one batch, got an empty iterable; an IterableDataset must begin "
+                "anew whenever it is iterated"
+            )

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from frechet.errors import NonFinite, NotDifferentiable
-from frechet.objective._torch_internals import differentiable, in_transform
+from frechet.objective._torch_internals import differentiable, in_transform, without_needless_graph
 from frechet.objective.attributes import Attributes
 from frechet.objective.criterion import Criterion
 from frechet.objective.custom import Custom, criterion_for
-from frechet.objective.data import Batch, untouched_generators
+from frechet.objective.data import Batch, fixed_draws, untouched_generators
 from frechet.objective.functions import Functions
 from frechet.objective.group import Tally, combined, room
 from frechet.objective.guards import explained, mark, misfit, refuse_graph
@@ -33,6 +33,7 @@ from frechet.objective.model import (
     couplings,
     exact_math,
     installed,
+    is_installed,
     outputs_of,
     refuse_coupled,
     writes_inputs,
@@ -40,7 +41,7 @@ from frechet.objective.model import (
 from frechet.objective.parts import Part, Penalty
 from frechet.objective.sharded import whole_tensor
 from frechet.objective.structure import examples_of, tensors_of
-from frechet.space import Group, Space, aligned, generator
+from frechet.space import Group, Space, aligned
 from frechet.space.group import sketch
 
 T = TypeVar("T")
@@ -98,23 +99,23 @@ class Snapshot:
         moved = {name: self.constants[name].clone() for name in self.moving}
         return {**self.constants, **moved, **blocks}
 
-    def returned(self, blocks: Mapping[str, Tensor], inputs: Any, index: int, model: nn.Module | None = None) -> Any:
-        """What the model returns for the inputs of batch number `index`, as a function of its parameters."""
+    def returned(self, blocks: Mapping[str, Tensor], batch: Batch) -> Any:
+        """What the model returns for the inputs of a batch, as a function of its parameters."""
 
         def run() -> Any:
             with ExitStack() as stack:
-                if self.dropout_seed is not None:  # the draws of batch i are always those of (seed, i)
-                    drawn = generator(self.dropout_seed, index).initial_seed() % 2**32  # NumPy takes no larger seed
-                    stack.enter_context(untouched_generators(drawn))
+                if self.dropout_seed is not None:
+                    stack.enter_context(fixed_draws(self.dropout_seed, batch.index))
                 if torch.is_grad_enabled():
                     stack.enter_context(refused_reentrant_checkpoints())
                     holder, key = self.places[self.space.names[0]][0]
-                    if isinstance(holder[key], nn.Parameter):  # nothing is installed for the backward pass
+                    if not is_installed(holder[key]):  # nothing is installed for the backward pass
                         stack.enter_context(refused_hooks(_CHECKPOINTED))
                 state, written = self._state(blocks), writes_inputs(self.modules)
                 if self.functions is not None and self.functions.nested:  # it may differentiate in its parameters
                     state |= {name: differentiable(state[name]) for name in self.space.names}
-                return call(model or self.model, self.places, state, inputs, self.attributes, self.modules, written)
+                model, left = batch.model or self.model, batch.layout.left
+                return call(model, self.places, state, batch.inputs, self.attributes, self.modules, written, left)
 
         return self.evaluated(run)
 
@@ -130,13 +131,13 @@ class Snapshot:
         """
 
         def run() -> Any:
-            return outputs_of(self.returned(blocks, batch.inputs, batch.index, batch.model))
+            return outputs_of(self.returned(blocks, batch))
 
         try:
             found = run() if head is None else head.before(run)
         except Exception as error:
             raise explained(error, self, batch) from (None if isinstance(error, NotDifferentiable) else error)
-        outputs = batch.layout.pack(found)
+        outputs = without_needless_graph(batch.layout.pack(found))
         if any(part.dtype is not None for part in self.parts) and outputs.dtype != self.space.dtype:
             raise misfit(self, batch, f"its outputs are {outputs.dtype}")
         if self.functions is not None and batch.index == 0 and outputs.requires_grad and not in_transform():
@@ -145,7 +146,7 @@ class Snapshot:
 
     def criterion(self, part: Part, batch: Batch) -> Criterion:
         """The criterion of a part as a function of what `forward` returned last for this batch."""
-        return criterion_for(part.criterion, batch.layout)
+        return criterion_for(part.criterion, batch.layout, examples_of(batch.inputs, batch.targets))
 
     def count(self, part: Part, batch: Batch) -> Tensor:
         """The number of a batch's terms that count."""
@@ -181,7 +182,8 @@ class Snapshot:
             return criterion.terms(outputs, batch.targets)
         try:
             with self.installed(blocks):  # the criterion may read parameters of the model
-                return self.functions.evaluate(lambda: criterion.terms(outputs, batch.targets))
+                found = self.functions.evaluate(lambda: criterion.terms(outputs, batch.targets))
+                return without_needless_graph(found)
         except Exception as error:
             error.add_note(f"Objective: in the criterion, batch {batch.index}")
             raise
@@ -385,10 +387,7 @@ class Snapshot:
         value = self.x.new_zeros(())
         for weight, p in self.penalties:
             if p.convex or not convex_only:
-                term = torch.as_tensor(p.function(blocks))
-                if term.ndim:
-                    raise ValueError(f"Penalty: function must return a scalar, got shape {tuple(term.shape)}")
-                value = value + weight * term
+                value = value + weight * p.at(blocks, self.functions)
         return value
 
 

@@ -10,6 +10,9 @@ Autograd counts what such a backward returns as a constant, so second derivative
        B(g; S+) - B(g; S-)    beside    sum_i dB/dS_i (S+_i - S-_i).
 
    Both steps d and d/4 must tell the same, so a mask that switches between the two is no fault.
+
+A product J v in reverse mode is the derivative of J'u in u. Where a backward, or a backward hook, is not linear in what
+it is given, or takes derivatives inside without a graph, J v is not the adjoint of J'u (`refuse_nonadjoint`).
 """
 
 from __future__ import annotations
@@ -30,9 +33,13 @@ from frechet.objective._torch_internals import (
     is_users_function,
     nodes_of,
 )
-from frechet.space import generator
+from frechet.space import Space, generator
 
 MISSING = 0.05  # relative difference from which a term counts as missing
+CHANGES = (
+    "of the model changes gradients, which then are those of no function; ask for Gauss-Newton or Fisher products, or "
+    "take the derivatives without it"
+)
 
 
 def users_nodes(nodes: Iterable[Any]) -> list[Any]:
@@ -136,6 +143,76 @@ def refuse_forgotten(f: Callable[[list[Tensor]], Tensor], leaves: list[Tensor]) 
                 "intermediate result of its forward, a factor made outside of PyTorch), so its second derivative would "
                 "silently miss terms; compute the backward from saved inputs by differentiable operations"
             )
+
+
+def refuse_changed(
+    space: Space, x: Tensor, product: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor]
+) -> None:
+    """Raise where a Hessian's product is not the derivative of the gradient: backward hooks act twice in a product."""
+    v = space.random(0, 0)
+    exact = product(v)
+    h = space.eps ** (1 / 3) * max(float(space.norm(x)), 1.0) / max(float(space.norm(v)), 1e-300)
+    seen = [(gradient(x + c * h * v) - gradient(x - c * h * v)) / (2 * c * h) for c in (1.0, 0.25)]
+    size = max(float(space.norm(seen[1])), float(space.norm(exact)))
+    agree = float(space.norm(seen[0] - seen[1])) <= 0.02 * size
+    if agree and float(space.norm(seen[1] - exact)) > 0.1 * size:
+        raise NotDifferentiable(
+            f"hessian: products must be derivatives of the gradient, got {float(space.norm(exact)):.6g} in size "
+            f"where differences give {float(space.norm(seen[1])):.6g}: a backward hook {CHANGES}"
+        )
+
+
+def refuse_nonlinear(what: str, y: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Raise where the backward pass from y is not linear in the cotangent, so that it is the product of no matrix."""
+    w = [_like(y, j) for j in (0, 1)]
+    with torch.enable_grad():
+        one, two, both = (
+            _dense(torch.autograd.grad(y, list(leaves), c, True, allow_unused=True)) for c in (w[0], w[1], w[0] + w[1])
+        )
+    size = sum(float(t.square().sum()) for found in (one, two) for t in found if t is not None) ** 0.5
+    rows = zip(one, two, both, strict=True)
+    off = sum(
+        float((a + b - c).square().sum()) for a, b, c in rows if a is not None and b is not None and c is not None
+    )
+    if off**0.5 > 1e4 * torch.finfo(y.dtype).eps * size:
+        raise NotDifferentiable(
+            f"{what}: J'(u + w) must be J'u + J'w, got another vector: a backward hook or a torch.autograd.Function is "
+            "not linear in the gradient that it is given (it clips, normalizes or adds to it); leave it out"
+        )
+
+
+def refuse_nonadjoint(what: str, y: Tensor, leaves: Sequence[Tensor], u: Tensor, transposed: Sequence[Tensor]) -> None:
+    """Raise where the derivative in u of `transposed` = J'u is not the adjoint of the backward pass from y."""
+    reached = [j for j, t in enumerate(transposed) if t.requires_grad]
+    w = _drawn([y])[0]
+    if not reached or w is None:
+        return
+    v = [_like(leaves[j], j) for j in reached]
+    with torch.enable_grad():
+        pulled = _dense(torch.autograd.grad(y, [leaves[j] for j in reached], w, True, allow_unused=True))
+        (pushed,) = _dense(torch.autograd.grad([transposed[j] for j in reached], [u], v, True, allow_unused=True))
+    across = sum(float((p * a).sum()) for p, a in zip(pulled, v, strict=True) if p is not None)
+    back = 0.0 if pushed is None else float((pushed * w).sum())
+    length = sum(float(a.square().sum()) for a in v) ** 0.5
+    size = max(
+        length * sum(float(p.square().sum()) for p in pulled if p is not None) ** 0.5,
+        float(w.norm()) * (0.0 if pushed is None else float(pushed.norm())),
+    )
+    if abs(across - back) > 1e4 * torch.finfo(y.dtype).eps * size:
+        raise NotDifferentiable(
+            f"{what}: J v must be the adjoint of the backward pass, got u'(J v) = {back:.6g} and (J'u)'v = "
+            f"{across:.6g}: a backward hook or a torch.autograd.Function is not linear in the gradient that it is "
+            "given, or calls autograd.grad without create_graph=True; write it in differentiable operations that are "
+            "linear in that gradient, or leave it out"
+        )
+
+
+def _like(x: Tensor, j: int) -> Tensor:
+    return torch.randn(x.shape, generator=generator(3, j), dtype=torch.float64).to(x.device, x.dtype)
+
+
+def _dense(found: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [g if g is None or g.layout is torch.strided else g.to_dense() for g in found]
 
 
 def _direction(x: Tensor, j: int) -> Tensor:

@@ -16,7 +16,13 @@ from frechet.errors import NonFinite, NotDifferentiable
 from frechet.objective._torch_internals import in_dispatch_mode, nodes_of
 from frechet.objective.functions import Functions
 from frechet.objective.kernels import ordinary, ordinary_mode
-from frechet.operators.custom_functions import refuse_forgotten, users_nodes
+from frechet.operators.custom_functions import (
+    refuse_changed,
+    refuse_forgotten,
+    refuse_nonadjoint,
+    refuse_nonlinear,
+    users_nodes,
+)
 from frechet.operators.operator import NONE, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.products import columns, dual_numbers, grads, second_order
 from frechet.operators.route import Route, refuse_padded_embedding
@@ -100,7 +106,21 @@ class FunctionHessian(LinearOperator):
                     refuse_forgotten(lambda point: self._value(dict(zip(leaves, point, strict=True))), xs)
                 last = len(vectors) - 1
                 rows = [space.join(grads(gradient, xs, v, retain_graph=i < last)) for i, v in enumerate(vectors)]
+            self._prove()
         return finite("hessian", torch.stack(rows).detach(), V).T
+
+    def _prove(self) -> None:
+        """Once, where f has backward hooks: its products are derivatives of its gradient."""
+        if self.functions.symmetric or in_dispatch_mode():
+            return
+        self.functions.symmetric = True
+        if self.functions.hooked:
+            space = self.domain
+            refuse_changed(space, space.flatten(self.x), lambda v: self._matmat(v[:, None])[:, 0], self._gradient)
+
+    def _gradient(self, x: Tensor) -> Tensor:
+        leaves = _leaves(self.domain.unflatten(x))
+        return self.domain.join(grads(self._value(leaves), list(leaves.values()), None))
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
@@ -137,6 +157,7 @@ class FunctionJacobian(LinearOperator):
                 y = self._flat(leaves)
                 u = torch.zeros_like(y).requires_grad_()
                 transposed = grads(y, list(leaves.values()), [u], create_graph=True)
+                self._prove_adjoint(y, list(leaves.values()), u, transposed)
                 rows = [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
             if self.route == "forward" and self.functions.hooked:
                 raise NotDifferentiable(
@@ -144,11 +165,23 @@ class FunctionJacobian(LinearOperator):
                 )
         return torch.stack(rows).detach().T
 
+    def _prove_adjoint(self, y: Tensor, xs: list[Tensor], u: Tensor, transposed: list[Tensor]) -> None:
+        """Once, where f has hooks or functions with a backward of its own: J v is the adjoint of J'u."""
+        if self.functions.adjoint or in_dispatch_mode():
+            return
+        if self.functions.hooked or users_nodes(nodes_of([y])):
+            refuse_nonadjoint("jacobian", y, xs, u, transposed)
+        self.functions.adjoint = True
+
     def _rmatmat(self, U: Tensor) -> Tensor:
         space = self.domain
         with second_order("jacobian", space.device, self.functions), torch.enable_grad():
             leaves = _leaves(self.x)
             xs, y, last = list(leaves.values()), self._flat(leaves), U.shape[1] - 1
+            if not (self.functions.adjoint or self.functions.linear or in_dispatch_mode()):
+                if y.requires_grad and (self.functions.hooked or users_nodes(nodes_of([y]))):
+                    refuse_nonlinear("jacobian", y, xs)
+                self.functions.linear = True
             rows = [space.join(grads(y, xs, [u], retain_graph=i < last)) for i, u in enumerate(ordinary(U).T)]
         return torch.stack(rows).T
 

@@ -28,9 +28,12 @@ from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Criterion, Objective, Part, Snapshot
-from frechet.objective.coupling import check_additive
+from frechet.objective._torch_internals import in_dispatch_mode
+from frechet.objective.coupling import check_additive, refuse_left
 from frechet.objective.head import Head
 from frechet.objective.kernels import refused_hooks
+from frechet.objective.model import backward_hooks
+from frechet.operators.custom_functions import refuse_nonadjoint, refuse_nonlinear
 from frechet.operators.headed import add_headed, head_blocks
 from frechet.operators.joint import OfCriterion, joint_by_term, joint_product, joint_second_moment, reads_parameters
 from frechet.operators.operator import PSD, SYMMETRIC, Fact, LinearOperator
@@ -118,6 +121,7 @@ class OutputProduct(LinearOperator):
                     return
                 criterion = self.snapshot.criterion(part, batch)
                 if self.of_criterion is not None and reads_parameters(self.snapshot, part, batch, y, leaves):
+                    refuse_left(self.name, criterion, y.detach(), batch.targets)
                     self.of_criterion(self.snapshot, part, batch, leaves, y, push, vectors, sums)
                     return
                 C = middle(part, criterion, y.detach(), batch.targets)
@@ -148,6 +152,7 @@ class OutputProduct(LinearOperator):
             y = s.forward(blocks, batch, head)
             u = torch.zeros_like(y).requires_grad_()
             found = grads(y, leaves, [u], create_graph=True)
+            prove_adjoint(self.name, s, batch, y, leaves, u, found)
             # where nothing depends on u there are only zeros, as large as the parameter
             reached = [j for j, t in enumerate(found) if t.requires_grad]
             transposed = [found[j] for j in reached]
@@ -171,6 +176,37 @@ class OutputProduct(LinearOperator):
 
     def _rmatmat(self, U: Tensor) -> Tensor:
         return self._matmat(U)
+
+
+def prove_adjoint(
+    what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor], u: Tensor, transposed: list[Tensor]
+) -> None:
+    """Once for each operator in reverse mode whose model has hooks or functions of its own: J v is the adjoint of J'u.
+
+    `transposed` is J'u with its graph.
+    """
+    functions = s.functions
+    if functions is None or functions.adjoint or batch.index or in_dispatch_mode():
+        return
+    if changes_gradients(s):
+        refuse_nonadjoint(what, y, leaves, u, transposed)
+    functions.adjoint = True
+
+
+def prove_linear(what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor]) -> None:
+    """Once for each operator whose model has hooks or functions of its own: J'u is linear in u."""
+    functions = s.functions
+    if functions is None or functions.adjoint or functions.linear or batch.index or in_dispatch_mode():
+        return
+    if changes_gradients(s) and y.requires_grad:
+        refuse_nonlinear(what, y, leaves)
+    functions.linear = True
+
+
+def changes_gradients(s: Snapshot) -> bool:
+    """Whether the model has backward hooks, or functions with a backward of their own, as far as was seen."""
+    own = s.functions is not None and (s.functions.custom or s.functions.hooked)
+    return own or backward_hooks(s.model) is not None
 
 
 def tangent(

@@ -18,7 +18,7 @@ from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective.kernels import ordinary
 from frechet.operators.function import function_jacobian
-from frechet.operators.gauss_newton import tangent
+from frechet.operators.gauss_newton import prove_adjoint, prove_linear, tangent
 from frechet.operators.operator import NONE, Fact, LinearOperator
 from frechet.operators.products import Leaves, Sums, columns, differentiating, grads
 from frechet.operators.route import Route, Way, chosen, refuse_padded_embedding
@@ -98,12 +98,14 @@ class OutputJacobian(LinearOperator):
             y = self.snapshot.forward(leaves[1], batch)
             u = torch.zeros_like(y).requires_grad_()
             transposed = grads(y, leaves[0], [u], create_graph=True)
+            prove_adjoint("jacobian", self.snapshot, batch, y, leaves[0], u, transposed)
             return [grads(transposed, [u], v, retain_graph=True)[0] for v in vectors]
 
     def pull(self, leaves: Leaves, batch: Batch, cotangents: list[Tensor], sums: Sums) -> int:
         """Add J'u of one batch for each u, flat and no shorter than the batch's outputs, whose number it returns."""
         with torch.enable_grad():
             y = self.snapshot.forward(leaves[1], batch)
+            prove_linear("jacobian", self.snapshot, batch, y, leaves[0])
             for i, u in enumerate(cotangents):
                 piece = u[: y.numel()].view(y.shape)
                 sums.add(i, grads(y, leaves[0], [piece], retain_graph=i + 1 < len(cotangents)))

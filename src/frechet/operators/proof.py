@@ -33,7 +33,7 @@ from frechet.objective.attributes import Attributes, attributes_of, put_back
 from frechet.objective.check import Check, Proved, passes
 from frechet.objective.coupling import couplings_seen
 from frechet.objective.custom import criterion_for
-from frechet.objective.data import untouched_generators
+from frechet.objective.data import fixed_draws
 from frechet.objective.kernels import ordinary_mode
 from frechet.objective.model import arguments_of, backward_hooks, outputs_of
 from frechet.objective.remembered import Remembered
@@ -41,6 +41,7 @@ from frechet.objective.structure import Layout, examples_of, fresh
 from frechet.operators.differences import CLOSE, SINGLE, STEPS, compare, linear, squared
 from frechet.operators.gauss_newton import empirical_fisher, gauss_newton
 from frechet.operators.hessian import hessian
+from frechet.operators.products import differentiating
 from frechet.space import generator
 
 
@@ -128,6 +129,9 @@ class _Told:
         except NotDifferentiable:
             if not self.changed:
                 raise
+        return self.left_open(claim)
+
+    def left_open(self, claim: str) -> Proved:
         return Proved(
             f"{claim} (backward hooks or functions with a backward of their own change gradients)", False, 1.0
         )
@@ -241,6 +245,11 @@ def _of_live_model(
                 value = float(objective.space.inner(d, make() @ d))
         except (ValueError, UnusableObjective):  # of a question that has no answer for this model and criterion
             continue
+        except NotDifferentiable:
+            if not told.changed:
+                raise
+            found.append(told.left_open(claim))
+            continue
 
         def difference(h: float, pick: Callable[[_Measured], float | None] = pick) -> Tensor:
             return torch.tensor([pick(at(h))], dtype=torch.float64)
@@ -329,7 +338,7 @@ def _add(
     asked[1] = asked[1] and part.criterion.additive and len(terms[0]) == examples_of(batch.inputs, batch.targets)
     criterion = criterion_for(part.criterion, layout)
     moved = (outputs[1] - outputs[2]) / (2 * h)
-    with _placed(snapshot, x):
+    with _placed(snapshot, x), differentiating("check", snapshot.space.device):
         reads = criterion.terms(outputs[0].detach(), batch.targets).requires_grad
         asked[0] = asked[0] and not reads and part.head is None
         if asked[0]:
@@ -342,12 +351,11 @@ def _add(
 def _called(snapshot: Snapshot, part: Part, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor, Layout]:
     """The outputs and terms of the user's model, called as it is with its parameters at x."""
     layout = Layout()
-    with _placed(snapshot, x), put_back(snapshot.attributes, snapshot.modules):
+    with _placed(snapshot, x), put_back(snapshot.attributes, snapshot.modules, layout.left):
         args, keywords = arguments_of(batch.model or snapshot.model, fresh(batch.inputs))
         with ExitStack() as stack:
             if snapshot.dropout_seed is not None:
-                drawn = generator(snapshot.dropout_seed, batch.index).initial_seed() % 2**32
-                stack.enter_context(untouched_generators(drawn))
+                stack.enter_context(fixed_draws(snapshot.dropout_seed, batch.index))
             returned = outputs_of((batch.model or snapshot.model)(*args, **keywords))
         y = layout.pack(returned).detach()
         terms = criterion_for(part.criterion, layout).terms(y, batch.targets)

@@ -155,6 +155,8 @@ def _served(A: Derivative, recordings: Recordings) -> OfData:
 
     with s.installed(leaves[1]):
         s.sweep(visit)
+    if isinstance(A, ObjectiveHessian):
+        A.prove()
     return how
 
 
@@ -186,7 +188,8 @@ def _matmat(how: OfData) -> Callable[[Tensor], Tensor]:
                     play(served, tensors, V, space, Sums(rows))
 
             with rest.installed(leaves[1]) if plain else nullcontext():
-                mean = rest.average_rows(contribute, space, len(vectors), A.name, A.scale, V)
+                squared = isinstance(A, OutputProduct) and A.squared
+                mean = rest.average_rows(contribute, space, len(vectors), A.name, A.scale, V, squared)
             if isinstance(A, OutputProduct) and not A.penalized:
                 return mean.T
             return rest.plus_penalty(A.name, mean, lambda: A.of_penalty(leaves, vectors)).T
