@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: report test lint docs clean
+.PHONY: report test lint docs claims clean
 .DEFAULT_GOAL := report
 
 # torch first and alone: an unpinned torch brings gigabytes of CUDA libraries
@@ -35,6 +35,9 @@ lint: $(VENV)/tested
 
 docs: $(VENV)/documented
 	$(BIN)/mkdocs build --strict
+
+claims: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python claims/claim.py
 
 clean:
 	rm -rf $(VENV) report site

@@ -29,8 +29,9 @@ MISSING = re.compile(r"ImportError|has no attribute|unexpected keyword argument|
 def outcomes(source: Path, files: tuple[str, ...], folder: Path) -> dict[str, str]:
     """What every case says of the library in `source`."""
     report = folder / f"{len(list(folder.iterdir()))}.xml"
-    environment = {**os.environ, "PYTHONPATH": f"{source}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    paths = f"pythonpath={source} {ROOT / 'tests'}"  # before what pyproject.toml says
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", "-o", paths]
     subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, check=False)
     found = {}
     for case in ET.parse(report).iter("testcase"):

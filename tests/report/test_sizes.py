@@ -6,6 +6,7 @@ import torch
 from frechet.linalg.eigsh import eigsh
 from frechet.operators.structured import from_callable
 from frechet.report.sizes import probes_for, relative_error, sizes, widths
+from frechet.report.spectra import probes_wanted
 from frechet.space import Space
 
 SPACE = Space(("a.weight", "a.bias", "b"), ((20,), (4,), (36,)), torch.float64)
@@ -120,3 +121,14 @@ def test_a_product_that_is_not_finite_is_told():
 
     with pytest.raises(NonFinite, match="trace: product 1 or one after it"):
         measured(operator(torch.full((60, 60), math.nan, dtype=torch.float64)), 4)
+
+
+def test_products_for_trace_and_norm_are_told_where_shares_have_no_interval():
+    M = 2 * torch.eye(60, dtype=torch.float64) + matrix("one outlier")
+    noisy = next(
+        now
+        for now in (measured(operator(M, facts="positive_semidefinite"), 2, seed=seed) for seed in range(40))
+        if any(math.isinf(w) for w in widths(now).values()) and relative_error(now.trace) < math.inf
+    )
+    assert probes_wanted("Gauss-Newton", noisy) == 1e9
+    assert noisy.probes < probes_wanted("Gauss-Newton", noisy, 0.15, whole=True) < 1e9

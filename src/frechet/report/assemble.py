@@ -166,7 +166,7 @@ def _wanted(name: str, sizes: Sizes) -> int | None:
     """The random products that would tell every number within 15 %, where they were not made; None where they were."""
     if sizes.exact or max(relative_error(sizes.trace), relative_error(sizes.frobenius)) <= TOLD:
         return None
-    return min(math.ceil(probes_wanted(name, sizes, TOLD)), 10**9)
+    return min(math.ceil(probes_wanted(name, sizes, TOLD, whole=True)), 10**9)
 
 
 def _density(density: Density, cost: s.Cost) -> s.Density:

@@ -91,10 +91,10 @@ def traces(operators: Operators, name: str, settings: Settings, run: Run) -> Non
         run.open.discard(stage)
 
 
-def probes_wanted(name: str, now: Sizes, goal: float = GOAL) -> float:
-    """The probes that would bring every number that is printed of the operator to the goal."""
+def probes_wanted(name: str, now: Sizes, goal: float = GOAL, whole: bool = False) -> float:
+    """The probes that bring every number that is printed of the operator to the goal; with `whole` trace and norm."""
     width = widths(now)
-    if name == "Hessian":  # its layers are told beside those of Gauss-Newton, which carry the shares
+    if whole or name == "Hessian":  # its layers are told beside those of Gauss-Newton, which carry the shares
         width = {key: width[key] for key in ("trace", "Frobenius norm")}
     needed = [probes_for(now, goal, w) for w in width.values()]
     return min(max(needed, default=0.0), 1e9)
