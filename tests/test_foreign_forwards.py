@@ -471,3 +471,58 @@ def test_operators_of_a_library_without_a_second_derivative_are_told():
     for ask in (lambda q: hessian(q) @ torch.randn(8), lambda q: gauss_newton(q) @ torch.randn(8), Objective.check):
         with pytest.raises(NotDifferentiable, match="lacks the derivative that this product needs"):
             ask(o)
+
+
+class Opaque:
+    """Holds a tensor where nobody looks."""
+
+    def __init__(self, t):
+        self.t = t
+
+
+def test_tensors_in_objects_that_cannot_be_seen():
+    class Returns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x):
+            y = self.a(x)
+            return {"y": y, "extra": Opaque(torch.tanh(y)), "kind": "any"}
+
+    model, x, y = Returns(), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+
+    def terms(out, t):
+        return F.cross_entropy(out["y"], t, reduction="none") + out["extra"].t.square().sum(1)
+
+    o = Objective(model, custom(terms), [(x, y)])
+    agrees(o, lambda: terms(model(x), y).mean())
+    assert "the criterion" in o.check().coupled
+    with pytest.raises(UnusableObjective, match="got Opaque among them, on which the loss depends"):
+        gauss_newton(o) @ torch.randn(8)
+    for ask in (example_gradients, lambda q: empirical_fisher(q, per="example") @ torch.randn(8)):
+        with pytest.raises(UnusableObjective, match=r"must see one example each|got Opaque among them"):
+            ask(o)
+    unread = Objective(model, custom(lambda out, t: F.cross_entropy(out["y"], t, reduction="none")), [(x, y)])
+    plain = Objective(model.a, cross_entropy(), [(x, y)])
+    close(gauss_newton(unread).dense(), gauss_newton(plain).dense())
+    close(empirical_fisher(unread, per="example").dense(), empirical_fisher(plain, per="example").dense())
+
+
+def test_what_a_check_measures_keeps_no_graph():
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, r):
+            r = r.detach().requires_grad_()
+            return torch.autograd.grad(self.b(torch.tanh(self.a(r))).sum(), r, create_graph=True)[0]
+
+    o = Objective(Force(), custom(lambda f, t: (f - t).square().sum(1)), [(torch.randn(4, 2), torch.randn(4, 2))])
+    snapshot = o.snapshot()
+    blocks = snapshot.space.unflatten(snapshot.x)
+    for batch in o.batches():
+        with torch.no_grad(), snapshot.running():
+            assert not snapshot.forward(blocks, batch).requires_grad
+            assert not snapshot.terms(o.parts[0], blocks, batch).requires_grad

@@ -194,3 +194,24 @@ def test_the_code_of_a_problem_and_of_what_it_imports_is_seen_and_processes_agre
     assert second != first
     file.write_text(PROBLEM.replace("FACTOR *", "FACTOR +"))
     assert told() not in (first, second)
+
+
+def test_private_attributes_that_are_tensors_count():
+    class Keeping(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+            self._kept, self._empty, self._array = torch.tensor([1.0, value]), {}, np.array([1.0, value])
+
+        def forward(self, x):
+            return self.layer(x) * self._kept.sum()
+
+    def of(value):
+        torch.manual_seed(0)
+        model = Keeping(value)
+        return fingerprint(
+            Objective(model, squared_error(), [(torch.ones(3, 2), torch.ones(3, 1))]), "", Settings(), "1"
+        )
+
+    assert of(2.0) == of(2.0)
+    assert of(2.0) != of(3.0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective import Objective, cross_entropy, l2, squared_error, subsample
+from frechet.objective import Objective, cross_entropy, custom, l2, squared_error, subsample
 from frechet.operators.gauss_newton import gauss_newton
 from frechet.operators.hessian import hessian
 from frechet.report import metered as metered_module
@@ -334,3 +334,27 @@ def test_a_frozen_body_is_not_run_again_for_every_product():
     _, run = measured(o)
     assert run.meter.products > 300
     assert model.passes < 150
+
+
+def test_a_criterion_without_a_gauss_newton_operator_costs_its_sections_alone():
+    class Leaving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.extra = nn.Linear(3, 4), nn.Linear(4, 2), None
+
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            self.extra = h.square().mean()
+            return self.b(h)
+
+    torch.manual_seed(0)
+    model, x, y = Leaving().double(), torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 2
+    terms = custom(lambda f, t: torch.nn.functional.cross_entropy(f, t, reduction="none") + model.extra)
+    o = Objective(model, terms, [(x, y)])
+    report, _ = measured(o)
+    truth = torch.linalg.eigvalsh(hessian(o).dense()).flip(0)
+    assert abs(report.hessian.eigenvalues.largest[0].value - float(truth[0])) <= 1e-3 * abs(float(truth[0]))
+    told = {left.what: left.why for left in report.left_out}
+    assert "Gauss-Newton eigenvalues" in told
+    assert "left in an attribute of the model" in told["Gauss-Newton eigenvalues"]
+    assert "<html" in render(report)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +14,7 @@ from frechet.errors import UnusableObjective
 from frechet.objective.criterion import Criterion
 from frechet.objective.custom import Custom
 from frechet.objective.data import Batch
-from frechet.objective.structure import Layout, examples_of, has_rows, rows_of
+from frechet.objective.structure import Layout, examples_of, has_rows, leaves_of, rows_of
 
 if TYPE_CHECKING:
     from frechet.objective.parts import Part
@@ -49,8 +51,11 @@ def check_additive(what: str, criterion: Criterion, outputs: Tensor, targets: An
             )
         scale = max(float(losses.abs().max()), 1e-30) if size else 1.0
         for i in sorted({0, size // 2, size - 1}) if size else ():
-            alone = criterion.terms(outputs[i : i + 1], rows_of(targets, slice(i, i + 1), size))
-            if not abs(float(alone.sum()) - float(losses[i])) <= 1e4 * eps * scale:
+            try:
+                alone = float(criterion.terms(outputs[i : i + 1], rows_of(targets, slice(i, i + 1), size)).sum())
+            except RAISED:  # one example is nothing that it takes
+                alone = math.nan
+            if not abs(alone - float(losses[i])) <= 1e4 * eps * scale:
                 raise UnusableObjective(
                     f"{what}: the criterion's terms must see one example each, but in batch {index} the term of "
                     f"example {i} depends on the rest of its batch {_COUPLED}"
@@ -72,6 +77,20 @@ def refuse_left(what: str, criterion: Criterion, outputs: Tensor, targets: Any) 
             "the forward pass left in an attribute of the model, which is no output and is of the whole batch; let "
             'forward return it too: custom(lambda out, targets: losses(out["y"], targets) + out["extra"])'
         )
+
+
+def refuse_unseen(what: str, criterion: Criterion, outputs: Tensor, targets: Any) -> None:
+    """Raise where a criterion that depends on parameters by more than the outputs does so by no parameter it reads."""
+    refuse_left(what, criterion, outputs, targets)
+    if isinstance(criterion, Custom) and criterion.layout is not None:
+        known = (Tensor, int, float, complex, str, bytes, torch.dtype, torch.device, type(None), Enum)
+        kinds = {type(leaf).__name__ for leaf in leaves_of(criterion.layout.like) if not isinstance(leaf, known)}
+        if kinds:
+            raise UnusableObjective(
+                f"{what}: the model must return tensors, and structures or distributions of tensors, got "
+                f"{', '.join(sorted(kinds))} among them, on which the loss depends: what is in such an object is no "
+                "output that could be linearized; let forward return its tensors"
+            )
 
 
 def couplings_seen(snapshot: Snapshot) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from torch.autograd import forward_ad
 from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Criterion, Objective, Part, Snapshot
 from frechet.objective._torch_internals import in_dispatch_mode
-from frechet.objective.coupling import check_additive, refuse_left
+from frechet.objective.coupling import check_additive, refuse_unseen
 from frechet.objective.head import Head
 from frechet.objective.kernels import refused_hooks
 from frechet.objective.model import backward_hooks
@@ -121,7 +121,7 @@ class OutputProduct(LinearOperator):
                     return
                 criterion = self.snapshot.criterion(part, batch)
                 if self.of_criterion is not None and reads_parameters(self.snapshot, part, batch, y, leaves):
-                    refuse_left(self.name, criterion, y.detach(), batch.targets)
+                    refuse_unseen(self.name, criterion, y.detach(), batch.targets)
                     self.of_criterion(self.snapshot, part, batch, leaves, y, push, vectors, sums)
                     return
                 C = middle(part, criterion, y.detach(), batch.targets)

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import inspect
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -177,9 +178,16 @@ def _model(digest: Digest, model: nn.Module) -> None:
     for name, module in model.named_modules():
         digest.add([name, type(module), module.training])
         own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules", "training")}
-        digest.add(sorted((k, v) for k, v in own.items() if not k.startswith("_") or v) if own else [], 1)
+        digest.add(sorted((k, v) for k, v in own.items() if not (k.startswith("_") and _empty(v))), 1)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.add([name, tensor, tensor.requires_grad])
+
+
+def _empty(value: object) -> bool:
+    """Whether a private attribute holds nothing yet, such as the hooks of a module that has none."""
+    if value is None or value is False:
+        return True
+    return type(value) in (int, str, list, tuple, dict, set, OrderedDict) and not value
 
 
 def _files(source: str) -> Iterable[Path]:

@@ -24,6 +24,8 @@ from frechet.errors import LostRank, NonFinite, NotDifferentiable, UnusableObjec
 from frechet.objective import Objective
 from frechet.objective.remembered import Remembered
 from frechet.operators.gauss_newton import gauss_newton
+from frechet.operators.hessian import hessian
+from frechet.operators.operator import LinearOperator
 from frechet.operators.route import Route, chosen
 from frechet.recording import ran_out
 from frechet.report import threads
@@ -197,13 +199,17 @@ def _checked(objective: Objective, settings: Settings, run: Run) -> Mapping[str,
     gradient = objective.gradient()
     route: Route = chosen(settings.route, objective.model, "report", gauss_newton=True)
     vector = objective.space.random(0, 0)
+    make: Callable[..., LinearOperator] = gauss_newton
 
     def product(route: Route) -> None:
-        A = gauss_newton(objective, route=route)
+        A = make(objective, route=route)
         _ = metered(A, run.meter, alone=run.group is None, name="Gauss-Newton") @ vector
 
     try:
         product(route)  # it loads, compiles and allocates what later ones reuse
+    except UnusableObjective:  # this criterion has no Gauss-Newton operator: its sections say why, the others arrive
+        make = hessian
+        product(route)
     except NotDifferentiable:
         if route == "reverse" or settings.route is not None:
             raise
