@@ -107,13 +107,51 @@ def hypercube(d):
     return from_callable(lambda V: sum(V[bits ^ (1 << j)] for j in range(d)), 2**d, facts="symmetric", dtype=F64)
 
 
+def springs(nodes, dim):
+    """The stiffness matrix of a network of springs in the plane or in space, free to move as a whole: 3 or 6 zeros."""
+    x = torch.rand(nodes, dim, dtype=F64, generator=torch.Generator().manual_seed(nodes))
+    K = torch.zeros(nodes, dim, nodes, dim, dtype=F64)
+    for i in range(nodes):
+        for j in (torch.linalg.vector_norm(x - x[i], dim=1).argsort()[1 : 4 + 2 * dim]).tolist():
+            d = (x[i] - x[j]) / torch.linalg.vector_norm(x[i] - x[j])
+            for a, b, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+                K[a, :, b] += sign * torch.outer(d, d)
+    return K.reshape(nodes * dim, nodes * dim)
+
+
+MULTIPLE = {
+    "7-cube": lambda: (hypercube(7), 9, "largest"),
+    "9-cube, restarts": lambda: (hypercube(9), 12, "smallest"),
+    "9-cube, many": lambda: (hypercube(9), 30, "largest"),
+    "springs in the plane": lambda: (opaque(springs(30, 2)), 5, "smallest"),
+    "springs in space": lambda: (opaque(springs(30, 3)), 8, "smallest"),
+    "a twelvefold value": lambda: (
+        opaque(with_eigenvalues([3.0] * 12 + torch.linspace(0, 1, 138).tolist())),
+        14,
+        "largest",
+    ),
+    "few values": lambda: (opaque(with_eigenvalues([5.0] * 20 + [1.0] * 30 + [-2.0] * 70)), 25, "smallest"),
+}
+
+
 @pytest.mark.parametrize("rtol", [1e-3, 1e-6, 1e-10])
-def test_copies_end_on_multiple_eigenvalues_within_twice_the_products_of_blocks(rtol):
-    truth = torch.tensor([7.0] + [5.0] * 7 + [3.0], dtype=F64)
-    found = eigsh(hypercube(7), 9, seed=0, rtol=rtol, copies=True)
+@pytest.mark.parametrize("name", MULTIPLE)
+def test_copies_end_on_multiple_eigenvalues_within_twice_the_products_of_blocks(name, rtol):
+    A, k, which = MULTIPLE[name]()
+    truth = torch.linalg.eigvalsh(A.dense())
+    truth = truth.flip(0)[:k] if which == "largest" else truth[:k].flip(0)
+    found = eigsh(A, k, which=which, seed=0, rtol=rtol, copies=True)
     assert torch.allclose(found.values, truth, atol=1e-8)
     assert found.status is Status.CONVERGED
-    assert found.products <= 2 * eigsh(hypercube(7), 9, seed=0, rtol=rtol, method="lobpcg").products
+    blocks = eigsh(A, k, which=which, seed=0, rtol=rtol, method="lobpcg", max_products=found.products)
+    assert found.products <= 2 * blocks.products
+
+
+@pytest.mark.parametrize("method", ["copies", "plain"])
+def test_a_space_that_ends_after_a_restart_ends_the_run(method):
+    found = eigsh(hypercube(9), 12, which="smallest", seed=0, copies=method == "copies")
+    assert found.values.tolist() == pytest.approx([-5.0] * 2 + [-7.0] * 9 + [-9.0])
+    assert found.products < 200
 
 
 @pytest.mark.parametrize("options", [{}, {"atol": 1e-6}, {"rtol": 1e-8}])

@@ -6,6 +6,7 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite, NotConverged
+from frechet.linalg.eigsh import eigsh
 from frechet.linalg.result import Status
 from frechet.linalg.svds import svds
 from frechet.operators.structured import from_callable, from_diagonal, from_matrix, identity
@@ -138,3 +139,44 @@ def test_bad_arguments_are_named():
     wide = from_callable(lambda V: V[:3], euclidean(5), euclidean(3), rmatmat=lambda U: U.new_full((5, 1), math.nan))
     with pytest.raises(NonFinite, match=r"svds: product 1 \(A.T @ u\) holds a NaN"):
         svds(wide, 1, seed=0)
+
+
+def hypercube(d):
+    bits = torch.arange(2**d)
+    neighbours = lambda V: sum(V[bits ^ (1 << j)] for j in range(d))  # noqa: E731
+    return from_callable(neighbours, 2**d, rmatmat=neighbours, dtype=torch.float64)
+
+
+MULTIPLE = {
+    "8-cube": lambda: (hypercube(8), 10),
+    "9-cube": lambda: (hypercube(9), 30),
+    "a twelvefold value": lambda: (with_values(150, 120, [3.0] * 12 + np.linspace(0, 1, 108).tolist()), 14),
+    "more columns": lambda: (with_values(120, 150, [3.0] * 12 + np.linspace(0, 1, 108).tolist()), 14),
+    "few values": lambda: (with_values(120, 80, [5.0] * 10 + [4.0] * 20 + [1.0] * 50), 25),
+    "low rank": lambda: (with_values(120, 80, [5.0] * 3 + [4.0] * 3 + [0.0] * 74), 10),
+    "one value": lambda: (with_values(60, 60, [2.0] * 60), 5),
+    "triple values": lambda: (with_values(90, 60, np.repeat(np.linspace(3, 1, 20), 3).tolist()), 8),
+    "simple values": lambda: (from_matrix(draw(100, 70)), 6),
+}
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-10])
+@pytest.mark.parametrize("name", MULTIPLE)
+def test_copies_end_on_multiple_values_within_twice_the_products_of_blocks(name, rtol):
+    A, k = MULTIPLE[name]()
+    M = A.dense()
+    S = svds(A, k, seed=0, rtol=rtol, copies=True)
+    assert torch.allclose(S.values, torch.linalg.svdvals(M)[:k], atol=1e-7)
+    assert S.status is Status.CONVERGED
+    assert bool((true_residuals(A, S) <= S.residuals + 50 * A.domain.eps * S.values[0]).all())
+    for W in (S.vectors, S.left):
+        assert torch.allclose(W.T @ W, torch.eye(k, dtype=torch.float64), atol=1e-12)
+    blocks = eigsh(from_matrix(M.T @ M, facts="symmetric"), k, seed=0, rtol=rtol, method="lobpcg")
+    assert S.products <= 2 * (2 * blocks.products)  # a product with A'A is two
+
+
+def test_a_search_for_copies_that_the_budget_ends_is_not_converged():
+    A = with_values(150, 120, [3.0] * 12 + np.linspace(0, 1, 108).tolist())
+    S = svds(A, 5, seed=0, copies=True, max_products=60)
+    assert S.status is Status.MAX_ITERATIONS
+    assert S.products <= 60

@@ -70,3 +70,50 @@ def test_wrong_arguments():
         fixed_point(torch.cos, numbers(1), mixing=2.0)
     with pytest.raises(NonFinite, match=r"fixed_point: g must be finite at x0, got norm\(g\(x0\) - x0\) = nan"):
         fixed_point(torch.log, numbers(-1))
+
+
+@pytest.mark.parametrize("memory", [0, 2, 5])
+@pytest.mark.parametrize("start", [0.0, 2.0, -1e3, 1e10, 1e20, 1e100])
+def test_converged_is_a_property_of_the_point_and_not_of_the_start(start, memory):
+    s = fixed_point(lambda x: 0.5 * x + 1, numbers(start, start), rtol=1e-10, memory=memory)
+    assert s.converged
+    assert s.x.tolist() == pytest.approx([2, 2], rel=1e-9)
+
+
+def test_towards_zero_an_absolute_tolerance_decides():
+    x0 = numbers(1.0, -3.0)
+    assert fixed_point(lambda x: x / 2, x0, memory=0, max_iterations=100).status is Status.MAX_ITERATIONS
+    assert fixed_point(lambda x: x / 2, x0, memory=0, atol=1e-9).converged
+
+
+def projected_gradient(seed, size=30, rank=6):
+    """The map of a quadratic program in the unit box: a contraction with a kink at every bound."""
+    A, sign = gaussian(size * rank, seed=seed).view(size, rank), torch.sign(gaussian(size, seed=100 + seed))
+    K = (A @ A.T / 10) * torch.outer(sign, sign) + 0.5 * torch.eye(size, dtype=F64)
+    return lambda a: (a - 0.05 * (K @ a - 1)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("memory", [0, 1, 2, 5, 10])
+def test_kinks_in_a_contraction_do_not_use_up_the_mixing(memory):
+    plain = 0
+    for seed in range(8):
+        g, x0 = projected_gradient(seed), torch.zeros(30, dtype=F64)
+        s = fixed_point(g, x0, rtol=1e-11, memory=memory)
+        assert s.converged
+        plain += fixed_point(g, x0, rtol=1e-11, memory=0).iterations - s.iterations
+    assert plain > 0 or memory == 0
+
+
+def test_the_mixing_grows_back_where_only_the_start_was_steep():
+    def g(x):  # -40 far away: a mixing of 1/32 is all that holds there; 1/2 near 1, where larger ones are faster
+        return torch.where((x - 1).abs() > 3, 1 - 40 * (x - 1), 1 + 0.5 * (x - 1))
+
+    s = fixed_point(g, numbers(200.0), memory=0, rtol=1e-13)
+    assert s.converged
+    assert s.iterations < 200  # 1/32 for all of them takes more than 1 900
+
+
+def test_a_run_that_ends_early_says_why():
+    assert "the mixing has become tiny" in fixed_point(lambda x: x * x + 1, numbers(1)).message
+    assert "max_iterations was reached" in fixed_point(torch.cos, numbers(1), max_iterations=1).message
+    assert "observe returned True" in fixed_point(torch.cos, numbers(1), observe=lambda state: True).message

@@ -1,15 +1,18 @@
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from sklearn.base import clone, is_regressor
+from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils.estimator_checks import check_estimator
 
 from frechet.errors import NotConverged
 from frechet.solve.regressor import LeastSquaresRegressor
@@ -121,3 +124,121 @@ def test_messages():
         curve.fit(X[[0, 20]], data(0)[[0, 20]]).predict(X, return_std=True)
     with pytest.raises(NotConverged, match="least_squares"):
         LeastSquaresRegressor(lambda p, X: 0 * p[0] + X[:, 0], START).fit(X, data(0))
+
+
+# --- as scikit-learn wants it -----------------------------------------------------------------------------------------
+
+
+def ends(p, X):
+    return X[:, 0] * p[0] + X[:, -1] * p[1]
+
+
+def slopes(p, X):
+    return X @ p[: X.shape[1]]
+
+
+def affine(p, X):
+    return X @ p["slopes"][: X.shape[1]] + p["at zero"]
+
+
+STARTS = {ends: [0.0, 0.0], slopes: np.zeros(64, dtype=np.float32), affine: {"slopes": np.zeros(64), "at zero": 0.0}}
+
+
+@pytest.mark.parametrize("model", STARTS, ids=lambda model: model.__name__)
+def test_the_checks_of_scikit_learn_pass_whole(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check_estimator(LeastSquaresRegressor(model, STARTS[model]), on_fail=None)
+    assert not {check["check_name"]: check["exception"] for check in found if check["status"] == "failed"}
+    skipped = {check["check_name"] for check in found if check["status"] == "skipped"}
+    assert skipped <= {"check_array_api_input", "check_dataframe_column_names_consistency"}
+    assert len(found) > 50
+
+
+RAW = np.random.default_rng(0).normal(size=(20, 2))
+Y = RAW @ [1.0, 2.0]
+FITTED = LeastSquaresRegressor(ends, np.zeros(2)).fit(RAW, Y)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["array", "tensor"])
+@pytest.mark.parametrize(
+    ("call", "error", "sentence"),
+    [
+        (lambda e, k: e.fit(k(RAW), k(Y + 5j)), ValueError, "Complex data not supported: .*fit: y must be real"),
+        (lambda e, k: e.fit(k(RAW * (1 + 1j)), k(Y)), ValueError, "Complex data not supported: .*fit: X must be real"),
+        (lambda e, k: e.fit(k(RAW), k(Y), k(Y + 1j)), ValueError, "Complex data .*fit: sample_weight must be real"),
+        (lambda e, k: FITTED.predict(k(RAW * 1j)), ValueError, "Complex data not supported: .*predict: X must be real"),
+        (lambda e, k: FITTED.score(k(RAW), k(Y * 1j)), ValueError, "Complex data .*score: y must be real"),
+        (lambda e, k: e.fit(k(RAW), k(Y), k(0 * Y)), ValueError, "sample_weight must have a number > 0, got zeros"),
+        (lambda e, k: FITTED.score(k(RAW), k(Y), k(0 * Y)), ValueError, "score: sample_weight must have a number > 0"),
+        (lambda e, k: FITTED.predict(k(np.ones((3, 5)))), ValueError, "X has 5 features, .* is expecting 2 features"),
+        (lambda e, k: FITTED.score(k(np.ones((3, 5))), k(Y)), ValueError, "X has 5 features, .* expecting 2 features"),
+        (lambda e, k: e.fit(k(RAW[:0]), k(Y[:0])), ValueError, r"fit: X must have rows, got 0 sample\(s\)"),
+        (lambda e, k: e.fit(k(RAW[:, :0]), k(Y)), ValueError, r"fit: X must have columns, got 0 feature\(s\)"),
+        (lambda e, k: e.fit(k(RAW[:, 0]), k(Y)), ValueError, r"fit: X must have rows and columns, got shape \(20,\)"),
+        (lambda e, k: FITTED.predict(k(RAW[0])), ValueError, "predict: X must have rows and columns, .* Reshape your"),
+        (lambda e, k: e.fit(k(RAW), None), ValueError, "requires y to be passed, but the target y is None"),
+        (lambda e, k: e.fit(k(RAW), k(RAW)), ValueError, r"y must have shape \(20,\) .* got \(20, 2\)"),
+        (lambda e, k: e.fit(torch.eye(20).to_sparse(), k(Y)), TypeError, "fit: X must be dense, got a sparse matrix"),
+        (lambda e, k: e.predict(k(RAW)), NotFittedError, "call fit"),
+        (lambda e, k: FITTED.predict(k(RAW * np.inf)), ValueError, "predict: X must be finite, got NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_data_that_are_no_table_of_real_numbers_are_refused(kind, call, error, sentence):
+    with pytest.raises(error, match=sentence):
+        call(LeastSquaresRegressor(ends, np.zeros(2)), kind)
+
+
+def test_a_column_of_targets_is_taken_with_a_warning():
+    with pytest.warns(DataConversionWarning, match="A column-vector y was passed when a 1d array was expected"):
+        found = clone(FITTED).fit(RAW, Y[:, None])
+    assert torch.equal(found.parameters_, FITTED.parameters_)
+
+
+def test_columns_of_data_frames_are_known_by_name():
+    frame = pytest.importorskip("pandas").DataFrame(RAW, columns=["left", "right"])
+    named = clone(FITTED).fit(frame, Y)
+    assert list(named.feature_names_in_) == ["left", "right"]
+    assert torch.equal(named.parameters_, FITTED.parameters_)
+    assert np.array_equal(named.predict(frame), FITTED.predict(RAW))
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        named.predict(RAW)
+    with pytest.warns(UserWarning, match="was fitted without feature names"):
+        FITTED.predict(frame)
+    with pytest.raises(ValueError, match="must be in the same order as they were in fit"):
+        named.predict(frame[["right", "left"]])
+    with pytest.raises(ValueError, match=r"unseen at fit time:\n- up\n(.|\n)*yet now missing:\n- right"):
+        named.predict(frame.rename(columns={"right": "up"}))
+    assert not hasattr(named.fit(RAW, Y), "feature_names_in_")
+
+
+@pytest.mark.parametrize("start", [[1.0, 0.1], np.array([1.0, 0.1]), torch.tensor([1.0, 0.1])], ids=type)
+def test_a_start_of_any_kind_is_fitted_in_double_precision_and_not_changed(start):
+    curve = LeastSquaresRegressor(decay, start)
+    found = curve.fit(X, data(0)).parameters_
+    assert found.dtype == F64
+    assert torch.allclose(found, LeastSquaresRegressor(decay, START).fit(X, data(0)).parameters_, rtol=1e-9)
+    assert curve.start is start
+    assert torch.allclose(torch.as_tensor(start).double(), START, rtol=1e-7)
+
+
+def test_weights_of_zero_leave_the_errors_of_the_other_rows():
+    y, w = data(0), np.ones(30)
+    w[:7] = 0
+    at = X[:4]
+    weighted = LeastSquaresRegressor(decay, START).fit(X, y, w).predict(at, return_std=True)[1]
+    assert weighted == pytest.approx(
+        LeastSquaresRegressor(decay, START).fit(X[7:], y[7:]).predict(at, return_std=True)[1]
+    )
+
+
+def test_absolute_weights_are_inverse_variances():
+    known = LeastSquaresRegressor(decay, START, absolute_sigma=True).fit(X, data(0), np.full(30, 0.05**-2))
+    J = torch.func.jacrev(lambda p: decay(p, torch.from_numpy(X)))(known.parameters_)
+    assert torch.allclose(known.solution_.covariance, 0.05**2 * torch.linalg.inv(J.T @ J), rtol=1e-6)
+
+
+def test_the_score_of_constant_targets_is_that_of_scikit_learn():
+    flat = LeastSquaresRegressor(lambda p, X: p[0] + 0 * X[:, 0], np.zeros(1)).fit(X, np.full(30, 2.0))
+    for y in (np.full(30, 2.0), np.full(30, 3.0)):
+        assert flat.score(X, y) == r2_score(y, flat.predict(X))

@@ -110,3 +110,21 @@ def test_limits_stops_and_wrong_arguments():
         root(lambda x: 1.0, numbers(1, 2))
     with pytest.raises(ValueError, match="root: rtol must be a number >= 0, got -1"):
         root(broyden, numbers(1, 2), rtol=-1)
+
+
+def trigonometric(x):
+    """Trigonometric function of More, Garbow and Hillstrom; x = 0 is a root, on the lower bounds of the tests."""
+    n = len(x)
+    return n - torch.cos(x).sum() + torch.arange(1, n + 1, dtype=x.dtype) * (1 - torch.cos(x)) - torch.sin(x)
+
+
+@pytest.mark.parametrize("n", [1, 4, 10])
+@pytest.mark.parametrize("start", [0.1, 0.5, 1.0])
+def test_the_message_between_bounds_says_what_the_status_says(n, start):
+    s = root(trigonometric, torch.full((n,), start, dtype=F64), bounds=(0.0, 3.0))
+    assert s.status in (Status.CONVERGED, Status.STAGNATED)
+    assert ("norm(F) is" in s.message) == s.converged
+    assert ("no step reduces" in s.message or "no root" in s.message) == (not s.converged)
+    low = root(lambda x: x * x + 1, torch.ones(n, dtype=F64), bounds=(-2.0, 2.0))
+    assert low.status is Status.STAGNATED
+    assert not low.message.endswith("norm(F) is 1")

@@ -65,9 +65,10 @@ def eigsh(
       goes on to a twentieth of the tolerance: less than 1 % of the runs on uniform random spectra skip an eigenvalue
       then (`docs/error-bars.md`), for a seventh more products.
     - A multiple eigenvalue is a blind spot of every method that starts from one vector: it is listed once, unless the
-      Krylov space ends, as for operators of low rank. With ``copies=True`` the run goes on from random vectors
-      orthogonal to all that was found, until another copy, or an eigenvalue that `start` had missed, would have shown
-      with probability 0.99. Where locking leaves the residuals open, k products measure them in the end.
+      Krylov space ends, as for operators of low rank, and rounding does not hide the end. With ``copies=True`` the run
+      goes on from random vectors orthogonal to all that was found, until another copy, or an eigenvalue that `start`
+      had missed, would have shown with probability 0.99. Where locking leaves the residuals open, k products measure
+      them in the end.
     - An A that is not symmetric, though its facts say so, shows in the projected matrix without a product: ValueError
       where u'A v and v'A u differ by 5 % of their size (float64: 1e-4). Less than that enters the residuals, and status
       ``stagnated`` says that it kept them above a tolerance.

@@ -9,22 +9,29 @@ exactly and ||A'u - s v|| = beta |p_j|. A full basis is replaced by its best tri
 of them. A itself is used, not A'A: squaring would lose every singular value below sqrt(eps) times the largest.
 
 **Source.** J. Baglama and L. Reichel 2005, "Augmented implicitly restarted Lanczos bidiagonalization methods",
-algorithm 3.1 (Ritz vectors), doi 10.1137/04060593X.
+algorithm 3.1 (Ritz vectors), doi 10.1137/04060593X. The search for further copies stops by J. Kuczynski and H.
+Wozniakowski 1992, theorem 4.1, doi 10.1137/0613066, for A'A.
 
 **Differs from the source.** (1) Both bases are orthogonalized twice in full. (2) The tolerance is tested inside the
-basis. (3) Where a recurrence ends, a random vector continues it.
+basis. (3) Where a recurrence ends, a random vector continues it. (4) The search for copies keeps the triplets found and
+puts a random vector in the place of v_{j+1}.
 
 Cost: 2 products a step (one with A, one with A'); `basis` vectors of memory on each side.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from frechet.linalg.basis import ROUNDING, Basis, new_basis
 from frechet.linalg.result import Spectrum, Status
+from frechet.linalg.thick_restart import LOCKED, MISSED
 from frechet.operators.operator import LinearOperator
+
+Search = tuple[int, tuple[float, ...]]  # the products when it began, and the values then
 
 
 @torch.no_grad()
@@ -37,6 +44,7 @@ def svds(
     atol: float = 0.0,
     max_products: int | None = None,
     basis: int | None = None,
+    copies: bool = False,
 ) -> Spectrum:
     """The k largest singular values of A ``(m, n)``, descending, with right vectors ``(n, k)`` and `left` ``(m, k)``.
 
@@ -47,8 +55,11 @@ def svds(
 
     `max_products` (with A and A' together; default 100 times the basis) ends a run with status ``max_iterations`` and
     the best triplets so far, fewer than k if it allows fewer than 2 k products. `basis` (default max(2 k + 30, 40)) is
-    the number of vectors kept on each side. A NaN in a product raises `NonFinite` with its number. A multiple singular
-    value may be listed fewer times than its multiplicity, unless the Krylov space is exhausted.
+    the number of vectors kept on each side. A NaN in a product raises `NonFinite` with its number.
+
+    A multiple singular value is a blind spot of every method that starts from one vector: it may be listed fewer times
+    than its multiplicity, unless the Krylov space is exhausted. With ``copies=True`` the run goes on from random
+    vectors orthogonal to all that was found, until another copy would have shown with probability 0.99.
 
     Example:
         >>> import torch
@@ -80,6 +91,8 @@ def svds(
     V = new_basis(G.domain, min(size + 1, smaller), "device", "svds")
     j = products = restarts = 0
     scale, eps, status = 0.0, max(A.domain.eps, A.codomain.eps), Status.MAX_ITERATIONS
+    search: Search | None = None
+    locked = 0.0  # what locking has dropped, as a norm
     drawn = _random(V, 0, seed, 0)
     while True:
         source = f"svds: product {products + 1} ({names[0]})"
@@ -92,12 +105,26 @@ def svds(
         products, j = products + 2, j + 1
         stop = j == smaller or products + 2 > limit
         # in a large basis not after every step: the small problem is not free
-        if stop or j == size or (j >= k and j % (1 + j // 24) == 0):
+        if stop or j == size or (j >= k and (j % (1 + j // 24) == 0 or beta == 0.0)):
             P, s, Q = np.linalg.svd(B[:j, :j])
             residuals = beta * np.abs(P[j - 1, :k])
-            done = residuals <= np.maximum(rtol * s[:k], max(atol, ROUNDING * eps * scale))
-            if stop or (len(s) >= k and bool(done.all())):
-                status = Status.CONVERGED if len(s) >= k and bool(done.all()) else status
+            tolerance = np.maximum(rtol * s[:k], max(atol, ROUNDING * eps * scale))
+            done = residuals <= tolerance
+            finished = len(s) >= k and bool(done.all())
+            if copies and j < smaller:
+                # locking drops the residuals: that must be little, also when they add up
+                finished = finished and bool((residuals <= max(LOCKED * tolerance.min(), eps * scale)).all())
+                if finished:
+                    search, finished = _search(s, k, tolerance, products, beta == 0.0, search, V.space.dim)
+                if not stop and search is not None and search[0] == products:  # it has begun
+                    locked = math.hypot(locked, *residuals)
+                    U.rotate(j, 0, P[:, :k])
+                    V.rotate(j, 0, Q[:k].T)
+                    B[:] = np.diag(np.r_[s[:k], np.zeros(size - k)])
+                    j, drawn = k, _random(V, k, seed, drawn)
+                    continue
+            if stop or finished:
+                status = Status.CONVERGED if finished else status
                 break
             if j == size:
                 kept = k + (size - k) // 3
@@ -113,9 +140,28 @@ def svds(
     left, right = U.combine(j, P[:, :k]), V.combine(j, Q[:k].T)
     if G is not A:
         left, right = right, left
-    rounded = np.hypot(residuals, ROUNDING * eps * scale)
+    rounded = np.hypot(np.hypot(residuals, locked), ROUNDING * eps * scale)
     values, errors = torch.from_numpy(s[:k].copy()), torch.from_numpy(rounded)
     return Spectrum(values, right, errors, torch.from_numpy(done), restarts, products, status, left, A.domain)
+
+
+def _search(
+    s: np.ndarray, k: int, tolerance: np.ndarray, products: int, ended: bool, search: Search | None, n: int
+) -> tuple[Search, bool]:
+    """The search for copies after `products`, and whether it may end: a copy would have shown as a Ritz value."""
+    values = s[:k]
+    if search is None or bool((np.abs(values - np.array(search[1])) > 2 * tolerance).any()):
+        return (products, tuple(values.tolist())), False
+    if ended:  # the space of a random vector holds one copy of all that is left
+        return search, True
+    # a second copy of the last value changes nothing in the list: the first value that matters lies above it
+    above, steps = values[values > values[-1] + tolerance[-1]], (products - search[0]) // 2
+    if not len(above):
+        return search, True
+    if len(s) == k:
+        return search, False
+    gap = max(1.0 - (float(s[k]) / float(above[-1])) ** 2, 0.0)
+    return search, 1.648 * math.sqrt(n) * math.exp(-math.sqrt(gap) * (2 * steps - 1)) <= MISSED
 
 
 def _random(W: Basis, j: int, seed: int, drawn: int) -> int:

@@ -73,7 +73,10 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
                 refuse_asymmetric_matrix(A, torch.from_numpy(T[:j, :j]), "eigsh")
             enough = len(best) == wanted and bool(run.converged(theta[best], ahead[best], scale, margin).all())
             out = math.hypot(*_lengths(T[j : j + p, :j]))  # 0 where the Krylov space has ended
-            if copies and enough:
+            # once a restart has mixed what came of the last random vector with the rest, its space cannot be told
+            # from the rest when it ends, and rounding leads out of it: only a search can tell
+            mixed = incomplete and first == 0
+            if (copies or mixed) and enough:
                 # what locking drops, r, moves a residual by about r^2 over a gap: that must be within every tolerance
                 strictest = math.sqrt(run.tolerance(theta[best], scale).min() * scale)
                 enough = math.hypot(*ahead[best]) <= LOCKED * strictest
@@ -81,9 +84,9 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
                 incomplete = not _complete(run, T[first:j, first:j], theta[best], scale)
                 if incomplete or copies:
                     locked, p = math.hypot(locked, out), 0
-            enough = enough and not incomplete
+            enough = enough and (not incomplete or (mixed and p > 0))
             finished = j == n or enough
-            if finished and copies and p > 0:  # an exhausted space is complete, copies included
+            if finished and (copies or mixed) and p > 0:  # an exhausted space is complete, copies included
                 search, finished = _search(run, theta, best, products, search, scale)
             if run.observe is not None:
                 state = EigshState(

@@ -1,7 +1,8 @@
 """Inverses and symmetric square roots of operators whose structure has a closed form.
 
 ``inverse(A)`` is the operator B with B A = I; ``square_root(A)`` is the symmetric positive semidefinite B with B B = A.
-A sum is first brought into its normal form (see `normal_form`); then each structure answers by one rule:
+An empirical Fisher is first written by its examples' gradients (`example_factors`), as of low rank or dense. A sum is
+brought into its normal form (see `normal_form`); then each structure answers by one rule:
 
     diag(d)            diag(1/d)                                diag(sqrt d)
     dense M            Cholesky or LU                           eigenvectors
@@ -21,7 +22,8 @@ of a Kronecker product with a shift.
 **Differs from the source** (1) Woodbury's identity is written in an orthonormal basis of the range of U, where no small
 matrix is inverted and the square root has the same form.
 
-Cost: no products with A; O(n^3) for each dense n x n block, O(n k^2) for k low-rank columns.
+Cost: no products with A, save for an empirical Fisher; O(n^3) for each dense n x n block, O(n k^2) for k low-rank
+columns.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from frechet.operators.eigendecomposition import (
     sign,
     spectral,
 )
+from frechet.operators.example_factors import by_examples
 from frechet.operators.normal_form import normal_form
 from frechet.operators.operator import PD, PSD, SYMMETRIC, Adjoint, Fact, LinearOperator, Product, Scaled, Sum
 from frechet.operators.structured import (
@@ -84,6 +87,9 @@ class Proved(LinearOperator):
 def inverse(A: LinearOperator) -> LinearOperator:
     """The inverse of `A` where its structure has one in closed form; positive definite where A is.
 
+    An `empirical_fisher` plus a multiple of the identity, or a positive diagonal, is inverted by its examples'
+    gradients: a backward pass for each, and as many vectors of memory (at most n). `solve` takes cg there.
+
     Raises `NoClosedForm` for any other structure, and `ValueError` where A is not square or is singular to working
     precision: a zero on a diagonal, a dense block whose reciprocal condition number is below the eps of its dtype, a
     low rank without a shift, an eigenvalue that a shift cancels. The message names the part that is singular.
@@ -96,6 +102,11 @@ def inverse(A: LinearOperator) -> LinearOperator:
         tensor([[ 0.3750, -0.1250],
                 [-0.1250,  0.3750]], dtype=torch.float64)
     """
+    return structured_inverse(by_examples(A))
+
+
+def structured_inverse(A: LinearOperator) -> LinearOperator:
+    """As `inverse`, without any product with A or its parts: an empirical Fisher has no closed form here."""
     if A.shape[0] != A.shape[1]:
         raise ValueError(f"inverse: A must be square, got shape {A.shape}; for least squares use lsmr(A, b)")
     match normal_form(A):
@@ -110,17 +121,17 @@ def inverse(A: LinearOperator) -> LinearOperator:
         case Scaled(c, operator):
             if c == 0:
                 raise ValueError(f"inverse: A must be nonsingular, got 0 times {operator!r}")
-            return (1 / c) * inverse(operator)
+            return (1 / c) * structured_inverse(operator)
         case Adjoint(operator):
-            return inverse(operator).T
+            return structured_inverse(operator).T
         case Product(factors):
             return _known(_product_inverse(A, factors), _inverse_facts(A))
         case Kronecker(B, C):
             _check_square_parts((B, C), "factor of a Kronecker product")
-            return Kronecker(inverse(B), inverse(C))
+            return Kronecker(structured_inverse(B), structured_inverse(C))
         case BlockDiagonal(blocks, domain, codomain):
             _check_square_parts(blocks, "block")
-            return BlockDiagonal(tuple(inverse(b) for b in blocks), codomain, domain)
+            return BlockDiagonal(tuple(structured_inverse(b) for b in blocks), codomain, domain)
         case LowRank() as L:
             V, mu = orthonormal_factors(L)
             if V.shape[1] < A.shape[0]:
@@ -152,7 +163,7 @@ def inverse(A: LinearOperator) -> LinearOperator:
         case Eigendecomposed(Q, values):
             return spectral(Q, _reciprocal(values, A.domain))
         case Proved(operator):
-            return _known(inverse(operator), _inverse_facts(A))
+            return _known(structured_inverse(operator), _inverse_facts(A))
         case _:
             raise no_closed_form("inverse", A)
 
@@ -177,6 +188,7 @@ def square_root(A: LinearOperator) -> LinearOperator:
             f"square_root: A must be symmetric, got {A!r}; declare it where it is, as in "
             "from_matrix(M, facts='positive_semidefinite')"
         )
+    A = by_examples(A)
     match normal_form(A):
         case Identity() as I:
             return I
@@ -300,6 +312,8 @@ def _product_inverse(A: LinearOperator, factors: tuple[LinearOperator, ...]) -> 
     if any(f.shape[0] != f.shape[1] for f in factors):
         raise no_closed_form("inverse", A)
     bases = [f.operator if isinstance(f, Adjoint) else f for f in factors]
-    known = {id(b): inverse(b) for b in bases}  # one inverse per operator, so that J'C J stays recognizably symmetric
+    known = {
+        id(b): structured_inverse(b) for b in bases
+    }  # one inverse per operator, so that J'C J stays recognizably symmetric
     inverses = [known[id(b)] if f is b else known[id(b)].T for f, b in zip(factors, bases, strict=True)]
     return reduce(matmul, reversed(inverses))

@@ -54,6 +54,7 @@ def least_squares(
     xtol: float | None = None,
     ftol: float = 0.0,
     max_evaluations: int | None = None,
+    absolute_sigma: bool = False,
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> LeastSquaresSolution:
     """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
@@ -73,6 +74,10 @@ def least_squares(
     solution: a discontinuous residual or a wrong Jacobian), `max_iterations` (`max_evaluations` residuals, 100 (n + 10)
     if left out), `stopped`. A residual that is not finite at a trial point refuses the step; at x0 it raises
     `NonFinite`.
+
+    A converged result has the covariance of its parameters and their standard errors, as SciPy's `curve_fit`. Divide
+    each residual by its standard deviation, if these differ. They count as ratios; with ``absolute_sigma=True`` they
+    are taken as they are. A weight of zero marks a residual as missing.
 
     `loss` is 'huber', 'soft_l1', 'cauchy', 'arctan', 'tukey' or a function rho of z = (r_i / loss_scale)^2 with rho(0)
     = 0 and rho'(0) = 1: residuals larger than `loss_scale` count less. `jacobian` is derived by automatic
@@ -122,7 +127,8 @@ def least_squares(
             run = dogleg(problem, linear, rules, observe=observe)
         case "interior":
             run = interior(problem, linear, rules, observe=observe)
-    return _solution(problem, rules, run, linear, f"{chosen}, dense Jacobian by {problem.route}")
+    sigma = 1 / problem.unit if absolute_sigma else None
+    return _solution(problem, rules, run, linear, f"{chosen}, dense Jacobian by {problem.route}", sigma)
 
 
 def _products(jacobian: object, m: int, n: int) -> bool:
@@ -183,7 +189,9 @@ def _ran_away(problem: Residual, linear: Linearization, first: Linearization, si
     return found
 
 
-def _solution(problem: Residual, rules: Rules, run: Run, first: Linearization, method: str) -> LeastSquaresSolution:
+def _solution(
+    problem: Residual, rules: Rules, run: Run, first: Linearization, method: str, sigma: float | None
+) -> LeastSquaresSolution:
     linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
     verdict = judged(problem, linear, rules)
     free = free_to_move(problem, linear)
@@ -213,7 +221,7 @@ def _solution(problem: Residual, rules: Rules, run: Run, first: Linearization, m
         )
     x = linear.x
     active = Box(problem.lower, problem.upper).held(x, linear.gradient)
-    known = uncertainty(linear, active == 0)
+    known = uncertainty(linear, active == 0, sigma)
     if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
         reason += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
     found = problem.structured(x)
@@ -234,9 +242,10 @@ def _solution(problem: Residual, rules: Rules, run: Run, first: Linearization, m
         method=method,
         start_cost=first.cost * square,
         rank=known.rank,
+        observations=known.observations,
         null_directions=known.null_directions,
-        covariance=known.covariance,
-        standard_errors=known.standard_errors,
+        covariance=known.covariance if status is Status.CONVERGED else None,
+        standard_errors=known.standard_errors if status is Status.CONVERGED else None,
         history=tuple(cost * square for cost in run.history),
         space=problem.space,
     )

@@ -49,12 +49,14 @@ def least_squares_batch(
     *data: Tensor,
     bounds: tuple[float | Tensor, float | Tensor] | None = None,
     max_evaluations: int | None = None,
+    absolute_sigma: bool = False,
 ) -> LeastSquaresBatch:
     """The minimizers of norm(residual(x_i, *data_i))^2 / 2, i = 1..b, in the rows of x.
 
     `residual` is written for one problem: x ``(n,)`` and one slice of each of `data`, to a vector ``(m,)``; it is
     batched by `torch.func.vmap`, so it must not branch on values. `x0` is ``(b, n)`` or, one start for all, ``(n,)``;
-    each of `data` has b slices along its first dimension. `bounds` are numbers or tensors that fit ``(b, n)``.
+    each of `data` has b slices along its first dimension. `bounds` are numbers or tensors that fit ``(b, n)``. With
+    `absolute_sigma` the residuals have the standard deviation one, and errors are not estimated from what is left.
 
     The tests are those of `least_squares` at its defaults. A problem whose residual is not finite at its start raises
     `NonFinite`; others end as `stagnated` or, after `max_evaluations` residuals (100 (n + 10) if left out), as
@@ -115,7 +117,7 @@ def least_squares_batch(
         now = _moved(now, model, p, trial, *_linearized(batched, trial, now.data))
     r, J = _linearized(batched, ends.x, data)
     ends.refuse(_ran_away(batched, data, ends, first, r, J))
-    return ends.result(r, J)
+    return ends.result(r, J, absolute_sigma)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,10 @@ from frechet.solve.batched_triangles import length, lengths, substituted, triang
 class LeastSquaresBatch:
     """Where `least_squares_batch` ended, per problem; everything is recomputed at `x` from the definition.
 
-    `standard_errors` ``(b, n)`` are those of the covariance norm(r)^2 / (m - rank) (J'J)^-1, infinite where J lacks
-    rank or no degree of freedom is left, zero where a bound holds the parameter.
+    `standard_errors` ``(b, n)`` are those of the covariance norm(r)^2 / (m - rank) (J'J)^-1, or (J'J)^-1 with
+    ``absolute_sigma=True``. They are infinite where J lacks rank or, unless sigma is absolute, no degree of freedom is
+    left, zero where a bound holds the parameter, and NaN where the problem is not converged. m counts the residuals
+    that are not missing: a residual is missing if it and its derivatives are exactly zero.
     """
 
     x: Tensor  # (b, n)
@@ -85,9 +87,9 @@ class Ends:
             if self.status[i] is Status.CONVERGED:
                 self.status[i] = Status.STAGNATED
 
-    def result(self, r: Tensor, J: Tensor) -> LeastSquaresBatch:
-        x = self.x
-        n, m, _ = J.shape
+    def result(self, r: Tensor, J: Tensor, absolute: bool) -> LeastSquaresBatch:
+        x, n = self.x, len(J)
+        m = ((r != 0) | (J != 0).any(0)).sum(0)
         gradient, columns, size = (J * r).sum(1), lengths(J), length(r)
         held = ((x <= self.low) & (gradient >= 0)) | ((x >= self.high) & (gradient <= 0))
         D = torch.where(columns > 0, columns, 1.0)
@@ -95,8 +97,9 @@ class Ends:
         rank = sum((row[0] > 0 for row in R), start=torch.zeros_like(x[0]))
         unit = torch.eye(n, dtype=x.dtype, device=x.device)[..., None].expand(n, n, x.shape[1])
         inverse = torch.stack([substituted(R, unit[k]) for k in range(n)])
-        errors = inverse.square().sum(0).sqrt() / D * size / (m - rank).clamp(min=1).sqrt()
-        unknown = (rank < n - held.sum(0)) | (m <= rank)
+        sigma = torch.ones_like(size) if absolute else size / (m - rank).clamp(min=1).sqrt()
+        errors = inverse.square().sum(0).sqrt() / D * sigma
+        unknown = (rank < n - held.sum(0)) | ((m <= rank) & (not absolute))
         errors = torch.where(held, 0.0, torch.where(unknown, math.inf, errors))
         cosines = torch.where(~held & (columns > 0) & (size > 0), gradient.abs() / (columns * size), 0.0)
         done = torch.tensor([s is Status.CONVERGED for s in self.status], device=x.device)
@@ -110,5 +113,5 @@ class Ends:
             optimality=cosines.amax(0),
             iterations=steps,
             evaluations=taken,
-            standard_errors=errors.T.contiguous(),
+            standard_errors=torch.where(done, errors, math.nan).T.contiguous(),
         )

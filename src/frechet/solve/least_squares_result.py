@@ -24,10 +24,14 @@ class LeastSquaresSolution:
 
     `residual` is norm(r), `optimality` the largest cosine between r and a column of J that is free to move, `cost` half
     the sum of squares (or of the robust loss). `active` has -1 and 1 where a lower and an upper bound holds a
-    parameter. `covariance` ``(n, n)`` is norm(r)^2 / (m - rank) (J'J)^-1, zero for held parameters; the pseudo-inverse
-    where J lacks rank, and then `standard_errors` are infinite for the parameters that enter `null_directions` ``(n, n
-    - rank)``, the orthonormal directions in which r does not change to first order. All four are None for matrix-free
-    runs; covariance and errors also where no degree of freedom is left.
+    parameter. `covariance` ``(n, n)`` is norm(r)^2 / (observations - rank) (J'J)^-1, or (J'J)^-1 with
+    ``absolute_sigma=True``. It is zero for held parameters, and the pseudo-inverse where J lacks rank; then
+    `standard_errors` are infinite for the parameters that enter `null_directions` ``(n, n - rank)``, the orthonormal
+    directions in which r does not change to first order. `observations` counts the residuals that are not missing: a
+    residual is missing if it and its derivatives are exactly zero.
+
+    Rank, directions, observations, covariance and errors are None for matrix-free runs. Covariance and errors are None
+    as well where the result is not converged, and, unless sigma is absolute, where no degree of freedom is left.
     """
 
     x: Tensor | dict[str, Tensor]
@@ -46,6 +50,7 @@ class LeastSquaresSolution:
     method: str
     start_cost: float
     rank: int | None = None
+    observations: int | None = None
     null_directions: Tensor | None = None
     covariance: Tensor | None = None
     standard_errors: Tensor | None = None
@@ -76,6 +81,11 @@ class LeastSquaresSolution:
         ]
         if self.rank is not None and self.null_directions is not None:
             free = int((self.active == 0).sum())
+            missing = len(self.residuals) - (self.observations or 0)
+            if missing:
+                lines.append(
+                    f"  missing     {missing} residuals: they and their derivatives are zero, and do not count as data"
+                )
             lines.append(f"  rank        {self.rank} of {free} free parameters")
             loose = [_combination(column, self._names()) for column in self.null_directions.T]
             lines += [f"              undetermined: {text}" for text in loose]
@@ -111,14 +121,20 @@ class Uncertainty:
     """What J at the minimum says of the parameters."""
 
     rank: int
+    observations: int
     null_directions: Tensor
     covariance: Tensor | None
     standard_errors: Tensor | None
 
 
-def uncertainty(linear: Linearization, free: Tensor) -> Uncertainty:
-    """Rank, null directions and covariance from the free columns of J, in units that give each the same norm."""
-    n, m = len(linear.x), len(linear.r)
+def uncertainty(linear: Linearization, free: Tensor, sigma: float | None = None) -> Uncertainty:
+    """Rank, null directions and covariance from the free columns of J, in units that give each the same norm.
+
+    `sigma` is the standard deviation of the entries of r; it is estimated from r where it is None.
+    """
+    n = len(linear.x)
+    # a weight of zero or a mask leaves a row of zeros, which no continuous noise would
+    observations = int(((linear.point.r != 0) | (linear.J != 0).any(1)).sum())
     scale = column_scale(linear.columns)
     factor = factored(linear, scale, free)
     rank = factor.rank
@@ -129,10 +145,12 @@ def uncertainty(linear: Linearization, free: Tensor) -> Uncertainty:
     complement = torch.linalg.svd(rows, full_matrices=True).U[:, rank:] if len(rows) else rows.new_zeros(0, 0)
     null = torch.zeros(n, complement.shape[1], dtype=torch.float64)
     null[free] = complement
-    if m <= rank:
-        return Uncertainty(rank, null, None, None)
-    half = V / factor.s[:rank]
-    covariance = linear.size**2 / (m - rank) * half @ half.T
+    if sigma is None:
+        if observations <= rank:
+            return Uncertainty(rank, observations, null, None, None)
+        sigma = linear.size / math.sqrt(observations - rank)
+    half = sigma * V / factor.s[:rank]
+    covariance = half @ half.T
     errors = covariance.diagonal().sqrt()
     loose = null.square().sum(1).sqrt() > math.sqrt(torch.finfo(torch.float64).eps)
-    return Uncertainty(rank, null, covariance, torch.where(loose, math.inf, errors))
+    return Uncertainty(rank, observations, null, covariance, torch.where(loose, math.inf, errors))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from frechet.errors import NoClosedForm
 from frechet.linalg.result import Solution, Status
-from frechet.operators.closed_form import inverse
+from frechet.operators.closed_form import structured_inverse
 from frechet.operators.operator import Fact, LinearOperator
 from frechet.solve.cg import cg
 from frechet.solve.gmres import gmres
@@ -66,7 +66,7 @@ def solve(
     square, why = A.domain == A.codomain, ""
     if square and preconditioner is None and start is None:
         try:
-            B = inverse(A)
+            B = structured_inverse(A)
         except NoClosedForm:
             pass
         except ValueError as singular:

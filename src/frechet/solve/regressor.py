@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,24 @@ from frechet.solve.least_squares import Bound, Method, least_squares
 from frechet.solve.least_squares_result import LeastSquaresSolution
 from frechet.solve.residual import Parameters
 from frechet.solve.robust import Loss
+from frechet.solve.table import check_columns, names_of_columns, not_fitted, table, target, weights
 
-NAMES = ("model", "start", "bounds", "loss", "loss_scale", "method")
+NAMES = ("model", "start", "bounds", "loss", "loss_scale", "method", "absolute_sigma")
+LEFT_OUT: Any = object()  # None is a value
 
 
 class LeastSquaresRegressor:
     """A model with parameters as an estimator: `fit`, `predict` and `score`, for pipelines and grid searches.
 
-    `model(p, X)` returns the predictions ``(samples,)`` for the parameters p, in the form of `start` (a tensor or a
-    dict of tensors), and the inputs X, a float64 tensor of the shape that was given. `bounds`, `loss`, `loss_scale` and
-    `method` are those of `least_squares`. After `fit`, `solution_` is its `LeastSquaresSolution`, `parameters_` the x
-    of that, and `n_features_in_` the number of columns of X.
+    `model(p, X)` returns the predictions ``(samples,)`` for the parameters p, in the form of `start`, and the inputs X.
+    `start` is a tensor or an array, or a dict of these. p and X are float64 tensors, X of the shape that was given.
+    `bounds`, `loss`, `loss_scale`, `method` and `absolute_sigma` are those of `least_squares`. After `fit`, `solution_`
+    is its `LeastSquaresSolution`, `parameters_` the x of that, `n_features_in_` the number of columns of X, and
+    `feature_names_in_` their names if X was a data frame.
 
     The constructor keeps its arguments as they are, so that `sklearn.base.clone` works; `set_params` takes the same.
+    Give `start` as an array where estimators are compared by joblib's hash, as scikit-learn's `check_estimator` does:
+    the hash of a tensor depends on its address.
 
     Example:
         >>> import numpy as np, torch
@@ -46,17 +51,19 @@ class LeastSquaresRegressor:
     def __init__(
         self,
         model: Callable[..., Tensor],
-        start: Parameters,
+        start: Parameters | np.ndarray | Mapping[str, np.ndarray | float],
         *,
         bounds: tuple[Bound, Bound] | None = None,
         loss: Loss = "squared",
         loss_scale: float = 1.0,
         method: Method = "auto",
+        absolute_sigma: bool = False,
     ) -> None:
         self.model, self.start, self.bounds = model, start, bounds
         self.loss: Loss = loss
         self.method: Method = method
         self.loss_scale = loss_scale
+        self.absolute_sigma = absolute_sigma
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of the constructor by name; `deep` is there for scikit-learn."""
@@ -65,40 +72,30 @@ class LeastSquaresRegressor:
     def set_params(
         self,
         *,
-        model: Callable[..., Tensor] | None = None,
-        start: Parameters | None = None,
-        bounds: tuple[Bound, Bound] | str | None = "as it is",
-        loss: Loss | None = None,
-        loss_scale: float | None = None,
-        method: Method | None = None,
+        model: Callable[..., Tensor] = LEFT_OUT,
+        start: Parameters | np.ndarray | Mapping[str, np.ndarray | float] = LEFT_OUT,
+        bounds: tuple[Bound, Bound] | None = LEFT_OUT,
+        loss: Loss = LEFT_OUT,
+        loss_scale: float = LEFT_OUT,
+        method: Method = LEFT_OUT,
+        absolute_sigma: bool = LEFT_OUT,
     ) -> LeastSquaresRegressor:
-        """This estimator with the given arguments changed; what is left out stays (bounds may be set to None)."""
-        self.model = self.model if model is None else model
-        self.start = self.start if start is None else start
-        self.bounds = self.bounds if isinstance(bounds, str) else bounds
-        self.loss = self.loss if loss is None else loss
-        self.loss_scale = self.loss_scale if loss_scale is None else loss_scale
-        self.method = self.method if method is None else method
+        """This estimator with the given arguments changed; what is left out stays. `fit` checks them."""
+        given = (model, start, bounds, loss, loss_scale, method, absolute_sigma)
+        for name, value in zip(NAMES, given, strict=True):
+            if value is not LEFT_OUT:
+                setattr(self, name, value)
         return self
 
     def fit(self, X: object, y: object, sample_weight: object = None) -> LeastSquaresRegressor:
         """This estimator, fitted; raises `NotConverged` where least squares does not converge.
 
-        `sample_weight` ``(samples,)`` multiplies the squares of the residuals.
+        `sample_weight` ``(samples,)`` multiplies the squares of the residuals. Weights are inverse variances, up to a
+        factor that is estimated unless `absolute_sigma`. A sample of weight zero does not count.
         """
-        inputs, targets = _tensor("fit", "X", X), _tensor("fit", "y", y)
-        if targets.ndim != 1 or len(inputs) != len(targets):
-            raise ValueError(
-                f"LeastSquaresRegressor.fit: y must have shape ({len(inputs)},) like the rows of X, got "
-                f"{tuple(targets.shape)}"
-            )
-        weights = torch.ones_like(targets) if sample_weight is None else _tensor("fit", "sample_weight", sample_weight)
-        if weights.shape != targets.shape or bool((weights < 0).any()):
-            raise ValueError(
-                f"LeastSquaresRegressor.fit: sample_weight must be {len(targets)} numbers >= 0, got shape "
-                f"{tuple(weights.shape)}"
-            )
-        root = weights.sqrt()
+        inputs = table("fit", X)
+        targets = target("fit", y, len(inputs))
+        root = weights("fit", sample_weight, len(inputs)).sqrt()
 
         def residual(p: Parameters) -> Tensor:
             predictions = self.model(p, inputs)
@@ -110,10 +107,16 @@ class LeastSquaresRegressor:
             return root * (predictions - targets)
 
         solution = least_squares(
-            residual, self.start, bounds=self.bounds, loss=self.loss, loss_scale=self.loss_scale, method=self.method
-        ).checked()
+            residual, _tensors(self.start), bounds=self.bounds, loss=self.loss, loss_scale=self.loss_scale,
+            method=self.method, absolute_sigma=self.absolute_sigma,
+        ).checked()  # fmt: skip
         self.solution_, self.parameters_ = solution, solution.x
-        self.n_features_in_ = inputs.shape[1] if inputs.ndim > 1 else 1
+        self.n_features_in_ = inputs.shape[1]
+        names = names_of_columns(X)
+        if names is not None:
+            self.feature_names_in_ = names
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
         return self
 
     def predict(self, X: object, return_std: bool = False) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -122,15 +125,21 @@ class LeastSquaresRegressor:
         The errors are those of the curve, not of a new observation: sqrt(diag(J C J')) for the covariance C of the
         parameters and J the derivative of the model. They are infinite where the data left a parameter open.
         """
-        solution, inputs = self._fitted(), _tensor("predict", "X", X)
+        solution, inputs = self._fitted(), table("predict", X)
+        check_columns(X, inputs.shape[1], getattr(self, "feature_names_in_", None), self.n_features_in_)
         with torch.no_grad():
             predictions = self.model(solution.x, inputs).numpy()
         if not return_std:
             return predictions
         if solution.covariance is None or solution.null_directions is None:
+            if solution.rank is None:
+                raise ValueError(
+                    "LeastSquaresRegressor.predict: return_std must be False where the Jacobian is not formed, got "
+                    f"{len(solution.gradient)} parameters; least_squares names its limits"
+                )
             raise ValueError(
                 "LeastSquaresRegressor.predict: return_std must be False where no degree of freedom is left, got "
-                f"{len(solution.residuals)} data and {len(solution.gradient)} parameters"
+                f"{solution.observations} data and {len(solution.gradient)} parameters"
             )
         J = jacobian(lambda p: self.model(p, inputs), solution.x).dense()
         variance = torch.einsum("ij,jk,ik->i", J, solution.covariance.to(J), J)
@@ -139,11 +148,15 @@ class LeastSquaresRegressor:
 
     def score(self, X: object, y: object, sample_weight: object = None) -> float:
         """The coefficient of determination R^2 = 1 - sum w (y - prediction)^2 / sum w (y - mean)^2."""
-        predictions, targets = self.predict(X), np.asarray(y, dtype=np.float64)
+        predictions = self.predict(X)
         assert isinstance(predictions, np.ndarray)
-        weights = np.ones_like(targets) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        mean = np.average(targets, weights=weights)
-        return 1 - float((weights * (targets - predictions) ** 2).sum() / (weights * (targets - mean) ** 2).sum())
+        targets = target("score", y, len(predictions)).numpy()
+        w = weights("score", sample_weight, len(predictions)).numpy()
+        left = float((w * (targets - predictions) ** 2).sum())
+        spread = float((w * (targets - np.average(targets, weights=w)) ** 2).sum())
+        if spread == 0:  # as scikit-learn has it
+            return 1.0 if left == 0 else 0.0
+        return 1 - left / spread
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "solution_")
@@ -155,22 +168,18 @@ class LeastSquaresRegressor:
             estimator_type="regressor",
             target_tags=TargetTags(required=True),
             transformer_tags=None,
-            regressor_tags=RegressorTags(),
+            regressor_tags=RegressorTags(poor_score=True),  # what a model can fit is up to the caller
             classifier_tags=None,
         )
 
     def _fitted(self) -> LeastSquaresSolution:
         if not self.__sklearn_is_fitted__():
-            raise ValueError("LeastSquaresRegressor: call fit(X, y) first, got an estimator that is not fitted")
+            raise not_fitted()
         return self.solution_
 
 
-def _tensor(method: str, name: str, values: object) -> Tensor:
-    t = values.detach().cpu().double() if isinstance(values, Tensor) else torch.from_numpy(_array(values))
-    if not bool(t.isfinite().all()):
-        raise ValueError(f"LeastSquaresRegressor.{method}: {name} must be finite, got NaN or infinity")
-    return t
-
-
-def _array(values: object) -> np.ndarray:
-    return np.array(values, dtype=np.float64)
+def _tensors(start: object) -> Any:
+    """The start in float64, with tensors in the place of arrays."""
+    if isinstance(start, Mapping):
+        return {name: _tensors(block) for name, block in start.items()}
+    return start.detach().double() if isinstance(start, Tensor) else torch.tensor(np.asarray(start, dtype=np.float64))

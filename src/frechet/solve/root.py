@@ -191,5 +191,7 @@ def _bounded(
     solved = s.residual <= max(rtol * start, atol)
     status = Status.CONVERGED if solved else Status.STAGNATED if s.converged else s.status
     found = s.x if isinstance(s.x, Tensor) else space.flatten(s.x)
-    message = f"root between bounds by the interior trust region: {s.reason}"
+    why = f"norm(F) is {s.residual:.3g}" if solved else s.reason
+    why = f"a minimum of norm(F) that is no root; {why}" if s.converged and not solved else why
+    message = f"root between bounds by the interior trust region: {why}"
     return Solution(found, status, s.residual, s.iterations, 0, tuple(math.sqrt(2 * c) for c in s.history), message)

@@ -9,7 +9,7 @@ from scipy.optimize import linprog, minimize
 from frechet.errors import NonFinite, NotConverged
 from frechet.linalg.result import Status
 from frechet.solve.transport.cardinality import sparse_transport
-from transport_problems import F64, INF, assignment, problem, uniform
+from transport_problems import F64, INF, assignment, masses, problem, uniform
 
 # by POT 0.9.7, ot.smooth.smooth_ot_semi_dual(a, b, C, 0.1, reg_type="sparsity_constrained", max_nz=5)
 POT = [
@@ -89,6 +89,8 @@ def test_small_problems_by_enumeration(seed):
     tied = sparse_transport(cost, a, b, cardinality=2, gamma=2.0)
     assert tied.status is Status.STAGNATED
     assert tied.ties > 0
+    assert tied.marginal_error < 1e-11
+    assert tied.objective >= by_enumeration(cost, a, b, 2, 2.0) - 1e-8
     assert tied.reason.startswith(f"the 2-th and the next entry are tied in {tied.ties} columns")
     assert tied.dual_value <= by_enumeration(cost, a, b, 2, 2.0) + 1e-9
     with pytest.raises(NotConverged, match=r"sparse_transport: the 2-th and the next entry .* \(status 'stagnated'"):
@@ -169,3 +171,47 @@ def test_wrong_arguments():
     cost[0, 0] = INF
     with pytest.raises(NonFinite, match="sparse_transport: cost must be finite, got inf; forbid a pair"):
         sparse_transport(cost, cardinality=1, gamma=1.0)
+
+
+def disks(n, m, seed):
+    """Squared distances between random points, random masses."""
+    x, y, a, b = uniform(n, 2, seed=seed), uniform(m, 2, seed=seed + 1), masses(n), masses(m)
+    return (x.unsqueeze(1) - y).square().sum(-1), a / a.sum(), b / b.sum()
+
+
+@pytest.mark.parametrize("gamma", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("n", "m", "k"), [(12, 12, 3), (20, 20, 3), (20, 20, 5), (30, 20, 4), (15, 40, 3)])
+def test_at_ties_a_plan_that_meets_the_rows_is_found(n, m, k, gamma):
+    cost, a, b = disks(n, m, seed=k)
+    s = sparse_transport(cost, a, b, cardinality=k, gamma=gamma)
+    assert s.converged or s.ties > 0
+    assert s.marginal_error < 1e-11
+    assert torch.allclose(s.plan.sum(1), a, atol=1e-11)
+    assert torch.allclose(s.plan.sum(0), b, atol=1e-15)
+    assert bool((s.plan >= 0).all())
+    assert int((s.plan > 0).sum(0).max()) <= k
+    assert s.objective == pytest.approx(objective(s.plan, cost, gamma), rel=1e-12)
+    assert -1e-12 < s.gap <= 0.3 * s.objective
+    assert s.converged or s.reason.endswith("or take this one, which meets the rows and is within gap of the best")
+    if not s.converged:
+        raw = sparse_transport(cost, a, b, cardinality=k, gamma=gamma, round_ties=False)
+        assert raw.marginal_error > 1e-4
+        assert (raw.dual_value, raw.ties) == (s.dual_value, s.ties)
+        assert not raw.reason.endswith("of the best")
+
+
+def test_where_no_plan_has_so_few_entries_the_rows_are_missed():
+    cost, a, b = disks(6, 4, seed=1)
+    s = sparse_transport(cost, a, b, cardinality=1, gamma=1.0)
+    assert s.status is Status.STAGNATED
+    assert s.marginal_error > 1e-2
+    assert s.reason.endswith("the dual maximum gives no plan; raise cardinality or gamma")
+
+
+def test_equal_masses_at_ties_are_assigned():
+    cost = (torch.arange(6.0, dtype=F64).unsqueeze(1) % 3 - torch.arange(6.0, dtype=F64) % 3).square()  # rows in pairs
+    s = sparse_transport(cost, cardinality=1, gamma=0.1).checked()
+    assert s.marginal_error < 1e-11
+    assert s.value == pytest.approx(0, abs=1e-12)
+    assert s.gap == pytest.approx(0, abs=1e-13)
+    assert s.ties > 0

@@ -11,7 +11,9 @@ from frechet.solve.transport.dual_hessian import dual_hessian
 from frechet.solve.transport.sinkhorn import sinkhorn
 from transport_problems import F64, INF, masses, problem, uniform
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch's own forward mode
 W = uniform(8, 6, seed=11)
+SOLVED = {"epsilon": 0.2, "rtol": 1e-14}
 
 
 def slope(F, x, d, h=2e-4):
@@ -184,3 +186,106 @@ def test_wrong_arguments():
         transport_value(uniform(3, 3) * float("nan"), epsilon=1.0)
     with pytest.raises(NotConverged, match="no plan exists"):
         transport_value(torch.full((2, 2), INF, dtype=F64), epsilon=1.0)
+
+
+# --- every mode, every order ------------------------------------------------------------------------------------------
+
+ALL = [transport_value, transport_plan, transport_potentials]
+BLOCKS = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)) == 0  # pairs between two problems
+
+
+def by_logits(f, cost, x, y):
+    """f of masses that have the sum one for all x and y."""
+    return f(cost, x.softmax(0), y.softmax(0), **SOLVED)
+
+
+def in_blocks(f, cost):
+    a, b = masses(4), masses(4)
+    for z in (a, b):
+        z[:2] /= 2 * z[:2].sum()
+        z[2:] /= 2 * z[2:].sum()
+    return f(torch.where(BLOCKS, INF, cost), a, b, **SOLVED)
+
+
+def with_an_empty_row(f, cost):
+    a = torch.tensor([0.4, 0.0, 0.6], dtype=F64)
+    return f(cost, a, masses(4) / masses(4).sum(), **SOLVED)
+
+
+FAMILY = {
+    "masses": (by_logits, lambda: [uniform(3, 4), uniform(3, seed=1), uniform(4, seed=2)]),
+    "wide": (by_logits, lambda: [uniform(4, 2), uniform(4, seed=1), uniform(2, seed=2)]),
+    "blocks": (in_blocks, lambda: [uniform(4, 4)]),
+    "an empty row": (with_an_empty_row, lambda: [uniform(3, 4)]),
+}
+
+
+@pytest.mark.parametrize("case", FAMILY)
+@pytest.mark.parametrize("f", ALL, ids=lambda f: f.__name__)
+def test_first_and_second_derivatives_in_both_modes(f, case):
+    F, inputs = FAMILY[case]
+    F, xs = functools.partial(F, f), [x.requires_grad_() for x in inputs()]
+    assert torch.autograd.gradcheck(F, xs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(F, xs, check_fwd_over_rev=True)
+
+
+def first(y):
+    """The one tensor of a result, or its parts in one."""
+    return torch.cat([part.reshape(-1) for part in y]) if isinstance(y, tuple) else y
+
+
+@pytest.mark.parametrize("f", ALL, ids=lambda f: f.__name__)
+def test_transforms_of_torch_func(f):
+    cost = uniform(3, 4)
+    F = lambda c: first(f(c, **SOLVED))  # noqa: E731
+    S = lambda c: F(c).square().sum()  # noqa: E731
+    J = torch.autograd.functional.jacobian(F, cost)
+    H = torch.autograd.functional.hessian(S, cost)
+    costs, d = torch.stack([cost, 2 * cost, cost.flip(0)]), uniform(3, 4, seed=3)
+    close = functools.partial(torch.allclose, rtol=1e-9, atol=1e-9)
+    assert close(torch.func.jacrev(F)(cost), J)
+    assert close(torch.func.jacfwd(F)(cost), J)
+    assert close(torch.func.jvp(F, (cost,), (d,))[1], torch.tensordot(J, d, 2))
+    assert close(torch.func.hessian(S)(cost), H)
+    assert close(torch.func.jacrev(torch.func.jacrev(S))(cost), H)
+    assert close(torch.func.jacfwd(torch.func.grad(S))(cost), H)
+    assert close(torch.func.vmap(F)(costs), torch.stack([F(c) for c in costs]))
+    each = torch.stack([torch.func.grad(S)(c) for c in costs])
+    assert close(torch.func.vmap(torch.func.grad(S))(costs), each)
+    assert close(torch.func.grad(lambda cs: torch.func.vmap(S)(cs).sum())(costs), each)
+    assert close(torch.func.vmap(torch.func.hessian(S))(costs)[0], H)
+    assert close(torch.func.vmap(F, in_dims=2)(costs.permute(1, 2, 0)), torch.stack([F(c) for c in costs]))
+    third = torch.func.jvp(lambda c: torch.func.hessian(S)(c), (cost,), (d,))[1]
+    h = 1e-4
+    assert torch.allclose(
+        third, (torch.func.hessian(S)(cost + h * d) - torch.func.hessian(S)(cost - h * d)) / (2 * h), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("f", ALL, ids=lambda f: f.__name__)
+def test_masses_of_a_batch_and_one_cost(f):
+    cost, many = uniform(3, 4), torch.stack([masses(3), masses(3).flip(0)])
+    many = many / many.sum(1, keepdim=True)
+    F = lambda a: first(f(cost, a, **SOLVED))  # noqa: E731
+    assert torch.allclose(torch.func.vmap(F)(many), torch.stack([F(a) for a in many]))
+
+
+def test_a_gradient_of_the_value_needs_no_system(monkeypatch):
+    def refuse(*_args):
+        raise AssertionError("a system was solved")
+
+    monkeypatch.setattr(derivatives, "adjoint", refuse)
+    cost = uniform(3, 4)
+    V = lambda c: transport_value(c, **SOLVED)  # noqa: E731
+    P = transport_plan(cost, **SOLVED)
+    assert torch.allclose(torch.func.grad(V)(cost), P)
+    assert torch.allclose(torch.func.jvp(V, (cost,), (cost,))[1], (P * cost).sum())
+
+
+@pytest.mark.parametrize("f", ALL, ids=lambda f: f.__name__)
+def test_bad_numbers_are_named_under_transforms_too(f):
+    F = lambda c: first(f(c, **SOLVED)).sum()  # noqa: E731
+    bad = torch.full((3, 4), torch.nan, dtype=F64)
+    for run in (torch.func.grad(F), lambda c: torch.func.vmap(F)(c[None]), torch.func.jacfwd(F)):
+        with pytest.raises(NonFinite, match=f"{f.__name__}: cost must be finite"):
+            run(bad)

@@ -7,6 +7,7 @@ from frechet.errors import NonFinite
 from frechet.solve.transport.monge import monge_gap, squared_distance
 from transport_problems import F64, assignment, uniform
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch's own forward mode
 X = torch.randn(40, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
 TURN = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=F64)
 
@@ -77,3 +78,14 @@ def test_wrong_arguments():
         monge_gap(X, X / 0, epsilon=1.0)
     with pytest.raises(ValueError, match=r"monge_gap: cost must return shape \(40, 40\), got \(40,\)"):
         monge_gap(X, X, epsilon=1.0, cost=lambda x, y: (x - y).sum(1))
+
+
+def test_it_goes_through_transforms_of_torch_func():
+    x = uniform(2, 4, 2)
+    gap = lambda z: monge_gap(z, z @ TURN, epsilon=0.5)  # noqa: E731
+    assert torch.allclose(torch.func.vmap(gap)(x), torch.stack([gap(z) for z in x]))
+    each = torch.stack([torch.autograd.functional.jacobian(gap, z) for z in x])
+    assert torch.allclose(torch.func.vmap(torch.func.grad(gap))(x), each)
+    assert torch.allclose(torch.func.jacfwd(gap)(x[0]), each[0])
+    with pytest.raises(NonFinite, match="monge_gap: x must be finite"):
+        torch.func.vmap(gap)(x * math.nan)

@@ -2,8 +2,13 @@ import pytest
 import torch
 
 from frechet.errors import NonFinite
+from frechet.solve.transport.batch import sinkhorn_batch
+from frechet.solve.transport.cardinality import sparse_transport
 from frechet.solve.transport.problem import balanced, checked, reduced
+from frechet.solve.transport.sinkhorn import sinkhorn
 from transport_problems import F64, INF, problem
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch's own forward mode
 
 
 @pytest.mark.parametrize(
@@ -59,3 +64,29 @@ def test_the_gauge_is_fixed_in_each_component():
     assert f[2:].sum() == g[2:].sum()
     assert torch.equal(f[:2].unsqueeze(1) + g[:2], torch.tensor([[1.0, 1], [2, 2]], dtype=F64))
     assert torch.equal(found.T.T.cost, found.cost)
+
+
+PLAIN = {
+    "sinkhorn": lambda c, a: sinkhorn(c, a, epsilon=0.1).f,
+    "sinkhorn_batch": lambda c, a: sinkhorn_batch(c.unsqueeze(0), a.unsqueeze(0), epsilon=0.1).f,
+    "sparse_transport": lambda c, a: sparse_transport(c, a, cardinality=2, gamma=1.0).plan,
+}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["cost", "a"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_results_without_a_graph_are_refused_where_a_derivative_is_wanted(name, which):
+    inputs = [torch.ones(3, 4, dtype=F64), torch.full((3,), 1 / 3, dtype=F64)]
+
+    def f(x):
+        return PLAIN[name](*[x if i == which else y for i, y in enumerate(inputs)])
+
+    x, cause = inputs[which], f"{name}: {('cost', 'a')[which]} must not "
+    refused = {
+        "require grad": lambda: torch.func.jacrev(f)(x),
+        "be a dual number": lambda: torch.func.jvp(f, (x,), (x,)),
+        "be under vmap": lambda: torch.func.vmap(f)(x.unsqueeze(0)),
+    }
+    for why, run in refused.items():
+        with pytest.raises(ValueError, match=f"{cause}{why}: the result carries no graph; use transport_value or"):
+            run()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite, NotConverged
+from frechet.solve.transport.problem import check_plain
 
 FALL = 4.0  # of epsilon, from stage to stage
 STAGE = 1e-2  # the error that ends a stage
@@ -159,10 +160,9 @@ def _checked(
         raise ValueError(
             f"sinkhorn_batch: cost must have shape (..., n, m) with no empty axis, got {tuple(cost.shape)}"
         )
-    if cost.requires_grad:
-        raise ValueError(
-            "sinkhorn_batch: cost must not require grad: the result carries no graph; use transport_value on each"
-        )
+    for name, x in (("cost", cost), ("a", a), ("b", b)):
+        if isinstance(x, Tensor):
+            check_plain("sinkhorn_batch", name, x)
     if not 0 < epsilon < math.inf:
         raise ValueError(f"sinkhorn_batch: epsilon must be a number > 0, got {epsilon}")
     if (rtol is not None and not 0 <= rtol < math.inf) or max_iterations < 0:
@@ -177,8 +177,8 @@ def _checked(
     for name, x, shape in (("a", a, cost.shape[:-1]), ("b", b, (*cost.shape[:-2], cost.shape[-1]))):
         if x is None:
             x = torch.full((shape[-1],), 1.0 / shape[-1], dtype=cost.dtype, device=cost.device)
-        if x.dtype != cost.dtype or x.device != cost.device or x.requires_grad:
-            raise TypeError(f"sinkhorn_batch: {name} must be {cost.dtype} on {cost.device} without grad, as cost is")
+        if x.dtype != cost.dtype or x.device != cost.device:
+            raise TypeError(f"sinkhorn_batch: {name} must be {cost.dtype} on {cost.device}, as cost is")
         batch = zip(reversed(x.shape[:-1]), reversed(shape[:-1]), strict=False)
         fits = 1 <= x.ndim <= len(shape) and x.shape[-1] == shape[-1]
         if not fits or any(k not in (1, full) for k, full in batch):

@@ -9,7 +9,8 @@ The cardinality makes this nonconvex. Its dual is concave and, with the potentia
 Each inner maximum is a projection onto a simplex of the k largest entries of alpha - c_j. Where the k-th and the next
 entry are apart the function is differentiable, and at such a maximum the projections meet the row sums too: they are
 then a global solution. Where they are tied at the maximum, no choice of projections need meet the row sums; the dual
-value remains a lower bound.
+value remains a lower bound. Supports near them that carry a plan are then looked for (`rounding.py`), and the best plan
+on these supports, a convex problem of the same form, is what is returned.
 
 The maximum is approached by L-BFGS and finished by semismooth Newton steps: on the support S_j of each column the
 projection has the derivative (I - 1 1'/|S_j|) / gamma, so the Hessian is a graph Laplacian on the rows.
@@ -18,7 +19,7 @@ projection has the derivative (I - 1 1'/|S_j|) / gamma, so the Hessian is a grap
 Lorenz, P. Manns and C. Meyer (2021), Quadratically regularized optimal transport (semismooth Newton, for k = n), doi
 10.1007/s00245-019-09614-w.
 
-**Differs from the source.** Newton steps after L-BFGS; ties are counted and reported.
+**Differs from the source.** Newton steps after L-BFGS; ties are counted and reported; the plan at ties.
 
 **Cost.** An evaluation: the k largest of m columns. A Newton step: one Cholesky factorization of size n.
 """
@@ -37,6 +38,7 @@ from torch import Tensor
 from frechet.errors import NonFinite, NotConverged
 from frechet.linalg.result import Status
 from frechet.solve.transport.problem import checked
+from frechet.solve.transport.rounding import supports
 from frechet.space import Space, euclidean
 
 LARGEST = 4096  # rows of a Newton system
@@ -119,6 +121,7 @@ def sparse_transport(
     rtol: float | None = None,
     atol: float = 0.0,
     max_iterations: int = 1000,
+    round_ties: bool = True,
     observe: Callable[[SparseTransportState], bool] | None = None,
 ) -> SparseTransportSolution:
     """The plan T ``(n, m)`` from a to b with at most `cardinality` nonzeros in each column.
@@ -130,8 +133,10 @@ def sparse_transport(
     out: the sum of |T 1 - a| (columns are exact). The plan is then a global solution.
 
     Other statuses: `stagnated` (with `ties`: the dual maximum lies where the k-th and the next entry of some columns
-    are tied, and no plan with k nonzeros has the dual value; raise the cardinality or gamma, or take the plan as
-    near-feasible), `max_iterations` (of L-BFGS and Newton together), `stopped`.
+    are tied, and need not give a plan), `max_iterations` (of L-BFGS and Newton together), `stopped`. At ties a plan
+    that meets the rows is looked for by a short search. If one is found, `marginal_error` is rounding, and `gap` bounds
+    how much better another one may be; else the plan misses the rows by `marginal_error`. ``round_ties=False`` leaves
+    the search out. Generic masses need cardinality * m >= n + m - 1.
 
     Example:
         >>> import torch
@@ -156,26 +161,15 @@ def sparse_transport(
         raise ValueError(f"sparse_transport: max_iterations must be >= 0, got {max_iterations}")
     C = given.cost[given.rows][:, given.columns]
     p, q, k = given.a[given.rows], given.b[given.columns], min(cardinality, len(given.rows))
-    space = euclidean(len(p), C.dtype, C.device)
-    tolerance = space.eps**0.75 if rtol is None else rtol
+    tolerance = torch.finfo(C.dtype).eps ** 0.75 if rtol is None else rtol
     target = max(tolerance * given.mass, atol)
     counts = {"iterations": 0, "evaluations": 0, "newton": 0}
-
-    def at(alpha: Tensor) -> _Columns:
-        counts["evaluations"] += 1
-        return _columns(C, p, q, alpha, k, gamma)
 
     def watch(c: _Columns) -> bool:
         state = SparseTransportState(counts["iterations"], c.alpha, c.dual, c.error)
         return observe is not None and observe(state)
 
-    now, status = at(C.min(1).values - C.min()), None
-    for _ in range(ROUNDS):
-        now, status = _quasi_newton(at, watch, now, p, target, max_iterations, counts)
-        if status is None and len(p) <= LARGEST:
-            now, status = _newton(at, watch, space, now, p, gamma, target, max_iterations, counts)
-        if status is not None:
-            break
+    now, status = _maximum(C, p, q, k, gamma, target, max_iterations, watch, counts)
     ties = int((now.margin <= 1e-6 * (1 + now.threshold.abs())).sum())
     status = Status.CONVERGED if now.error <= target else status or Status.STAGNATED
     reasons = {
@@ -187,18 +181,67 @@ def sparse_transport(
         if ties
         else "rounding: no step gains",
     }
+    columns, found = torch.zeros_like(C).scatter_(0, now.at, now.t), None
+    if status is Status.STAGNATED and ties and round_ties:
+        found = _rounded(C, p, q, k, gamma, target, max_iterations, now, columns, counts)
+        if found is not None:
+            columns = found
+            reasons[status] += ", or take this one, which meets the rows and is within gap of the best"
     T = torch.zeros_like(given.cost)
-    columns = torch.zeros_like(C).scatter_(0, now.at, now.t)
     T[given.rows.unsqueeze(1), given.columns] = columns
     alpha = torch.full((n,), -math.inf, dtype=C.dtype, device=C.device).index_put((given.rows,), now.alpha)
     beta = -(alpha.unsqueeze(1) - given.cost).amax(0)  # a column without mass is worth nothing in any row
     beta[given.columns] = -now.threshold
     value = float((T * given.cost).sum())
     objective = value + gamma / 2 * float((T * T).sum())
+    if status is Status.STAGNATED and found is not None and objective - now.dual <= tolerance * abs(objective):
+        status = Status.CONVERGED  # the dual value is reached: no plan is better
     return SparseTransportSolution(
         T, alpha, beta, status, reasons[status], value, objective, now.dual, objective - now.dual,
         float((T.sum(1) - given.a).abs().sum()), ties, counts["iterations"], counts["evaluations"], counts["newton"],
     )  # fmt: skip
+
+
+def _maximum(
+    C: Tensor, p: Tensor, q: Tensor, k: int, gamma: float, target: float, limit: int,
+    watch: Callable[[_Columns], bool], counts: dict[str, int],
+) -> tuple[_Columns, Status | None]:  # fmt: skip
+    """The maximum of the dual function, and the status if it is known."""
+    space = euclidean(len(p), C.dtype, C.device)
+
+    def at(alpha: Tensor) -> _Columns:
+        counts["evaluations"] += 1
+        return _columns(C, p, q, alpha, k, gamma)
+
+    now, status = at(C.min(1).values - C.min()), None
+    for _ in range(ROUNDS):
+        now, status = _quasi_newton(at, watch, now, p, target, limit, counts)
+        if status is None and len(p) <= LARGEST:
+            now, status = _newton(at, watch, space, now, p, gamma, target, limit, counts)
+        if status is not None:
+            break
+    return now, status
+
+
+def _rounded(
+    C: Tensor, p: Tensor, q: Tensor, k: int, gamma: float, target: float, limit: int,
+    now: _Columns, T: Tensor, counts: dict[str, int],
+) -> Tensor | None:  # fmt: skip
+    """The best plan on supports of k entries that carry one; None where none is found."""
+    a, b = (x.double().cpu().numpy() for x in (p, q))
+    score = (now.alpha.unsqueeze(1) - C).double().cpu().numpy()
+    mask = supports(score, T.double().cpu().numpy(), a, b, k, gamma)
+    if mask is None:
+        return None
+    # a cost that no chain of exchanges pays for
+    n, m = C.shape
+    high = C.max() + 4 * (n + m) * (C.max() - C.min() + gamma * q.max())
+    allowed = torch.from_numpy(mask).to(C.device)
+    end = counts["iterations"] + limit
+    found, _ = _maximum(torch.where(allowed, C, high), p, q, n, gamma, target, end, lambda _: False, counts)
+    columns = torch.zeros_like(C).scatter_(0, found.at, found.t)
+    fits = found.error <= target and not bool(columns[~allowed].any())
+    return columns if fits else None
 
 
 def _columns(C: Tensor, a: Tensor, b: Tensor, alpha: Tensor, k: int, gamma: float) -> _Columns:

@@ -1,33 +1,40 @@
-"""Entropic transport as a differentiable function: its value twice, its plan and its potentials once.
+"""Entropic transport as a differentiable function: its value, its plan and its potentials, to any order.
 
 The gradient of the value is known at the solution, without a system (the envelope theorem):
 
     dV/dC = P,    dV/da = f,    dV/db = g
 
-Its derivatives, and those of the plan, follow from the marginal equations of (f, g) by the implicit function theorem.
-The adjoint is one system with the Hessian of the dual function at the solution; f is eliminated, the diagonal of what
-remains is summed without cancellation, and the residual is recomputed.
+All other derivatives follow from the marginal equations of (f, g) by the implicit function theorem, on the rows and
+columns with mass, with E = exp((f + g - C) / epsilon) and Q_ij = a_i b_j E_ij:
+
+    [diag(Q1) Q; Q' diag(Q'1)] (df, dg) = [(Q dC) 1; (Q dC)' 1] - epsilon [a (E - 1) db; b (E - 1)' da]
+
+The system is the Hessian of the dual function at the solution. f is eliminated, the diagonal of what remains is summed
+without cancellation, and the residual is recomputed. Its solution is a node of the graph, whose derivative is the
+solution of the same system. `Nested` makes all of it a function for reverse mode, forward mode and `torch.func`.
 
 **Source.** J. Feydy et al. (2019), Interpolating between optimal transport and MMD using Sinkhorn divergences, arXiv
 1810.08278 (gradients are potentials); M. Cuturi, L. Meng-Papaxanthos, Y. Tian, C. Bunne, G. Davis and O.
 Teboul (2022), Optimal transport tools, arXiv 2201.12324 (implicit differentiation of the marginal equations).
 
-**Cost.** The run of `sinkhorn`. The gradient of the value: nothing. An adjoint: one Cholesky factorization of the
-smaller side up to 4096, conjugate gradients beyond.
+**Cost.** The run of `sinkhorn`. The gradient of the value: one plan. A direction of another derivative: one Cholesky
+factorization of the smaller side up to 4096, conjugate gradients beyond. Under `vmap` problems are solved one by one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from frechet.errors import NotConverged
 from frechet.operators.structured import from_diagonal
 from frechet.solve.cg import cg
+from frechet.solve.nested import Nested, one_by_one
 from frechet.solve.transport.newton import DENSE
 from frechet.solve.transport.problem import Inputs, Problem, all_potentials, balanced, checked, reduced
 from frechet.solve.transport.reduced_hessian import ReducedHessian, reduced_hessian
@@ -37,21 +44,10 @@ RIDGE = 64  # in units of rounding: what keeps the factorization positive
 REFINEMENTS = 8
 
 
-@dataclass(frozen=True, eq=False)
-class _Solved:
-    """The solution from which derivatives are taken."""
-
-    given: Inputs
-    problem: Problem
-    f: Tensor  # of all rows
-    g: Tensor
-    dual_value: float
-
-
 def transport_value(
     cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float, rtol: float | None = None
 ) -> Tensor:
-    """min <C, P> + epsilon KL(P | a b'/m) over the plans from a to b, as a scalar that autograd sees through, twice.
+    """min <C, P> + epsilon KL(P | a b'/m) over plans from a to b, a scalar that autograd sees through, to any order.
 
     The arguments are those of `sinkhorn`, and so is what they mean; a run that does not converge raises `NotConverged`.
     The gradients are P for the cost and the potentials for a and b. Masses can change only together, so those two are
@@ -67,22 +63,21 @@ def transport_value(
         >>> torch.allclose(cost.grad.diagonal(), t / 2)
         True
     """
-    a, b = _given(cost, a, b)
-    return _Value.apply(cost, a, b, _solved("transport_value", cost, a, b, epsilon, rtol))  # pyright: ignore[reportReturnType]
+    return _solved(_value, _Settings("transport_value", epsilon, rtol), cost, a, b)[0]
 
 
 def transport_potentials(
     cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float, rtol: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The potentials f ``(n,)`` and g ``(m,)``, which autograd sees through once. See `transport_plan`."""
-    a, b = _given(cost, a, b)
-    return _potentials(cost, a, b, _solved("transport_potentials", cost, a, b, epsilon, rtol))
+    """The potentials f ``(n,)`` and g ``(m,)``, which autograd sees through. See `transport_plan`."""
+    f, g = _solved(_potentials, _Settings("transport_potentials", epsilon, rtol), cost, a, b)
+    return f, g
 
 
 def transport_plan(
     cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float, rtol: float | None = None
 ) -> Tensor:
-    """The plan P ``(n, m)`` of entropic transport, which autograd sees through once.
+    """The plan P ``(n, m)`` of entropic transport, which autograd sees through, to any order.
 
     The arguments are those of `sinkhorn`; a run that does not converge raises `NotConverged`. Gradients for a and b are
     meant for changes that keep their sums equal. The adjoint system is solved to a residual of eps^(2/3) or raises
@@ -98,47 +93,113 @@ def transport_plan(
         tensor([[-2.,  2.],
                 [ 2., -2.]], dtype=torch.float64)
     """
-    a, b = _given(cost, a, b)
-    return _plan(cost, a, b, _solved("transport_plan", cost, a, b, epsilon, rtol))
+    return _solved(_plan, _Settings("transport_plan", epsilon, rtol), cost, a, b)[0]
 
 
-def _given(cost: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The masses, uniform where left out."""
+@dataclass(frozen=True)
+class _Settings:
+    """What is asked of `sinkhorn`, and by whom."""
+
+    method: str
+    epsilon: float
+    rtol: float | None
+
+
+class _Found(torch.autograd.Function):
+    """The potentials and the dual value, as numbers without derivatives."""
+
+    @staticmethod
+    def forward(settings: _Settings, cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        given = checked(settings.method, cost, a, b, settings.epsilon, graph=True)
+        s = sinkhorn(given.cost, given.a, given.b, epsilon=settings.epsilon, rtol=settings.rtol).checked()
+        return s.f, s.g, cost.new_tensor(s.dual_value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *us: Tensor) -> tuple[None, ...]:
+        return None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[None, ...]:
+        return None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return one_by_one(info.batch_size, in_dims[1:], args[1:], lambda *row: _Found.apply(args[0], *row))
+
+
+def _solved(
+    what: Callable[..., list[Tensor]], settings: _Settings, cost: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, ...]:
+    """`what` at the solution, differentiable."""
     if not isinstance(cost, Tensor) or cost.ndim != 2 or not cost.numel():
         checked("transport", cost, None, None, 1.0, graph=True)  # raises
     n, m = cost.shape
     fresh = [torch.full((k,), 1.0 / k, dtype=cost.dtype, device=cost.device) for k in (n, m)]
-    return fresh[0] if a is None else a, fresh[1] if b is None else b
+    a, b = fresh[0] if a is None else a, fresh[1] if b is None else b
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        checked(settings.method, cost, a, b, settings.epsilon, graph=True)  # raises
+    found = _Found.apply(settings, cost.detach(), a.detach(), b.detach())
+    return Nested.apply(_At(what, settings), cost, a, b, *found)
 
 
-def _solved(method: str, cost: Tensor, a: Tensor, b: Tensor, epsilon: float, rtol: float | None) -> _Solved:
-    given = checked(method, cost, a, b, epsilon, graph=True)
-    s = sinkhorn(given.cost, given.a, given.b, epsilon=epsilon, rtol=rtol).checked()
-    problem = reduced(given)
-    assert isinstance(problem, Problem)  # it has converged
-    return _Solved(given, problem, s.f, s.g, s.dual_value)
+@dataclass(frozen=True)
+class _At:
+    """(cost, a, b, f, g, value) -> what is asked for, where the last three are those of the solution."""
+
+    what: Callable[..., list[Tensor]]
+    settings: _Settings
+
+    def __call__(self, cost: Tensor, a: Tensor, b: Tensor, *found: Tensor) -> list[Tensor]:
+        given = checked(self.settings.method, cost, a, b, self.settings.epsilon, graph=True)
+        problem = reduced(given)
+        assert isinstance(problem, Problem)  # it has converged
+        return self.what(_Solved(given, problem, *(x.detach() for x in found)), cost, a, b)
 
 
-def _potentials(cost: Tensor, a: Tensor, b: Tensor, s: _Solved) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """The solution from which derivatives are taken."""
+
+    given: Inputs
+    problem: Problem
+    f: Tensor  # of all rows
+    g: Tensor
+    value: Tensor
+
+
+def _value(s: _Solved, cost: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
+    return [_Value.apply(s, cost, a, b)]  # pyright: ignore[reportReturnType]
+
+
+def _potentials(s: _Solved, cost: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
     """All potentials, in the gauge of the solution, differentiable."""
     rows, columns = s.given.rows, s.given.columns
-    f, g = _Implicit.apply(cost, a, b, s)  # pyright: ignore[reportGeneralTypeIssues]
+    f, g = _Implicit.apply(s, cost, a, b)  # pyright: ignore[reportGeneralTypeIssues]
     held = Problem(s.problem.cost, a[rows] / s.given.mass, b[columns] / s.given.mass, s.given.epsilon,
                    s.problem.pattern, s.problem.rounding)  # fmt: skip
-    f, g = balanced(held, f, g)
+    return [*_everywhere(s, cost, a, b, *balanced(held, f, g))]
+
+
+def _plan(s: _Solved, cost: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
+    return [_plan_at(s, cost, a, b, *_potentials(s, cost, a, b))]
+
+
+def _everywhere(s: _Solved, cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """f and g of rows and columns with mass, and of the others."""
+    rows, columns = s.given.rows, s.given.columns
     given = Inputs(cost, a, b, s.given.epsilon, s.given.mass, rows, columns)
-    return all_potentials(given, held.a, held.b, f, g)
+    return all_potentials(given, a[rows], b[columns], f, g)
 
 
-def _plan(cost: Tensor, a: Tensor, b: Tensor, s: _Solved) -> Tensor:
-    return _plan_at(cost, a, b, *_potentials(cost, a, b, s), s)
+def _plan_at(s: _Solved, cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> Tensor:
+    return torch.outer(a, b) / ((a.sum() + b.sum()) / 2) * _ratio(s, cost, a, b, f, g)
 
 
-def _plan_at(cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, s: _Solved) -> Tensor:
-    return torch.outer(a, b) / ((a.sum() + b.sum()) / 2) * _ratio(cost, a, b, f, g, s)
-
-
-def _ratio(cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, s: _Solved) -> Tensor:
+def _ratio(s: _Solved, cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor) -> Tensor:
     """exp((f + g - C) / epsilon): the plan over a b'/m, also where that is zero; 0 where no plan has mass."""
     E = (f.unsqueeze(1) + g - cost) / s.given.epsilon
     empty = (a == 0).unsqueeze(1) & (b == 0)
@@ -151,40 +212,69 @@ class _Value(torch.autograd.Function):
     """The value, whose gradient is the solution."""
 
     @staticmethod
-    def forward(ctx, cost: Tensor, a: Tensor, b: Tensor, s: _Solved) -> Tensor:
+    def forward(ctx: Any, s: _Solved, cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(cost, a, b)
         ctx.solved = s
-        return cost.new_tensor(s.dual_value)
+        return s.value.clone()
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
-        cost, a, b = ctx.saved_tensors
-        f, g = _potentials(cost, a, b, ctx.solved)
-        return grads[0] * _plan_at(cost, a, b, f, g, ctx.solved), grads[0] * f, grads[0] * g, None
+    def backward(ctx: Any, *grads: Tensor):
+        s, (cost, a, b) = ctx.solved, ctx.saved_tensors
+        f, g = _potentials(s, cost, a, b)
+        return None, grads[0] * _plan_at(s, cost, a, b, f, g), grads[0] * f, grads[0] * g
 
 
 class _Implicit(torch.autograd.Function):
     """Potentials of rows and columns with mass, by their equations sum_j b_j (E_ij - 1) = sum_i a_i (E_ij - 1) = 0."""
 
     @staticmethod
-    def forward(ctx, cost: Tensor, a: Tensor, b: Tensor, s: _Solved) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(cost, a, b)
+    def forward(ctx: Any, s: _Solved, cost: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        f, g = s.f[s.given.rows], s.g[s.given.columns]
+        ctx.save_for_backward(cost, a, b, f, g)
         ctx.solved = s
-        return s.f[s.given.rows], s.g[s.given.columns]
+        return f, g
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        s, (cost, a, b) = ctx.solved, ctx.saved_tensors
-        rows, columns, m, eps = s.given.rows, s.given.columns, s.given.mass, s.given.epsilon
-        E = _ratio(cost, a, b, s.f, s.g, s)
-        P = torch.outer(s.problem.a, s.problem.b) * E[rows][:, columns]
-        x, y = (eps / m * z for z in adjoint(P, grads[0], grads[1]))
-        of_cost = torch.zeros_like(cost)
-        of_cost[rows.unsqueeze(1), columns] = m / eps * P * (x.unsqueeze(1) + y)
-        of_a = -((E[:, columns] - 1) @ (s.problem.b * y))
-        of_b = -((E[rows] - 1).T @ (s.problem.a * x))
-        return of_cost, of_a, of_b, None
+    def backward(ctx: Any, *grads: Tensor):
+        s, (cost, a, b, f, g) = ctx.solved, ctx.saved_tensors
+        rows, columns, epsilon = s.given.rows, s.given.columns, s.given.epsilon
+        E = _ratio(s, cost, a, b, *_everywhere(s, cost, a, b, f, g))
+        p, q, m = a[rows], b[columns], a.sum()  # the system of a plan of mass one, whatever the unit of mass
+        P = torch.outer(p / m, q / m) * E[rows][:, columns]
+        x, y = _Balanced.apply(s, P, *grads)  # pyright: ignore[reportGeneralTypeIssues]
+        of_cost = torch.zeros_like(cost).index_put((rows.unsqueeze(1), columns), P * (x.unsqueeze(1) + y))
+        of_a = -epsilon / m**2 * ((E[:, columns] - 1) @ (q * y))
+        of_b = -epsilon / m**2 * ((E[rows] - 1).T @ (p * x))
+        return None, of_cost, of_a, of_b
+
+
+class _Balanced(torch.autograd.Function):
+    """(x, y) = H^+ (p, q) for H = [diag(P1) P; P' diag(P'1)], which in each component has the null vector (1, -1)."""
+
+    @staticmethod
+    def forward(ctx: Any, s: _Solved, P: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = _projected(s, *adjoint(P, *_projected(s, p, q)))
+        ctx.save_for_backward(P, x, y)
+        ctx.solved = s
+        return x, y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        P, x, y = ctx.saved_tensors
+        u, v = _Balanced.apply(ctx.solved, P, *grads)  # pyright: ignore[reportGeneralTypeIssues]
+        return None, -(u.unsqueeze(1) + v) * (x.unsqueeze(1) + y), u, v
+
+
+def _projected(s: _Solved, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """(p, q) with equal sums in each component: what is orthogonal to the null vectors."""
+    pattern = s.problem.pattern
+    if pattern is None:
+        t = (p.sum() - q.sum()) / (len(p) + len(q))
+        return p - t, q + t
+    zero = p.new_zeros(pattern.count)
+    size = zero.index_add(0, pattern.row, torch.ones_like(p)).index_add(0, pattern.column, torch.ones_like(q))
+    t = zero.index_add(0, pattern.row, p).index_add(0, pattern.column, -q) / size
+    return p - t[pattern.row], q + t[pattern.column]
 
 
 def adjoint(P: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

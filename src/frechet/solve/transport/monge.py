@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite
+from frechet.solve.nested import Nested
 from frechet.solve.transport.derivatives import transport_value
 
 
@@ -65,8 +67,7 @@ def monge_gap(
             raise TypeError(f"monge_gap: {name} must be a tensor, got {type(points).__name__}")
         if points.ndim != 2 or not len(points):
             raise ValueError(f"monge_gap: {name} must be points (n, d) with n >= 1, got {tuple(points.shape)}")
-        if not bool(torch.isfinite(points).all()):
-            raise NonFinite(f"monge_gap: {name} must be finite")
+        Nested.apply(partial(_check_finite, name), points.detach())  # where every transform sees numbers
     if len(x) != len(y):
         raise ValueError(f"monge_gap: y must have one point for each of x, got {len(y)} for {len(x)}")
     C = cost(x, y)
@@ -77,3 +78,9 @@ def monge_gap(
         return mean + epsilon * math.log(len(x)) - least
     own = [transport_value(cost(z, z), epsilon=epsilon, rtol=rtol) for z in (x, y)]
     return mean - (least - (own[0] + own[1]) / 2)
+
+
+def _check_finite(name: str, points: Tensor) -> list[Tensor]:
+    if not bool(torch.isfinite(points).all()):
+        raise NonFinite(f"monge_gap: {name} must be finite")
+    return [points]

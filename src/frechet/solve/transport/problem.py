@@ -11,12 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.solve.transport.feasible import Pattern, pattern
+
+SEEN_THROUGH = (
+    "the result carries no graph; use transport_value or transport_plan, which autograd and torch.func see through"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +66,12 @@ def checked(
         raise TypeError(f"{method}: cost must be of a floating-point type, got {cost.dtype}")
     if not 0 < epsilon < math.inf:
         raise ValueError(f"{method}: epsilon must be a number > 0, got {epsilon}")
-    n, m = cost.shape
-    masses = [_mass(method, name, x, cost, k) for name, x, k in (("a", a, n), ("b", b, m))]
     if not graph:
         for name, x in (("cost", cost), ("a", a), ("b", b)):
-            if x is not None and x.requires_grad:
-                raise ValueError(
-                    f"{method}: {name} must not require grad: the result carries no graph; use transport_value or "
-                    "transport_plan, which autograd sees through"
-                )
+            if isinstance(x, Tensor):
+                check_plain(method, name, x)
+    n, m = cost.shape
+    masses = [_mass(method, name, x, cost, k) for name, x, k in (("a", a, n), ("b", b, m))]
     cost, (a, b) = cost.detach(), masses
     bad = torch.isnan(cost) | (cost == -math.inf)
     if bool(bad.any()):
@@ -86,6 +88,34 @@ def checked(
         raise ValueError(f"{method}: a must have a positive sum, got {total:.9g}")
     rows, columns = (x.nonzero()[:, 0] for x in (a, b))
     return Inputs(cost, a, b * (total / other), epsilon, total, rows, columns)
+
+
+def check_plain(method: str, name: str, x: Tensor) -> None:
+    """Raise where autograd or a transform of `torch.func` follows x, since what is made of it would not be followed."""
+    if x.requires_grad:
+        raise ValueError(f"{method}: {name} must not require grad: {SEEN_THROUGH}")
+    _Plain.apply(method, name, x)
+
+
+class _Plain(torch.autograd.Function):
+    """The identity on plain tensors."""
+
+    @staticmethod
+    def forward(method: str, name: str, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.method, ctx.name = inputs[:2]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise ValueError(f"{ctx.method}: {ctx.name} must not be a dual number: {SEEN_THROUGH}")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        method, name = args[:2]
+        raise ValueError(f"{method}: {name} must not be under vmap: {SEEN_THROUGH}")
 
 
 def _mass(method: str, name: str, x: Tensor | None, cost: Tensor, k: int) -> Tensor:
