@@ -1,10 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import curve_fit
 
 from frechet.errors import NotConverged
 from frechet.solve.least_squares import least_squares
+from frechet.solve.least_squares_batch import least_squares_batch
 from more_garbow_hillstrom import numbers
 from nist import load
 
@@ -73,3 +76,58 @@ def test_checked_raises_with_what_was_reached():
     with pytest.raises(NotConverged, match=r"least_squares: no step reduces .* \(status 'stagnated', cost") as raised:
         s.checked()
     assert raised.value.result is s
+
+
+# --- covariances beside curve_fit -------------------------------------------------------------------------------------
+
+
+def decay(t, a, b, c):
+    return a * np.exp(-b * t) + c
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("missing", [0, 5])
+def test_covariances_are_those_of_curve_fit(absolute, weighted, missing):
+    rng = np.random.default_rng(0)
+    t = np.linspace(0, 4, 30)
+    sigma = 0.05 * (1 + t) if weighted else np.full_like(t, 0.1)
+    y = decay(t, 2.5, 1.3, 0.5) + sigma * rng.normal(size=len(t))
+    keep = np.ones(len(t), dtype=bool)
+    keep[:missing] = False
+    t, y, sigma = t[keep], y[keep], sigma[keep]
+    best, covariance = curve_fit(
+        decay, t, y, [1.0, 1.0, 0.0], sigma=sigma, absolute_sigma=absolute, ftol=1e-15, xtol=1e-15
+    )
+    T, Y, S = (torch.from_numpy(v) for v in (t, y, sigma))
+    s = least_squares(
+        lambda p: (p[0] * torch.exp(-p[1] * T) + p[2] - Y) / S,
+        torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64),
+        absolute_sigma=absolute,
+    )
+    assert s.x.tolist() == pytest.approx(best.tolist(), rel=1e-6)
+    assert s.covariance.numpy() == pytest.approx(covariance, rel=1e-4)
+    assert s.standard_errors.numpy() == pytest.approx(np.sqrt(np.diag(covariance)), rel=1e-4)
+
+
+def test_a_result_that_is_not_converged_has_no_standard_errors():
+    t = torch.linspace(0, 4, 30, dtype=torch.float64)
+
+    def r(p):
+        return p[0] * torch.exp(-p[1] * t) + p[2] - 2.5 * torch.exp(-1.3 * t)
+
+    x0 = torch.tensor([1.0, 3.0, 1.0], dtype=torch.float64)
+    for s in (least_squares(r, x0, max_evaluations=2), least_squares(r, x0, observe=lambda state: True)):
+        assert not s.converged
+        assert s.covariance is None
+        assert s.standard_errors is None
+        assert s.report()
+    many = least_squares_batch(lambda p, k: k * r(p), x0, torch.ones(2, dtype=torch.float64), max_evaluations=2)
+    assert bool(many.standard_errors.isnan().all())
+
+
+def test_exact_data_of_known_deviation_have_a_covariance_too():
+    A = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    s = least_squares(lambda x: A @ x - 1, torch.zeros(2, dtype=torch.float64), absolute_sigma=True)
+    assert torch.allclose(s.covariance, torch.linalg.inv(A.T @ A), rtol=1e-12)
+    assert least_squares(lambda x: A @ x - 1, torch.zeros(2, dtype=torch.float64)).covariance is None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frechet.errors import NotConverged
 from frechet.linalg.result import Status
-from frechet.solve.batched_triangles import length, lengths, substituted, triangle
+from frechet.solve.batched_triangles import length, lengths, substituted, triangle, units
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class LeastSquaresBatch:
     """Where `least_squares_batch` ended, per problem; everything is recomputed at `x` from the definition.
 
     `standard_errors` ``(b, n)`` are those of the covariance norm(r)^2 / (m - rank) (J'J)^-1, infinite where J lacks
-    rank or no degree of freedom is left, zero where a bound holds the parameter.
+    rank or no degree of freedom is left, zero where a bound holds the parameter, NaN where a problem is not converged.
     """
 
     x: Tensor  # (b, n)
@@ -85,6 +85,10 @@ class Ends:
             if self.status[i] is Status.CONVERGED:
                 self.status[i] = Status.STAGNATED
 
+    def accept(self, which: Tensor) -> None:
+        for i in which.nonzero()[:, 0].tolist():
+            self.status[i] = Status.CONVERGED
+
     def result(self, r: Tensor, J: Tensor) -> LeastSquaresBatch:
         x = self.x
         n, m, _ = J.shape
@@ -93,12 +97,14 @@ class Ends:
         D = torch.where(columns > 0, columns, 1.0)
         R, _ = triangle(torch.where(held[:, None], 0.0, J / D[:, None]), r)
         rank = sum((row[0] > 0 for row in R), start=torch.zeros_like(x[0]))
-        unit = torch.eye(n, dtype=x.dtype, device=x.device)[..., None].expand(n, n, x.shape[1])
-        inverse = torch.stack([substituted(R, unit[k]) for k in range(n)])
+        eye = torch.eye(n, dtype=x.dtype, device=x.device)[..., None].expand(n, n, x.shape[1])
+        inverse = torch.stack([substituted(R, eye[k]) for k in range(n)])
         errors = inverse.square().sum(0).sqrt() / D * size / (m - rank).clamp(min=1).sqrt()
         unknown = (rank < n - held.sum(0)) | (m <= rank)
         errors = torch.where(held, 0.0, torch.where(unknown, math.inf, errors))
-        cosines = torch.where(~held & (columns > 0) & (size > 0), gradient.abs() / (columns * size), 0.0)
+        unit = units(r, 0)
+        slopes = (J / columns.where(columns > 0, 1.0)[:, None] * (r / unit)).sum(1).abs()
+        cosines = torch.where(~held & (columns > 0) & (size > 0), slopes / (size / unit), 0.0)
         done = torch.tensor([s is Status.CONVERGED for s in self.status], device=x.device)
         steps, taken = self.counts.long()
         return LeastSquaresBatch(
@@ -110,5 +116,5 @@ class Ends:
             optimality=cosines.amax(0),
             iterations=steps,
             evaluations=taken,
-            standard_errors=errors.T.contiguous(),
+            standard_errors=torch.where(done, errors, math.nan).T.contiguous(),
         )

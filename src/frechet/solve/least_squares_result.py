@@ -27,7 +27,8 @@ class LeastSquaresSolution:
     parameter. `covariance` ``(n, n)`` is norm(r)^2 / (m - rank) (J'J)^-1, zero for held parameters; the pseudo-inverse
     where J lacks rank, and then `standard_errors` are infinite for the parameters that enter `null_directions` ``(n, n
     - rank)``, the orthonormal directions in which r does not change to first order. All four are None for matrix-free
-    runs; covariance and errors also where no degree of freedom is left.
+    runs; covariance and errors also where no degree of freedom is left, or where the result is not converged. With
+    ``absolute_sigma=True`` the covariance is (J'J)^-1.
     """
 
     x: Tensor | dict[str, Tensor]
@@ -116,7 +117,7 @@ class Uncertainty:
     standard_errors: Tensor | None
 
 
-def uncertainty(linear: Linearization, free: Tensor) -> Uncertainty:
+def uncertainty(linear: Linearization, free: Tensor, absolute: bool = False) -> Uncertainty:
     """Rank, null directions and covariance from the free columns of J, in units that give each the same norm."""
     n, m = len(linear.x), len(linear.r)
     scale = column_scale(linear.columns)
@@ -129,10 +130,10 @@ def uncertainty(linear: Linearization, free: Tensor) -> Uncertainty:
     complement = torch.linalg.svd(rows, full_matrices=True).U[:, rank:] if len(rows) else rows.new_zeros(0, 0)
     null = torch.zeros(n, complement.shape[1], dtype=torch.float64)
     null[free] = complement
-    if m <= rank:
+    if m <= rank and not absolute:
         return Uncertainty(rank, null, None, None)
     half = V / factor.s[:rank]
-    covariance = linear.size**2 / (m - rank) * half @ half.T
+    covariance = (1.0 if absolute else linear.size**2 / (m - rank)) * half @ half.T
     errors = covariance.diagonal().sqrt()
     loose = null.square().sum(1).sqrt() > math.sqrt(torch.finfo(torch.float64).eps)
     return Uncertainty(rank, null, covariance, torch.where(loose, math.inf, errors))
