@@ -220,7 +220,7 @@ def test_one_dimension_and_a_start_at_the_solution():
     [
         ({"f": 3}, TypeError, "f must be a function of x or an Objective, got int"),
         ({"x0": None}, TypeError, "x0 must be given for a function, got None"),
-        ({"x0": [1.0]}, TypeError, "minimize: x must be a tensor or a dict of tensors, got list"),
+        ({"x0": [1.0]}, TypeError, "minimize: x0 must be a tensor or a dict of tensors, got list"),
         ({"x0": torch.zeros(0)}, ValueError, "x0 must have at least one entry, got none"),
         ({"x0": torch.tensor([math.nan])}, ValueError, "x0 must be finite, got nan in an entry"),
         ({"method": "newton"}, ValueError, "method must be one of 'auto'.*got 'newton'"),

@@ -429,3 +429,50 @@ def test_a_cost_that_underflows_in_the_unit_of_the_start_is_no_solution(start, j
     assert s.converged
     assert float(s.x) == pytest.approx(math.log(2), rel=1e-14)
     assert s.residual <= 1e-14
+
+
+# --- starts and bounds of the wrong kind ------------------------------------------------------------------------------
+
+SOLVERS = {
+    "minimize": lambda x0, **options: minimize(lambda d: sum((v - 1).square().sum() for v in _parts(d)), x0, **options),
+    "least_squares": lambda x0, **options: least_squares(
+        lambda d: torch.cat([v.reshape(-1) - 1 for v in _parts(d)]), x0, **options
+    ),
+    "root": lambda x0, **options: root(lambda d: torch.cat([v.reshape(-1) - 1 for v in _parts(d)]), x0, **options),
+    "minimize with constraints": lambda x0, **options: minimize(
+        lambda d: sum((v - 1).square().sum() for v in _parts(d)),
+        x0,
+        constraints=lambda d: _parts(d)[0].reshape(-1)[:1] - 1,
+        **options,
+    ),
+}
+
+
+def _parts(d):
+    return list(d.values()) if isinstance(d, dict) else [d]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("x0", "sentence"),
+    [
+        ({"a": 3.0, "b": 1.0}, "x0 must be a tensor or a dict of tensors, got float in block 'a'; write torch.tensor"),
+        ({"a": ONE, "b": 1}, "x0 must be a tensor or a dict of tensors, got int in block 'b'; write torch.tensor"),
+        ([1.0, 2.0], "x0 must be a tensor or a dict of tensors, got list; write torch.tensor"),
+        (torch.tensor([1, 2]), "x0 must have a floating-point dtype, got torch.int64; write x0.double"),
+        (torch.tensor([1j]), "x0 must have a floating-point dtype, got torch.complex64; split it"),
+        ({"a": ONE, "b": torch.ones(1)}, "x0 must have one dtype, got torch.float64 in block 'a' and torch.float32"),
+    ],
+)
+def test_a_start_of_the_wrong_kind_has_a_sentence(solver, x0, sentence):
+    with pytest.raises(TypeError, match=f"^{solver.split()[0]}: {sentence}"):
+        SOLVERS[solver](x0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_bounds_may_be_a_list_of_two_sides(solver):
+    s = SOLVERS[solver](3 * TWO, bounds=[0.0, 5.0])
+    assert s.converged
+    assert torch.allclose(s.x, TWO, atol=1e-6)
+    with pytest.raises(TypeError, match=r"bounds must be a pair \(lower, upper\), each a number.* got list of 2"):
+        SOLVERS[solver](3 * TWO, bounds=[(0.0, 5.0), (0.0, 5.0)])

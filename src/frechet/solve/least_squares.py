@@ -13,7 +13,7 @@ The choice is made on sizes and bounds before the run and is named in the result
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -46,6 +46,7 @@ from frechet.solve.residual import (
 )
 from frechet.solve.robust import Loss, robust_loss
 from frechet.solve.run import LeastSquaresState, Run
+from frechet.solve.system import check_start
 from frechet.space import Space
 
 Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
@@ -292,8 +293,7 @@ def _problem(
     if not callable(residual):
         raise TypeError(f"least_squares: residual must be a function of x, got {type(residual).__name__}")
     single = isinstance(x0, Tensor)
-    if not single and not isinstance(x0, Mapping):
-        raise TypeError(f"least_squares: x0 must be a tensor or a dict of tensors, got {type(x0).__name__}")
+    check_start("least_squares", x0)
     blocks = {"": x0.detach()} if isinstance(x0, Tensor) else {name: b.detach() for name, b in x0.items()}
     space = Space.of(blocks)
     x = space.flatten(blocks).cpu().double()

@@ -38,6 +38,7 @@ from frechet.solve.projected_newton import projected_newton
 from frechet.solve.smooth_function import Counts, Curvature, Parameters, SmoothFunction
 from frechet.solve.smooth_run import Rules, Run
 from frechet.solve.stepsized_newton import stepsized_newton
+from frechet.solve.system import check_start
 from frechet.solve.trust_region import trust_region
 from frechet.space import Space
 
@@ -260,11 +261,8 @@ def _function(
     else:
         if x0 is None:
             raise TypeError("minimize: x0 must be given for a function, got None; write minimize(f, x0)")
-        detached: Parameters = x0
-        if isinstance(x0, Tensor):
-            detached = x0.detach()
-        elif isinstance(x0, Mapping):
-            detached = {n: b.detach() if isinstance(b, Tensor) else b for n, b in x0.items()}
+        check_start("minimize", x0)
+        detached = x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
         blocks, single = frozen_point("minimize", detached)
         space = Space.of(blocks)
         x = space.flatten(blocks).clone()

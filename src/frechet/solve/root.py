@@ -30,11 +30,12 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg.result import Solution, Status
 from frechet.operators.function import FunctionJacobian, frozen_point
+from frechet.solve.box import check_pair
 from frechet.solve.geometric import BETTER, Geometric
 from frechet.solve.gmres import gmres
 from frechet.solve.least_squares import Bound, least_squares
 from frechet.solve.stopping import is_rounding
-from frechet.solve.system import check_numbers
+from frechet.solve.system import check_numbers, check_start
 from frechet.space import Space
 
 GAMMA, POWER = 0.9, (1 + math.sqrt(5)) / 2
@@ -82,6 +83,7 @@ def root(
         >>> s.x.round(decimals=9)
         tensor([1.4142, 3.0000], dtype=torch.float64)
     """
+    check_start("root", x0)
     blocks, single = frozen_point(
         "root", x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
     )
@@ -205,6 +207,7 @@ def _bounded(
     observe: Callable[[RootState], bool] | None,
 ) -> Solution:
     """By least squares between the bounds; a minimum that is no root is `stagnated`."""
+    check_pair("root", bounds)
     s = least_squares(
         F,
         x0,

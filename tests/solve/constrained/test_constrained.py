@@ -262,8 +262,8 @@ def test_a_run_is_watched_and_stopped_and_its_states_are_pickled():
     [
         ({"f": 3}, TypeError, "f must be a function of x, got int"),
         ({"f": lambda x: x}, TypeError, r"f must return a scalar tensor, got shape \(2,\)"),
-        ({"x0": [1.0]}, TypeError, "x must be a tensor or a dict"),
-        ({"x0": torch.ones(2, dtype=torch.int64)}, TypeError, "dtype must be a floating-point type"),
+        ({"x0": [1.0]}, TypeError, "x0 must be a tensor or a dict"),
+        ({"x0": torch.ones(2, dtype=torch.int64)}, TypeError, "x0 must have a floating-point dtype, got torch.int64"),
         ({"x0": vector(1.0, math.nan)}, ValueError, "x0 must be finite, got nan"),
         ({"constraints": 3}, TypeError, "constraint 0 must be a Constraint or a function, got int"),
         ({"constraints": Constraint(3)}, TypeError, "constraint 0 must have a function of x, got int"),

@@ -33,6 +33,7 @@ from frechet.solve.constrained.program import Parameters, Point, Program
 from frechet.solve.constrained.run import ConstrainedState, Observe, Rules, Run
 from frechet.solve.constrained.scaling import FLAT, lengths, mattering, measures, scales
 from frechet.solve.minimize_result import MinimizeSolution
+from frechet.solve.system import check_start
 from frechet.space import Space
 
 Method = Literal["auto", "composite", "augmented", "sketched"]
@@ -67,7 +68,7 @@ def constrained(
     Converged means, at x, for the multipliers reported, and in the largest entries,
     ``|grad f + J'y + z| <= gtol max(u, |grad f|)``, ``violation <= ctol u_i`` and ``complementarity <= gtol u``; the
     run goes on until the first holds without the maximum, where it can. u and u_i are 1 where the gradients of f and of
-    row i at x are between 1e-3 and 1e3, else their sizes. A parameter smaller than 1/20 or larger than 20 is measured in
+    row i at x are between 1e-3 and 1e3, else their sizes. A parameter below 1/20 or above 20 is measured in
     units of its size. So units of f, of constraints and of parameters do not matter; `residual` and
     `bound_multipliers` are those of the caller's units. `gtol` and `ctol` are 1e-8 if left out, 1e-4 in float32.
 
@@ -216,6 +217,7 @@ def _program(
     if not isinstance(f, Objective) and not callable(f):
         raise TypeError(f"minimize: f must be a function of x, got {type(f).__name__}")
     items = as_list(constraints)
+    check_start("minimize", x0)
     blocks, single = frozen_point("minimize", x0)
     space = Space.of(blocks)
     if bounds is not None:
