@@ -3,7 +3,7 @@
     python benchmarks/cutest.py [--largest 200] [--seconds 20] [--kinds u b] [--only NAME ...] [--rows FILE]
 
 All get the collection's own exact derivatives and are asked for as much as they can give. A run is solved if the
-largest entry of the projected gradient is at most 1e-6 max(1, that at the start) and f is above the best that any
+largest entry of the projected gradient is at most 1e-6 max(1, |f|) and f is above the best that any
 method found by at most 1e-6 max(1, |best|). Each run has `--seconds` of processor time; what did not end is unsolved.
 Counted are values, gradients and products with the Hessian, a Hessian matrix as n. The profile shows for how many of
 the problems a method is solved within 1, 2, 4, ... times the fewest values and gradients of any. With
@@ -57,7 +57,7 @@ class Row:
     n: int
     solver: str
     value: float
-    residual: float  # of the projected gradient, over max(1, that at the start)
+    residual: float  # of the projected gradient, over max(1, |f|)
     claimed: bool
     values: int
     gradients: int
@@ -163,7 +163,7 @@ def ran(name: str, p: Problem, solver: str, run: Solver, limit: float) -> Row:
     if x is not None:
         inside = bool(((x >= p.lower) & (x <= p.upper)).all())
         value = float(p.raw.fun(x.numpy())) if inside else math.inf
-        residual = projected(p, x) / max(1.0, projected(p, p.x0.clamp(p.lower, p.upper)))
+        residual = projected(p, x) / max(1.0, abs(value))
     spent = (counts.values, counts.gradients, counts.products)
     return Row(name, len(p.x0), solver, value, residual, claimed, *spent, seconds, reason)
 

@@ -36,11 +36,12 @@ def begun(f, x0: Tensor, *, full: int = 64, gtol: float = 0.0, ftol: float | Non
         ftol=space.eps if ftol is None else ftol,
         max_iterations=max_iterations,
         start=point.largest,
-        value=point.value,
         full=full,
         most=100,
         preconditioner=None,
         tight=True,
+        least=0.0,
+        smallest=0.0,
         lowest=-1e20 * max(1.0, abs(point.value)),
         farthest=1e15 * max(1.0, float(space.norm(point.x))),
     )

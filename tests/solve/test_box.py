@@ -38,7 +38,8 @@ def test_projection_and_held_variables():
 @pytest.mark.parametrize(
     ("bounds", "error", "sentence"),
     [
-        ([0, 1], TypeError, r"minimize: bounds must be a pair \(lower, upper\), got list"),
+        ([(0, 1)] * 3, TypeError, r"minimize: bounds must be a pair \(lower, upper\), each a number.*, got list of 3"),
+        ([(0, 1)] * 2, TypeError, r"minimize: bounds must be a pair \(lower, upper\), each a number.*, got list of 2"),
         ((2.0, 1.0), ValueError, "bounds must leave a point between them, got lower 2 > upper 1 in entry 0"),
         ((math.nan, 1.0), ValueError, "lower bounds must be numbers, got NaN"),
         ((torch.zeros(2), 1.0), ValueError, r"lower bounds must be numbers or have the shape of x0 \(3,\), got \(2,\)"),

@@ -19,10 +19,10 @@ def test_convex_and_other_functions_are_solved_to_rounding():
     torch.testing.assert_close(double.point.x.abs(), torch.full((2,), 2**0.5, dtype=torch.float64))
 
 
-def test_values_never_rise_and_the_result_says_how_many_steps_were_accelerated():
+def test_values_never_rise_by_more_than_rounding_and_the_result_says_how_many_steps_were_accelerated():
     f, x0 = far_logistic()
     run = cubic_newton(*begun(f, 3 * x0, full=0))
-    assert all(a >= b for a, b in zip(run.history[:-1], run.history[1:], strict=True))
+    assert all(b <= a + 1e-15 * abs(a) for a, b in zip(run.history[:-1], run.history[1:], strict=True))
     accelerated = int(run.notes[0].split()[0])
     assert 0 < accelerated < run.iterations
 

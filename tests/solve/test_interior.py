@@ -7,7 +7,7 @@ from frechet.solve.damped_step import column_scale
 from frechet.solve.interior import interior
 from frechet.solve.least_squares import least_squares
 from frechet.solve.optimality import Rules, judged
-from frechet.solve.residual import Residual, begin, first_linearization, length
+from frechet.solve.residual import Residual, begin, first_linearization
 from frechet.space import euclidean
 from more_garbow_hillstrom import PROBLEMS, numbers
 from nist import load
@@ -42,7 +42,7 @@ def test_every_scaling(scaling, name):
     )
     residual, start = begin(residual, x0)
     residual, linear = first_linearization(residual, start)
-    rules = Rules(1e-15, 1e-15, 0.0, 2000, column_scale(x0.abs()), length(start.r))
+    rules = Rules(1e-15, 1e-15, 0.0, 2000, column_scale(x0.abs()))
     run = interior(residual, linear, rules, scaling=scaling)
     assert judged(residual, run.linear, rules).solved
     assert near(2 * run.linear.cost, problem.bounded_minimum)

@@ -100,7 +100,7 @@ def test_a_discontinuous_residual_is_not_called_solved():
 
 
 def test_a_parameter_that_does_not_matter_stays_in_reach():
-    D = region(numbers(1.0, 1e-12), numbers(2.0, 3.0), numbers(1.0, 1.0))
+    D = region(numbers(1.0, 1.0), numbers(1.0, 1e-12), numbers(2.0, 3.0), numbers(1.0, 1.0))
     assert D[0] == 1
     assert float(D[1] * 3) == pytest.approx(0.2, rel=1e-3)
 

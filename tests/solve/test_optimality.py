@@ -22,7 +22,7 @@ def moment(function, x, bounds=(-math.inf, math.inf), **rules):
     return (
         residual,
         linear,
-        Rules(**{"gtol": EPS, "xtol": EPS, "ftol": 0.0, **rules}, max_evaluations=9, x0=x.abs(), r0=1),
+        Rules(**{"gtol": EPS, "xtol": EPS, "ftol": 0.0, **rules}, max_evaluations=9, x0=x.abs()),
     )
 
 

@@ -5,7 +5,7 @@ import torch
 
 from frechet.solve.optimality import Rules
 from frechet.solve.polish import polished
-from frechet.solve.residual import Residual, begin, first_linearization, length
+from frechet.solve.residual import Residual, begin, first_linearization
 from frechet.space import euclidean
 from nist import load
 
@@ -17,7 +17,7 @@ def moment(regression, x, limit=100):
     residual = Residual(regression.residual, euclidean(len(x), torch.float64), True, *sides, torch.ones_like(x))
     residual, start = begin(residual, x)
     residual, linear = first_linearization(residual, start)
-    return residual, linear, Rules(EPS, EPS, 0.0, limit, x.abs(), length(start.r))
+    return residual, linear, Rules(EPS, EPS, 0.0, limit, x.abs())
 
 
 @pytest.mark.parametrize("name", ["Misra1a", "Gauss2", "Rat42", "DanWood", "Kirby2"])

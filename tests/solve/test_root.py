@@ -123,8 +123,8 @@ def trigonometric(x):
 def test_the_message_between_bounds_says_what_the_status_says(n, start):
     s = root(trigonometric, torch.full((n,), start, dtype=F64), bounds=(0.0, 3.0))
     assert s.status in (Status.CONVERGED, Status.STAGNATED)
-    assert ("norm(F) is" in s.message) == s.converged
+    assert ("is zero to the tolerance" in s.message) == s.converged
     assert ("no step reduces" in s.message or "no root" in s.message) == (not s.converged)
     low = root(lambda x: x * x + 1, torch.ones(n, dtype=F64), bounds=(-2.0, 2.0))
     assert low.status is Status.STAGNATED
-    assert not low.message.endswith("norm(F) is 1")
+    assert low.message.endswith("which is no root")

@@ -31,8 +31,9 @@ import torch
 
 from frechet.linalg.result import Status
 from frechet.solve.damped_step import boxed, column_scale, factored
-from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.polish import polished
+from frechet.solve.geometric import Geometric
+from frechet.solve.optimality import IDLE, Rules, free_to_move, judged, too_short
+from frechet.solve.polish import at_limit, polished
 from frechet.solve.residual import Linearization, Residual, length
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -54,6 +55,7 @@ def adaptive_damping(
     D, unit = column_scale(linear.columns), max(linear.size, 1e-300)
     lam, xi, value = FIRST, 1.0, linear.cost
     iterations, history, status = 0, [linear.cost], None
+    idle, pace = 0, Geometric(torch.dot)
     while True:
         verdict = judged(residual, linear, rules)
         if verdict.solved:
@@ -66,6 +68,9 @@ def adaptive_damping(
         ):
             status = Status.STOPPED
             break
+        if idle >= IDLE:
+            status = Status.STAGNATED
+            break
         factor = factored(linear, D, free)
         floor = (residual.eps * float(factor.s[0])) ** 2 if len(factor.s) else 0.0
         accepted, slack, power = None, linear.noise * linear.size, 1.0
@@ -73,7 +78,7 @@ def adaptive_damping(
             mu = max(floor, lam * (xi * size**eta + (1 - xi) * slope**eta))
             p = boxed(linear, factor, factor.step(mu), mu, residual.lower, residual.upper)
             predicted = factor.predicted(linear, p)
-            if bool((p.abs() <= residual.eps * torch.maximum(linear.x.abs(), residual.eps * rules.x0)).all()):
+            if too_short(residual, linear, rules, p):
                 break
             point = residual.at(linear.x + p)
             gain = -math.inf
@@ -89,7 +94,8 @@ def adaptive_damping(
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             break
-        linear, iterations = accepted, iterations + 1
+        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
+        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
         value = (1 - MEMORY) * linear.cost + MEMORY * max(value, linear.cost)
         xi = 0.95 if 0.95**iterations >= 1e-2 else max(0.95**iterations, 1e-10)
         history.append(linear.cost)

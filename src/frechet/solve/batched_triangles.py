@@ -14,13 +14,22 @@ from torch import Tensor
 
 
 def length(v: Tensor) -> Tensor:
-    """The norms of the columns of ``(m, b)``."""
-    return v.square().sum(0).sqrt()
+    """The norms of the columns of ``(m, b)``, also where squares are no numbers."""
+    unit = units(v, 0)
+    return unit * (v / unit).square().sum(0).sqrt()
 
 
 def lengths(J: Tensor) -> Tensor:
-    """The norms ``(n, b)`` of the columns of each matrix."""
-    return J.square().sum(1).sqrt()
+    """The norms ``(n, b)`` of the columns of each matrix, also where squares are no numbers."""
+    unit = units(J, 1)
+    return unit * (J / unit[:, None]).square().sum(1).sqrt()
+
+
+def units(v: Tensor, dim: int) -> Tensor:
+    """Powers of two near the largest entries along a dimension, 1 where these are zero or no numbers."""
+    largest = v.abs().amax(dim)
+    some = (largest > 0) & largest.isfinite()
+    return torch.where(some, torch.exp2(torch.where(some, largest, 1.0).log2().round()), 1.0)
 
 
 def triangle(A: Tensor, c: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -51,8 +51,11 @@ def box(method: str, space: Space, bounds: tuple[Bound, Bound]) -> Box:
 
 def check_pair(method: str, bounds: object) -> None:
     """Bounds must be a pair."""
-    if not isinstance(bounds, tuple) or len(bounds) != 2:
-        raise TypeError(f"{method}: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2 or any(isinstance(b, tuple | list) for b in bounds):
+        raise TypeError(
+            f"{method}: bounds must be a pair (lower, upper), each a number, a tensor or a dict, got "
+            f"{type(bounds).__name__}{' of ' + str(len(bounds)) if isinstance(bounds, tuple | list) else ''}"
+        )
 
 
 def side(method: str, space: Space, bound: Bound, name: str) -> Tensor:

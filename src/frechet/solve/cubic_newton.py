@@ -39,6 +39,7 @@ from functools import partial
 from torch import Tensor
 
 from frechet.linalg.result import Status
+from frechet.solve.geometric import Geometric
 from frechet.solve.gradient_regularized import first_length
 from frechet.solve.quadratic_model import Diagonal, Model, Step
 from frechet.solve.smooth_function import Point, SmoothFunction
@@ -47,6 +48,7 @@ from frechet.solve.smooth_run import (
     Observe,
     Rules,
     Run,
+    at_limit,
     forcing,
     gain,
     limits,
@@ -55,6 +57,7 @@ from frechet.solve.smooth_run import (
     shown,
     solved,
     spent,
+    too_small,
 )
 
 SLACK = 3.0
@@ -79,9 +82,10 @@ class _Estimate:
 def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
     """Run from `point`."""
     models, M, iterations, history = Models(f, rules, fixed=True), 0.0, 0, [point.value]
+    pace = Geometric(f.space.inner)
     status, reason, estimate, accelerated, convex, rival = None, "", None, 0, True, 0.0
     while True:
-        if point.largest <= rules.gtol:
+        if point.largest <= max(rules.gtol, rules.least):
             break
         if observe is not None and observe(shown(f, point, iterations, M)):
             status = Status.STOPPED
@@ -100,14 +104,14 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
             if reason := solved(point, model, rules):
                 if rules.tight:
                     point, more = polished(f, point, models)
-                    iterations += more
+                    iterations, history = iterations + len(more), history + more
                 break
             after, M = _plain(f, point, model, rules, M or 2 * model.size / first_length(model) ** 2)
         if after is None:
             after, more = polished(f, point, models)
-            iterations += more
+            iterations, history = iterations + len(more[:-1]), history + more[:-1]
             if after is point:
-                reason = spent(f, math.inf if model is None else model.diagonal.newton_decrease(), rules)
+                reason = "" if model is None else spent(f, point, model, rules)
                 status = None if reason else Status.STAGNATED
                 break
         slow = float(f.space.norm(after.gradient)) > HALF * size
@@ -115,10 +119,11 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
             estimate, rival = _Estimate(after.x, M, 0.0, f.space.zeros(), 0.0), point.value - after.value
         elif not slow:
             estimate = None
-        point, iterations = after, iterations + 1
+        point, iterations = at_limit(f, after, after.x - point.x, pace, rules), iterations + 1
         history.append(point.value)
     note = f"{accelerated} of {iterations} steps accelerated" + ("" if convex else "; f is not convex")
-    return Run(point, status, iterations, tuple(history), reason, (note,))
+    small = too_small(point, status, rules)
+    return Run(point, status, iterations, tuple(history), reason, (note,), small)
 
 
 def _minimizer(f: SmoothFunction, model: Model, point: Point, rules: Rules, M: float) -> tuple[Step, Tensor]:
@@ -138,7 +143,7 @@ def _minimizer(f: SmoothFunction, model: Model, point: Point, rules: Rules, M: f
 
 def _plain(f: SmoothFunction, point: Point, model: Model, rules: Rules, M: float) -> tuple[Point | None, float]:
     """The next point, None where no M gives one, and the next M."""
-    for _ in range(TRIALS):
+    while math.isfinite(M):
         step, s = _minimizer(f, model, point, rules, M)
         moved = point.x + s
         if step.decrease <= 0 or bool((moved == point.x).all()):

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from frechet.linalg.result import Status
 from frechet.solve.damped_step import boxed, factored
+from frechet.solve.geometric import Geometric
 from frechet.solve.levenberg_marquardt import ACCEPT, FADE, GOOD, POOR, cut, region
-from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.polish import polished
+from frechet.solve.optimality import IDLE, Rules, free_to_move, judged, too_short
+from frechet.solve.polish import at_limit, polished
 from frechet.solve.residual import Linearization, Residual, length
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -38,6 +39,7 @@ def dogleg(
 ) -> Run:
     """Run from `linear`; `first` is the first radius, of norm(D x0)."""
     seen, radius, iterations, history, status = linear.columns, -1.0, 0, [linear.cost], None
+    idle, pace = 0, Geometric(torch.dot)
     while True:
         verdict = judged(residual, linear, rules)
         if verdict.solved:
@@ -48,8 +50,11 @@ def dogleg(
         ):
             status = Status.STOPPED
             break
+        if idle >= IDLE:
+            status = Status.STAGNATED
+            break
         seen = torch.maximum(linear.columns, FADE * seen)
-        D, free = region(seen, linear.x, rules.x0), free_to_move(residual, linear)
+        D, free = region(linear.columns, seen, linear.x, rules.x0), free_to_move(residual, linear)
         radius = first * max(length(D * linear.x), 1e-3 * linear.size) if radius < 0 else radius
         factor = factored(linear, D, free)
         newton, cauchy = factor.step(0.0), _cauchy(linear, D, free)
@@ -62,7 +67,7 @@ def dogleg(
                 shrunk = radius / max(length(D * cauchy), 1e-300)
                 p = residual.rounded(linear.x + min(1.0, shrunk) * cauchy) - linear.x
                 predicted = factor.predicted(linear, p)
-            if bool((p.abs() <= residual.eps * torch.maximum(linear.x.abs(), residual.eps * rules.x0)).all()):
+            if too_short(residual, linear, rules, p):
                 break
             point = residual.at(linear.x + p)
             gain = -math.inf
@@ -80,7 +85,8 @@ def dogleg(
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             break
-        linear, iterations = accepted, iterations + 1
+        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
+        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))
 

@@ -23,21 +23,22 @@ never taken. (4) Systems are solved to a residual of lambda norm(s) / 4 at most,
 
 from __future__ import annotations
 
-from frechet.solve.quadratic_model import Model
+import math
+
+from frechet.solve.quadratic_model import Model, size_of
 from frechet.solve.smooth_function import Point, SmoothFunction
 from frechet.solve.smooth_run import Observe, Rules, Run, forcing, gain, newton_steps
 
 UP, DOWN = 2.0, 0.5
 MARGIN = 2.0  # of the regularization over negative curvature
 ACCURACY = 0.25  # of a system, in lambda norm(s)
-TRIALS = 60
 
 
 def gradient_regularized(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
     """Run from `point`."""
 
-    def step(point: Point, model: Model, gamma: float) -> tuple[Point | None, float]:
-        return _step(f, point, model, rules, gamma or first_length(model))
+    def step(point: Point, model: Model, gamma: float, stretched: float) -> tuple[Point | None, float]:
+        return _step(f, point, model, rules, gamma * stretched or first_length(model))
 
     return newton_steps(f, point, rules, step, observe)
 
@@ -45,14 +46,15 @@ def gradient_regularized(f: SmoothFunction, point: Point, rules: Rules, *, obser
 def first_length(model: Model) -> float:
     """The length of the step along -g to where the model's curvature ends it."""
     c, values = model.diagonal.slopes, model.diagonal.values
-    square, bend = float(c @ c), abs(float((c * c) @ values))
-    return square**1.5 / bend if bend > 0 else 1.0
+    size = size_of(c)
+    bend = abs(float((c / size) ** 2 @ values)) if size > 0 else 0.0
+    return size / bend if bend > 0 and size / bend < math.inf else 1.0
 
 
 def _step(f: SmoothFunction, point: Point, model: Model, rules: Rules, gamma: float) -> tuple[Point | None, float]:
     """The next point, None where no trial is accepted, and the next gamma."""
     accuracy = forcing(f, model, point, rules)
-    for _ in range(TRIALS):
+    while True:
         wanted = model.size / gamma
         step = model.solved(
             lambda d, w=wanted: d.shifted(max(w, -MARGIN * float(d.values[0]))),

@@ -30,7 +30,7 @@ from frechet.linalg.result import Status
 from frechet.solve.affine_scaling import Scaling, affine_scaling
 from frechet.solve.damped_step import NEAR, Factor
 from frechet.solve.levenberg_marquardt import levenberg_marquardt
-from frechet.solve.optimality import Rules
+from frechet.solve.optimality import IDLE, Rules
 from frechet.solve.residual import Linearization, Residual, length
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -53,7 +53,7 @@ def interior(
     width = high - low
     units = torch.where(width < math.inf, width, torch.where(rules.x0 > 0, rules.x0, 1.0))
     units = torch.where(units > 0, units, 1.0)
-    history, iterations, status, radius = [linear.cost], 0, None, -1.0
+    history, iterations, status, radius, idle = [linear.cost], 0, None, -1.0, 0
     start = residual.at(_inside(linear.x, low, high, units))
     moved = None if start is None else residual.linearized(start)
     linear = linear if moved is None else moved
@@ -65,7 +65,8 @@ def interior(
         free = (low < high) & (d > 0)
         S, C = d.sqrt() * units, bend * whole
         factor = _factored(linear, S, C, free)
-        if size <= linear.noise or factor.reduction <= max(CLOSE * 0.5 * size * size, slack) or not bool(free.any()):
+        near = size <= linear.noise or factor.reduction <= max(CLOSE * 0.5 * size * size, slack)
+        if near or idle >= IDLE or not bool(free.any()):
             break
         optimality = float((d * relative).abs().max())
         if observe is not None and observe(
@@ -97,6 +98,7 @@ def interior(
                 radius = max(radius, 2 * reach)
         if accepted is None:
             break
+        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
         linear, iterations = accepted, iterations + 1
         history.append(linear.cost)
     if status is not None or residual.ledger.residuals >= rules.max_evaluations:

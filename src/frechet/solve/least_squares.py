@@ -13,7 +13,8 @@ The choice is made on sizes and bounds before the run and is named in the result
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -25,18 +26,38 @@ from frechet.solve.box import Bound, Box, check_pair, side
 from frechet.solve.curved_model import curved
 from frechet.solve.damped_step import column_scale, factored
 from frechet.solve.dogleg import dogleg
+from frechet.solve.flat_model import falls_on, ran_away
 from frechet.solve.interior import interior
 from frechet.solve.least_squares_result import LeastSquaresSolution, uncertainty
 from frechet.solve.levenberg_marquardt import levenberg_marquardt
 from frechet.solve.line_search import gauss_newton_search
-from frechet.solve.matrix_free import MatrixFreeRun, matrix_free
-from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.residual import Linearization, Parameters, Residual, Route, begin, first_linearization, length
+from frechet.solve.matrix_free import LEAST, MatrixFreeRun, matrix_free
+from frechet.solve.optimality import VANISHED, Rules, free_to_move, judged, left_is_rounding
+from frechet.solve.polish import in_range
+from frechet.solve.residual import (
+    Linearization,
+    Parameters,
+    Point,
+    Residual,
+    Route,
+    begin,
+    first_linearization,
+    length,
+)
 from frechet.solve.robust import Loss, robust_loss
 from frechet.solve.run import LeastSquaresState, Run
+from frechet.solve.system import check_start
 from frechet.space import Space
 
 Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
+ALGORITHMS: dict[str, Callable[..., Run]] = {
+    "levenberg-marquardt": levenberg_marquardt,
+    "adaptive-damping": adaptive_damping,
+    "gauss-newton": gauss_newton_search,
+    "dogleg": dogleg,
+    "interior": interior,
+}
+ENDED = (Status.STOPPED, Status.MAX_ITERATIONS)
 LARGEST = 1 << 22  # entries of a dense Jacobian
 WIDEST = 1 << 9  # its columns
 
@@ -97,15 +118,13 @@ def least_squares(
     problem, x = _problem(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
     problem, start = begin(problem, x)
-    sizes = torch.where(start.x != 0, start.x.abs(), start.x.abs().max() if len(x) else 0.0)
     eps = problem.eps
     rules = Rules(
         eps if gtol is None else gtol,
         eps if xtol is None else xtol,
         ftol,
         100 * (len(x) + 10) if max_evaluations is None else max_evaluations,
-        sizes,
-        length(start.r),
+        _sizes(start.x),
         tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
     )
     if _products(jacobian, len(start.r), len(x)):
@@ -113,28 +132,49 @@ def least_squares(
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
             )
-        return _matrix_free(problem, rules, matrix_free(problem, start, rules, observe=observe), start.cost)
+        return _by_products(problem, start, rules, observe)
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
-    match chosen:
-        case "levenberg-marquardt":
-            run = levenberg_marquardt(problem, linear, rules, observe=observe)
-        case "adaptive-damping":
-            run = adaptive_damping(problem, linear, rules, observe=observe)
-        case "gauss-newton":
-            run = gauss_newton_search(problem, linear, rules, observe=observe)
-        case "dogleg":
-            run = dogleg(problem, linear, rules, observe=observe)
-        case "interior":
-            run = interior(problem, linear, rules, observe=observe)
-    sigma = 1 / problem.unit if absolute_sigma else None
-    return _solution(problem, rules, run, linear, f"{chosen}, dense Jacobian by {problem.route}", sigma)
+    first, start_cost, total, history = linear, linear.cost * problem.square, 0, ()
+    while True:
+        run = ALGORITHMS[chosen](problem, linear, rules, observe=observe)
+        total, history = total + run.iterations, (*history, *(c * problem.square for c in run.history[bool(history) :]))
+        other, point = in_range(problem, run.linear.point)
+        moved = None if other is problem or run.status in ENDED else other.linearized(point)
+        if moved is None:
+            break
+        problem, linear, rules = other, moved, replace(rules, x0=_sizes(point.x))
+    run = replace(run, iterations=total, history=history)
+    described = f"{chosen}, dense Jacobian by {problem.route}"
+    return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
+
+
+def _sizes(x: Tensor) -> Tensor:
+    """The sizes of the parameters; where one is zero, the largest of all."""
+    return torch.where(x != 0, x.abs(), x.abs().max() if len(x) else 0.0)
 
 
 def _products(jacobian: object, m: int, n: int) -> bool:
     """Whether J is used through its products alone."""
     large = m * n > LARGEST or n > WIDEST
     return jacobian == "products" or (large and (jacobian == "auto" or callable(jacobian)))
+
+
+def _by_products(
+    problem: Residual, point: Point, rules: Rules, observe: Callable[[LeastSquaresState], bool] | None
+) -> LeastSquaresSolution:
+    """Runs without the matrix J, each in a unit in which the squares of r are numbers."""
+    start, total, history = point.cost * problem.square, 0, ()
+    while True:
+        run = matrix_free(problem, point, rules, observe=observe)
+        total, history = total + run.iterations, (*history, *(c * problem.square for c in run.history[bool(history) :]))
+        other, point = in_range(problem, run.point, LEAST)
+        if other is problem or run.status in ENDED:
+            break
+        problem, rules = other, replace(rules, x0=_sizes(point.x))
+    if problem.rho is None and length(point.r) < LEAST:
+        run = replace(run, status=Status.CONVERGED, reason=VANISHED)
+    return _matrix_free(problem, rules, replace(run, iterations=total, history=history), start)
 
 
 def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
@@ -156,8 +196,8 @@ def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost
         jacobian_evaluations=ledger.jacobians,
         products=ledger.products,
         method="levenberg-marquardt by lsmr on products with the Jacobian",
-        start_cost=start_cost * square,
-        history=tuple(cost * square for cost in run.history),
+        start_cost=start_cost,
+        history=run.history,
         space=problem.space,
     )
 
@@ -171,57 +211,14 @@ def _rank(linear: Linearization, free: Tensor) -> int:
     return factored(linear, column_scale(linear.columns), free).rank
 
 
-def _ran_away(problem: Residual, linear: Linearization, first: Linearization, sizes: Tensor) -> list[int]:
-    """The parameters that r depended on at the start, and no longer does, moved by a tenth of `sizes` or of themselves.
-
-    Their columns of J are zero, and so every test on the gradient holds, where an exponential has left the range of the
-    numbers; where a square has its minimum, too, but there a longer move changes r.
-    """
-    lost = (linear.columns <= problem.eps * first.columns) & (first.columns > 0) & free_to_move(problem, linear)
-    found = []
-    for j in lost.nonzero()[:, 0].tolist():
-        moves = torch.zeros(2, len(linear.x), dtype=torch.float64)
-        moves[0, j] = 0.1 * max(abs(float(linear.x[j])), float(sizes[j]))
-        moves[1, j] = -moves[0, j]
-        trials = [problem.values(problem.rounded(linear.x + move)) for move in moves]
-        if float(linear.x[j]) != 0 and all(length(trial - linear.point.r) <= linear.noise for trial in trials):
-            found.append(j)
-    return found
-
-
 def _solution(
-    problem: Residual, rules: Rules, run: Run, first: Linearization, method: str, sigma: float | None
+    problem: Residual, rules: Rules, run: Run, first: Linearization, start_cost: float, method: str, absolute: bool
 ) -> LeastSquaresSolution:
     linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
-    verdict = judged(problem, linear, rules)
-    free = free_to_move(problem, linear)
-    if not verdict.solved and bool(free.any()):
-        S = problem.curvature(linear)
-        newton = math.inf if S is None else _newton_reduction(linear, S, free)
-        verdict = judged(problem, linear, rules, newton)
-    status, reason = run.status or Status.STAGNATED, verdict.reason
-    # at a root where J is singular steps shrink by a constant factor, and never meet a test that looks at steps
-    vanished = status is Status.STAGNATED and linear.size <= problem.eps * rules.r0
-    away = _ran_away(problem, linear, first, rules.x0) if linear.size > linear.noise and not vanished else []
-    if away and (verdict.solved or status is Status.STAGNATED):
-        status = Status.STAGNATED
-        named = ", ".join(f"{j} (at {float(linear.x[j]):.3g})" for j in away[:3])
-        reason = f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
-    elif verdict.solved or vanished:
-        status = Status.CONVERGED
-        reason = reason or f"the residual is zero to the rounding of its start: norm(r) = {linear.size:.3g}"
-    elif status is Status.MAX_ITERATIONS:
-        reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {verdict.optimality:.3g}"
-    elif status is Status.STOPPED:
-        reason = f"observe returned True in iteration {run.iterations}"
-    elif not reason:
-        reason = (
-            f"no step reduces the cost, but the optimality is {verdict.optimality:.3g}: the residual may be "
-            "discontinuous, noisy, or not have this Jacobian"
-        )
+    status, reason, optimality = _judged(problem, linear, rules, run)
     x = linear.x
     active = Box(problem.lower, problem.upper).held(x, linear.gradient)
-    known = uncertainty(linear, active == 0, sigma)
+    known = uncertainty(linear, active == 0, 1 / unit if absolute else None)
     if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
         reason += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
     found = problem.structured(x)
@@ -231,7 +228,7 @@ def _solution(
         reason=reason,
         cost=linear.cost * square,
         residual=length(linear.point.r) * unit,
-        optimality=verdict.optimality,
+        optimality=optimality,
         residuals=linear.point.r * unit,
         gradient=linear.gradient * square,
         active=active,
@@ -240,15 +237,46 @@ def _solution(
         jacobian_evaluations=ledger.jacobians,
         products=ledger.products,
         method=method,
-        start_cost=first.cost * square,
+        start_cost=start_cost,
         rank=known.rank,
         observations=known.observations,
         null_directions=known.null_directions,
         covariance=known.covariance if status is Status.CONVERGED else None,
         standard_errors=known.standard_errors if status is Status.CONVERGED else None,
-        history=tuple(cost * square for cost in run.history),
+        history=run.history,
         space=problem.space,
     )
+
+
+def _judged(problem: Residual, linear: Linearization, rules: Rules, run: Run) -> tuple[Status, str, float]:
+    """The status, why, and the optimality, recomputed where the run ended."""
+    verdict = judged(problem, linear, rules)
+    free = free_to_move(problem, linear)
+    if not verdict.solved and bool(free.any()):
+        S = problem.curvature(linear)
+        verdict = judged(problem, linear, rules, math.inf if S is None else _newton_reduction(linear, S, free))
+        if verdict.solved and S is not None and falls_on(problem, linear, S, free):
+            return Status.STAGNATED, "the cost falls for ever, less and less: x runs to infinity", verdict.optimality
+    status, reason, optimality = run.status or Status.STAGNATED, verdict.reason, verdict.optimality
+    if verdict.solved or status is Status.STAGNATED:
+        if linear.size > linear.noise and (away := ran_away(problem, linear, free)):
+            named = ", ".join(f"{j} (at {float(linear.x[j]):.3g})" for j in away[:3])
+            reason = f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
+            return Status.STAGNATED, reason, optimality
+        if verdict.solved:
+            return Status.CONVERGED, reason, optimality
+        if rounding := left_is_rounding(problem, linear):
+            return Status.CONVERGED, rounding, optimality
+    if status is Status.MAX_ITERATIONS:
+        reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {optimality:.3g}"
+    elif status is Status.STOPPED:
+        reason = f"observe returned True in iteration {run.iterations}"
+    elif not reason:
+        reason = (
+            f"no step reduces the cost, but the optimality is {optimality:.3g}: the residual may be discontinuous or "
+            "noisy, not have this Jacobian, or end near where the model is not finite"
+        )
+    return status, reason, optimality
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -265,8 +293,7 @@ def _problem(
     if not callable(residual):
         raise TypeError(f"least_squares: residual must be a function of x, got {type(residual).__name__}")
     single = isinstance(x0, Tensor)
-    if not single and not isinstance(x0, Mapping):
-        raise TypeError(f"least_squares: x0 must be a tensor or a dict of tensors, got {type(x0).__name__}")
+    check_start("least_squares", x0)
     blocks = {"": x0.detach()} if isinstance(x0, Tensor) else {name: b.detach() for name, b in x0.items()}
     space = Space.of(blocks)
     x = space.flatten(blocks).cpu().double()

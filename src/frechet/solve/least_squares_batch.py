@@ -35,10 +35,14 @@ from frechet.solve.batched_triangles import (
     product,
     substituted,
     triangle,
+    units,
 )
+from frechet.solve.flat_model import INWARDS, ROUNDING, SHOWS
 from frechet.solve.least_squares_batch_result import Ends, LeastSquaresBatch
+from frechet.solve.optimality import IDLE, WORN
+from frechet.solve.stopping import leads_on
 
-FADE, LEAST = 0.9, 0.1  # as in levenberg_marquardt
+FADE, LEAST, MOST = 0.9, 0.1, 1e6  # as in levenberg_marquardt
 FALLS = 0.9  # as in polish
 FIRST, ACCEPT = 3.0, 1e-4
 
@@ -86,15 +90,15 @@ def least_squares_batch(
             "least_squares_batch: residual and Jacobian must be finite at the starts, got NaN or infinity in problem "
             f"{int((~good).nonzero()[0])}"
         )
-    first = lengths(J)
     ends = Ends(x.clone(), low, high, [Status.MAX_ITERATIONS] * b, torch.zeros_like(x0[:, :1].expand(b, 2).T))
     now, taken = _started(x, r, J, low, high, data), 1
     while True:
         model = _modelled(now)
-        worse = now.polishing & (model.reduction > FALLS * now.last)
+        left = model.unit * (model.reduction / FALLS).sqrt()
+        worse = now.polishing & (left > now.last)
         ends.keep(~worse, now.who, now.x, now.steps, taken)
         polishing = now.polishing | model.solved
-        now = replace(now, polishing=polishing, last=torch.where(polishing, model.reduction, now.last))
+        now = replace(now, polishing=polishing, last=torch.where(polishing, FALLS**0.5 * left, now.last))
         if taken == 1:
             reach, size = length(model.D * now.x), model.size
             radius = FIRST * torch.where(reach > 1e-3 * size, reach, size)
@@ -104,7 +108,7 @@ def least_squares_batch(
         still = (trial == now.x).all(0)
         # the part of r that a step could remove is rounding
         exact = now.polishing & (2 * model.reduction <= model.noise.square())
-        finished = worse | still | exact
+        finished = worse | still | exact | (~now.polishing & (now.idle >= IDLE))
         ends.mark(finished & now.polishing, now.who, Status.CONVERGED)
         ends.mark(finished & ~now.polishing, now.who, Status.STAGNATED)
         if taken >= limit or bool(finished.all()):
@@ -116,7 +120,9 @@ def least_squares_batch(
         taken += 1
         now = _moved(now, model, p, trial, *_linearized(batched, trial, now.data))
     r, J = _linearized(batched, ends.x, data)
-    ends.refuse(_ran_away(batched, data, ends, first, r, J))
+    gone = _ran_away(batched, data, ends, r, J)
+    ends.refuse(gone)
+    ends.accept(_minima(residual, data, ends, r, J) & ~gone)
     return ends.result(r, J, absolute_sigma)
 
 
@@ -134,9 +140,10 @@ class _Running:
     seen: Tensor  # the largest lengths of the columns so far, fading
     damping: Tensor
     growth: Tensor  # of the damping after the next refusal
-    last: Tensor  # the reduction at the point before, while polishing
+    last: Tensor  # norm(J p) at the point before, while polishing
     polishing: Tensor
     steps: Tensor
+    idle: Tensor  # steps in a row that changed the cost by rounding only
     boxed: bool
     data: tuple[Tensor, ...]
 
@@ -148,8 +155,9 @@ class _Running:
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """norm(r + J p) at each point, in the metric D."""
+    """norm(r + J p) at each point, in the metric D, all in the unit of r."""
 
+    unit: Tensor
     D: Tensor
     gradient: Tensor
     size: Tensor  # of r
@@ -172,15 +180,16 @@ def _started(x: Tensor, r: Tensor, J: Tensor, low: Tensor, high: Tensor, data: t
     return _Running(
         who=torch.arange(x.shape[1], device=x.device), x=x, r=r, J=J, low=low, high=high,
         sizes=torch.where(x != 0, x, x.abs().amax(0)).abs(), seen=lengths(J),
-        damping=0 * one, growth=2 * one, last=math.inf * one, polishing=one < 0, steps=0 * one,
+        damping=0 * one, growth=2 * one, last=math.inf * one, polishing=one < 0, steps=0 * one, idle=0 * one,
         boxed=bool((low > -math.inf).any() or (high < math.inf).any()), data=data,
     )  # fmt: skip
 
 
 def _modelled(now: _Running) -> _Model:
-    x, r, J, eps = now.x, now.r, now.J, torch.finfo(now.x.dtype).eps
+    unit = units(now.r, 0)  # of r: its squares would overflow or vanish
+    x, r, J, eps = now.x, now.r / unit, now.J / unit, torch.finfo(now.x.dtype).eps
     columns = lengths(J)
-    D = _metric(now)
+    D = _metric(now) / unit
     gradient, size = (J * r).sum(1), length(r)
     noise = eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
     scaled, free = J / D[:, None], torch.ones_like(x, dtype=torch.bool)
@@ -189,33 +198,38 @@ def _modelled(now: _Running) -> _Model:
         scaled = torch.where(free[:, None], scaled, 0.0)
     R, z = triangle(scaled, r)
     reduction, full = 0.5 * z.square().sum(0), substituted(R, z) / D
-    cosine = torch.where(free & (columns > 0), gradient.abs() / (columns * size), 0.0).amax(0)
+    cosine = torch.where(free & (columns > 0) & (size > 0), gradient.abs() / columns / size, 0.0).amax(0)
     solved = (size <= noise) | (cosine <= eps) | (reduction <= noise * size)
     solved = solved | (length(columns * full) <= eps * length(columns * x))
     # where r depends on no parameter there is no gradient to be zero
     solved = solved & ((size <= noise) | (columns.amax(0) > 0) | ~free.any(0))
-    return _Model(D, gradient, size, noise, free, R, z, full, reduction, solved)
+    return _Model(unit, D, gradient, size, noise, free, R, z, full, reduction, solved)
 
 
 def _metric(now: _Running) -> Tensor:
-    seen = torch.maximum(lengths(now.J), FADE * now.seen)
+    columns = lengths(now.J)
+    seen = torch.maximum(columns, FADE * now.seen)
     D = torch.where(seen > 0, seen, 1.0)
     least = torch.maximum(now.x.abs(), now.sizes)
-    return torch.where(now.sizes > 0, torch.maximum(D, LEAST * length(D * now.x) / least), D)
+    D = torch.where(now.sizes > 0, torch.maximum(D, LEAST * length(D * now.x) / least), D)
+    return torch.where(columns > 0, torch.minimum(D, MOST * columns), D)
 
 
 def _step(now: _Running, model: _Model) -> Tensor:
     p = torch.where(now.polishing, model.full, substituted(*damped(model.R, model.z, now.damping)) / model.D)
     if now.boxed:
         damping = torch.where(now.polishing, 0.0, now.damping)
-        p = boxed(now.J, now.r, model.D, model.free, p, damping, now.low - now.x, now.high - now.x)
+        p = boxed(
+            now.J / model.unit, now.r / model.unit, model.D, model.free, p, damping, now.low - now.x, now.high - now.x
+        )
     return p
 
 
 def _moved(now: _Running, model: _Model, p: Tensor, trial: Tensor, r: Tensor, J: Tensor) -> _Running:
     """Each problem at its trial point, r and J there given, if that is accepted."""
-    cost, after, slack = 0.5 * now.r.square().sum(0), 0.5 * r.square().sum(0), model.noise * model.size
-    image = (now.J * p[:, None]).sum(0) if now.boxed else product(model.R, model.D * p)
+    cost, after = (0.5 * (v / model.unit).square().sum(0) for v in (now.r, r))
+    slack = model.noise * model.size
+    image = (now.J * p[:, None]).sum(0) / model.unit if now.boxed else product(model.R, model.D * p)
     predicted = -(model.gradient * p).sum(0) - 0.5 * image.square().sum(0)
     gain = (cost - after + slack) / (predicted.clamp(min=0) + slack)
     level = after <= cost * (1 + 1e-10) + 10 * slack
@@ -228,6 +242,7 @@ def _moved(now: _Running, model: _Model, p: Tensor, trial: Tensor, r: Tensor, J:
         growth=torch.where(accepted, 2.0, 2 * now.growth),
         last=torch.where(now.polishing & ~accepted, -1.0, now.last),  # which ends the problem in the next round
         steps=now.steps + accepted,
+        idle=torch.where(accepted & ((cost - after).abs() <= 0.1 * slack), now.idle + 1, now.idle * ~accepted),
     )
     if bool(accepted.all()):
         return replace(moved, x=trial, r=r, J=J)
@@ -235,25 +250,68 @@ def _moved(now: _Running, model: _Model, p: Tensor, trial: Tensor, r: Tensor, J:
     return replace(moved, x=x, r=r, J=J)
 
 
-def _ran_away(
-    batched: Callable[..., Tensor], data: tuple[Tensor, ...], ends: Ends, first: Tensor, r: Tensor, J: Tensor
-) -> Tensor:
-    """The problems ``(b,)`` with a parameter that r depended on at the start and no longer does, a tenth up or down."""
-    x, size = ends.x, length(r)
-    noise = torch.finfo(x.dtype).eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
-    lost = (lengths(J) <= torch.finfo(x.dtype).eps * first) & (first > 0) & (x != 0) & (size > noise)
-    lost = lost & (x > ends.low) & (x < ends.high)
-    gone = torch.zeros_like(lost[0])
-    for j in lost.any(1).nonzero()[:, 0].tolist():
-        same = lost[j]
-        for factor in (1.1, 0.9):
-            trial = x.clone()
-            trial[j] *= factor
-            trial = torch.minimum(torch.maximum(trial, ends.low), ends.high)
-            with torch.no_grad():
-                same = same & (length(batched(trial, *data).T - r) <= noise)
-        gone = gone | same
+def _ran_away(batched: Callable[..., Tensor], data: tuple[Tensor, ...], ends: Ends, r: Tensor, J: Tensor) -> Tensor:
+    """The problems ``(b,)`` where r does not change if a parameter, or all of them, double, but does inwards."""
+    x, eps, size = ends.x, torch.finfo(ends.x.dtype).eps, length(r)
+    noise = eps * (length((J.abs() * x.abs()[:, None]).sum(0)) + size)
+
+    def change(moved: Tensor) -> Tensor:
+        moved = torch.minimum(torch.maximum(moved, ends.low), ends.high)
+        with torch.no_grad():
+            return length(batched(moved, *data).T - r).nan_to_num(math.inf, math.inf)
+
+    gone = torch.zeros_like(size, dtype=torch.bool)
+    alone = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    for part in (*alone, alone.sum(0)):
+        v = part[:, None] * x
+        flat = (length((J * v[:, None]).sum(0)) <= ROUNDING * noise) & (v != 0).any(0) & (size > noise)
+        if not bool(flat.any()):
+            continue
+        flat = flat & (change(x + v) <= ROUNDING * noise)
+        inwards = torch.stack([change(x - share * v) > SHOWS * noise for share in INWARDS]).any(0)
+        gone = gone | (flat & inwards)
     return gone
+
+
+def _minima(residual: Callable[..., Tensor], data: tuple[Tensor, ...], ends: Ends, r: Tensor, J: Tensor) -> Tensor:
+    """The problems ``(b,)`` that no step improves, or that crept to the limit, and that are solved nevertheless.
+
+    What is left of r or of the full step is little more than rounding; or a Newton step, with the second derivatives of
+    the cost, would reduce it by no more than that: where J vanishes, first derivatives cannot tell a minimum.
+    """
+    model = _modelled(_started(ends.x, r, J, ends.low, ends.high, data))
+    eps, columns = torch.finfo(r.dtype).eps, lengths(J)
+    share = length(columns * model.full)
+    found = (model.size <= WORN * model.noise) | ((share > 0) & (share <= WORN * eps * length(columns * ends.x)))
+    rest = torch.tensor([s is not Status.CONVERGED for s in ends.status], device=r.device)
+    for i in (~found & rest).nonzero()[:, 0].tolist():
+        row, unit, free = [d[i] for d in data], model.unit[i], model.free[:, i]
+
+        def cost(x: Tensor, row: list[Tensor] = row, unit: Tensor = unit) -> Tensor:
+            return 0.5 * (residual(x, *row) / unit).square().sum()
+
+        with second_order("least_squares_batch", r.device):
+            slope = torch.func.grad(cost)
+            H, x = torch.func.jacrev(slope)(ends.x[:, i])[free][:, free], ends.x[:, i]
+        if not len(H) or not bool(H.isfinite().all()):
+            continue
+        scale = torch.where(H.diagonal() > 0, H.diagonal(), 1.0).sqrt()
+        values, Q = torch.linalg.eigh(H / scale / scale[:, None])
+        z, p = Q.T @ (model.gradient[free, i] / scale), torch.zeros_like(x)
+        if not bool((values > len(values) * eps * values[-1]).all()):
+            continue
+        p[free] = -Q @ (z / values) / scale
+        small = bool(0.5 * (z**2 / values).sum() <= model.noise[i] * model.size[i])
+        found[i] = small and not leads_on(_within(slope, free), torch.dot, x, p, model.gradient[:, i] * free)
+    return found & rest
+
+
+def _within(slope: Callable[[Tensor], Tensor], free: Tensor) -> Callable[[Tensor], Tensor | None]:
+    def evaluate(x: Tensor) -> Tensor | None:
+        g = slope(x)
+        return torch.where(free, g, 0.0) if bool(g.isfinite().all()) else None
+
+    return evaluate
 
 
 def _kept(stay: Tensor, *tensors: Tensor) -> list[Tensor]:

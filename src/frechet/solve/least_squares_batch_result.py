@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frechet.errors import NotConverged
 from frechet.linalg.result import Status
-from frechet.solve.batched_triangles import length, lengths, substituted, triangle
+from frechet.solve.batched_triangles import length, lengths, substituted, triangle, units
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +87,10 @@ class Ends:
             if self.status[i] is Status.CONVERGED:
                 self.status[i] = Status.STAGNATED
 
+    def accept(self, which: Tensor) -> None:
+        for i in which.nonzero()[:, 0].tolist():
+            self.status[i] = Status.CONVERGED
+
     def result(self, r: Tensor, J: Tensor, absolute: bool) -> LeastSquaresBatch:
         x, n = self.x, len(J)
         m = ((r != 0) | (J != 0).any(0)).sum(0)
@@ -95,13 +99,15 @@ class Ends:
         D = torch.where(columns > 0, columns, 1.0)
         R, _ = triangle(torch.where(held[:, None], 0.0, J / D[:, None]), r)
         rank = sum((row[0] > 0 for row in R), start=torch.zeros_like(x[0]))
-        unit = torch.eye(n, dtype=x.dtype, device=x.device)[..., None].expand(n, n, x.shape[1])
-        inverse = torch.stack([substituted(R, unit[k]) for k in range(n)])
+        eye = torch.eye(n, dtype=x.dtype, device=x.device)[..., None].expand(n, n, x.shape[1])
+        inverse = torch.stack([substituted(R, eye[k]) for k in range(n)])
         sigma = torch.ones_like(size) if absolute else size / (m - rank).clamp(min=1).sqrt()
         errors = inverse.square().sum(0).sqrt() / D * sigma
         unknown = (rank < n - held.sum(0)) | ((m <= rank) & (not absolute))
         errors = torch.where(held, 0.0, torch.where(unknown, math.inf, errors))
-        cosines = torch.where(~held & (columns > 0) & (size > 0), gradient.abs() / (columns * size), 0.0)
+        unit = units(r, 0)
+        slopes = (J / columns.where(columns > 0, 1.0)[:, None] * (r / unit)).sum(1).abs()
+        cosines = torch.where(~held & (columns > 0) & (size > 0), slopes / (size / unit), 0.0)
         done = torch.tensor([s is Status.CONVERGED for s in self.status], device=x.device)
         steps, taken = self.counts.long()
         return LeastSquaresBatch(

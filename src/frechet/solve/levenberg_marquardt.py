@@ -37,8 +37,9 @@ from torch import Tensor
 from frechet.linalg.result import Status
 from frechet.solve.curved_model import Curved, curved
 from frechet.solve.damped_step import Factor, boxed, column_scale, factored
-from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.polish import polished
+from frechet.solve.geometric import Geometric
+from frechet.solve.optimality import IDLE, Rules, free_to_move, judged, too_short
+from frechet.solve.polish import at_limit, polished
 from frechet.solve.residual import Linearization, Residual, length
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -47,7 +48,7 @@ PROBE, BEND = 0.1, 0.75  # of the step for the second derivative; how long the c
 FADE = 0.9  # of the earlier column norms in D, per step
 CURVED = 0.3  # p'Sp of p'J'Jp from which on the second derivatives are worth their price
 LEAST = 0.1  # of norm(D x): what each D_j x_j counts for at least
-IDLE = 10  # steps in a row that changed the cost by rounding only
+MOST = 1e6  # times the norm of a column that D may be: scaled, it must not drown in rounding
 
 
 def levenberg_marquardt(
@@ -63,9 +64,10 @@ def levenberg_marquardt(
     reach = length(column_scale(seen) * linear.x)
     radius = first * (reach if reach > 1e-3 * linear.size else linear.size)
     damping, iterations, idle, bends, history, status = 0.0, 0, 0, 0, [linear.cost], None
+    pace = Geometric(torch.dot)
     while True:
         seen = torch.maximum(linear.columns, FADE * seen)
-        scale, free = region(seen, linear.x, rules.x0), free_to_move(residual, linear)
+        scale, free = region(linear.columns, seen, linear.x, rules.x0), free_to_move(residual, linear)
         model: Factor | Curved = factored(linear, scale, free)
         verdict, movable = judged(residual, linear, rules), int(free.sum())
         # where J lacks rank, a point that solves it to first order may still be a saddle or a maximum
@@ -97,7 +99,7 @@ def levenberg_marquardt(
             if not iterations:
                 radius = min(radius, length(scale * p))
             p = boxed(linear, model, p, damping, residual.lower, residual.upper)
-            if bool((p.abs() <= residual.eps * torch.maximum(linear.x.abs(), residual.eps * rules.x0)).all()):
+            if too_short(residual, linear, rules, p):
                 break  # refused down to the rounding of x
             predicted, Jp = model.predicted(linear, p), linear.J @ p.to(linear.J.device)
             moved, bend = p, math.nan
@@ -130,16 +132,17 @@ def levenberg_marquardt(
             missed = gain >= POOR if isinstance(model, Curved) else gain < GOOD or damping == 0
             bends = bends + 1 if much and missed else 0
         idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
-        linear, iterations = accepted, iterations + 1
+        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))
 
 
-def region(seen: Tensor, x: Tensor, x0: Tensor) -> Tensor:
+def region(columns: Tensor, seen: Tensor, x: Tensor, x0: Tensor) -> Tensor:
     """D: a parameter that r hardly depends on may still not change by orders of magnitude in one step."""
     D, sizes = column_scale(seen), torch.maximum(x.abs(), x0)
     least = LEAST * length(D * x) / sizes
-    return torch.where(x0 > 0, torch.maximum(D, least), D)
+    D = torch.where(x0 > 0, torch.maximum(D, least), D)
+    return torch.where(columns > 0, torch.minimum(D, MOST * columns), D)
 
 
 def accelerated(

@@ -24,9 +24,10 @@ import torch
 
 from frechet.linalg.result import Status
 from frechet.solve.damped_step import boxed, column_scale, factored
+from frechet.solve.geometric import Geometric
 from frechet.solve.levenberg_marquardt import cut
-from frechet.solve.optimality import Rules, free_to_move, judged
-from frechet.solve.polish import polished
+from frechet.solve.optimality import IDLE, Rules, free_to_move, judged
+from frechet.solve.polish import at_limit, polished
 from frechet.solve.residual import Linearization, Residual
 from frechet.solve.run import LeastSquaresState, Run
 
@@ -42,6 +43,7 @@ def gauss_newton_search(
 ) -> Run:
     """Run from `linear`."""
     iterations, history, status, threshold = 0, [linear.cost], None, 0.0
+    idle, pace = 0, Geometric(torch.dot)
     while True:
         verdict = judged(residual, linear, rules)
         if verdict.solved:
@@ -53,6 +55,9 @@ def gauss_newton_search(
             )
         ):
             status = Status.STOPPED
+            break
+        if idle >= IDLE:
+            status = Status.STAGNATED
             break
         factor = factored(linear, column_scale(linear.columns), free_to_move(residual, linear))
         smallest = residual.eps * max(linear.J.shape)
@@ -83,6 +88,7 @@ def gauss_newton_search(
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             break
-        linear, iterations = accepted, iterations + 1
+        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
+        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))

@@ -35,6 +35,7 @@ from frechet.solve.run import LeastSquaresState
 
 PROBES = 8  # sign vectors for the norms of the columns
 FADE, FALLS, ACCEPT = 0.9, 0.9, 1e-4
+LEAST = 1e-40  # norm(r) in its unit: products divide by the unit once more
 FIRST, MOST, NOTHING = 1e-3, 1e20, 1e-24  # damping, relative to columns of norm one
 
 
@@ -92,6 +93,9 @@ def matrix_free(
             status = Status.CONVERGED
             zero = now.size <= now.noise
             reason = f"the residual is zero to rounding: norm(r) = {now.size:.3g}" if zero else "J'r is zero to gtol"
+            break
+        if residual.rho is None and now.size < LEAST:
+            status, reason = Status.STAGNATED, f"the residual has become too small for its unit: {now.size:.3g}"
             break
         if observe is not None and observe(
             LeastSquaresState(

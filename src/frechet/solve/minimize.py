@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -32,14 +31,14 @@ from frechet.solve.box import Bound, Box, box
 from frechet.solve.constrained.constrained import constrained
 from frechet.solve.constrained.constraint import Constraints
 from frechet.solve.cubic_newton import cubic_newton
-from frechet.solve.far_start import from_afar
 from frechet.solve.gradient_regularized import gradient_regularized
 from frechet.solve.minimize_result import MinimizeSolution
-from frechet.solve.negative_curvature import downward_curvature, escaped
+from frechet.solve.minimize_run import Algorithm, followed, largest_free, largest_number
 from frechet.solve.projected_newton import projected_newton
-from frechet.solve.smooth_function import Counts, Curvature, Parameters, Point, SmoothFunction
-from frechet.solve.smooth_run import Rules, Run, free_gradient
+from frechet.solve.smooth_function import Counts, Curvature, Parameters, SmoothFunction
+from frechet.solve.smooth_run import Rules, Run
 from frechet.solve.stepsized_newton import stepsized_newton
+from frechet.solve.system import check_start
 from frechet.solve.trust_region import trust_region
 from frechet.space import Space
 
@@ -58,7 +57,6 @@ Method = Literal[
 CONSTRAINED = ("composite", "augmented", "sketched")
 SMALL = 64  # the largest n whose Hessian is a matrix, from n products
 MOST = 200  # dimensions of a Krylov space
-ESCAPES = 10
 LOWEST, FARTHEST = 1e20, 1e15  # multiples of |f(x0)| and norm(x0) that stand for infinity
 
 ALGORITHMS: dict[str, Callable[..., Run]] = {
@@ -107,26 +105,25 @@ def minimize(
     operator like the inverse of the Hessian. Krylov spaces have at most `max_basis` dimensions, each a vector of
     memory; for n <= 64 without a preconditioner the Hessian is formed from n products, and scales the variables.
 
-    The plain call goes on until rounding leaves nothing to gain. It is converged where one of these holds at the
-    result, over the entries that no bound holds:
+    The plain call goes on until rounding leaves nothing to gain. `converged` is a property of the result and of f,
+    never of the start: one of these holds at x, over the entries that no bound holds, with the Newton step p = -H^-1 g:
 
-        max |g_i| <= gtol           gtol = eps max |g_i(x0)| if left out; where a step along -g would still move x by
-                                    more than eps^0.6 of it, eps times that g
-        g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out;
-                                    or <= eps |f(x0)|, where no step is found that reduces f or its gradient
+        max |g_i| <= gtol           gtol = 0 if left out
+        g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out
+        p'H p <= (4 eps)^2 x'H x    p moves x by its rounding
+        rounding                    no step reduces f or its gradient, and g is as small as its evaluation is exact
 
-    The second is unchanged by units of f and, where H is formed, of x; with the plain `ftol` Newton steps then go on
-    as long as they halve the gradient. Larger tolerances end the run at the first point that meets one. Then up to 30
-    products with a random vector drawn from `seed` look for negative curvature, unless `hessian` is given or bounds
-    are; where f bends downwards the run goes on below (``escape=False`` only reports it), and where no point below is
-    found the status is `stagnated`, with the direction in `curvature`.
+    All but the first are unchanged by units of f and x; with the plain `ftol` Newton steps then go on as long as they
+    halve the gradient. Larger tolerances end the run at the first point that meets one. Then up to 30 products with a
+    random vector drawn from `seed` look for negative curvature, unless `hessian` is given or bounds are; where f bends
+    downwards the run goes on below (``escape=False`` only reports it), and where no point below is found the status is
+    `stagnated`, with the direction in `curvature`.
 
     Other statuses, each with a sentence in `reason`: `stagnated` (no step reduces f or its gradient, and the point is
-    no solution: a discontinuous f or a wrong gradient), `unbounded` (values fall below -1e20 max(1, |f(x0)|), or x
-    leaves for infinity), `nonfinite` (of products), `max_iterations`, `stopped` (by `observe`, called once per
-    iteration with a `MinimizeState`). Where squares of the gradient at x0 are no numbers, f is taken in other units,
-    which `reason` names. An f that is not finite at a trial point refuses the step; at x0 it raises
-    `NonFinite`.
+    no solution: a discontinuous f or a wrong gradient), `unbounded` (values fall below -1e20 max(1, |f(x0)|), x leaves
+    for infinity, or f falls for ever towards a value that it has nowhere, as with separable classes), `nonfinite` (of
+    products), `max_iterations`, `stopped` (by `observe`, called once per iteration with a `MinimizeState`). An f that
+    is not finite at a trial point refuses the step; at x0 it raises `NonFinite`.
 
     Example:
         >>> import torch
@@ -171,75 +168,36 @@ def minimize(
             ".detach(), .item() and NumPy"
         )
     point = function.differentiated(trial)
-    most = torch.finfo(space.dtype).max ** 0.25  # of a gradient whose squares are to be numbers
-    if point is not None and point.largest > 0 and not 1 / most < point.largest < most:
-        function = replace(function, unit=2.0 ** round(math.log2(point.largest)))
-        point = function.differentiated(function.at(x))
     if point is None:
         what = "f" if not math.isfinite(trial.value) else "the gradient of f"
         raise NonFinite(f"minimize: {what} must be finite at x0, got f = {trial.value}; start where it is defined")
-    start = _largest(point, sides)
     rules = Rules(
-        gtol=space.eps * start if gtol is None else gtol / function.unit,
+        gtol=0.0 if gtol is None else gtol,
         ftol=space.eps if ftol is None else ftol,
         max_iterations=max_iterations,
-        start=start,
-        value=point.value,
+        start=0.0,
         full=SMALL,
         most=max_basis,
         preconditioner=preconditioner,
         tight=ftol is None or ftol <= 10 * space.eps,
+        least=largest_number(space) ** -0.25,
+        smallest=space.eps**10 * min(1.0, abs(point.value)),
         lowest=-LOWEST * max(1.0, abs(point.value)),
         farthest=FARTHEST * max(1.0, float(space.norm(x))),
     )
     chosen = ("trust-region" if sides is None else "projected-newton") if method == "auto" else method
-    go: Callable[[Point, Rules], Run]
-    if sides is not None:
-        go = partial(projected_newton, function, box=sides, observe=observe)
-    else:
-        go = partial(ALGORITHMS[chosen], function, observe=observe)
-    once = go if gtol is not None else lambda point, rules: from_afar(function, go, point, rules, sides)
-    if sides is not None:
-        run, curvature = once(point, rules), None
-    else:
-        run, curvature = _followed(function, once, point, rules, escape, seed)
+    go: Algorithm = (
+        partial(ALGORITHMS[chosen], observe=observe)
+        if sides is None
+        else (lambda f, point, rules: projected_newton(f, point, rules, sides, observe=observe))
+    )
+    function, run, curvature = followed(function, go, point, rules, sides, escape, seed)
     how = "Hessian" if hessian is None else "given curvature"
     small = preconditioner is None and space.dim <= SMALL
     described = f"{chosen}, {how} by " + (
         "its products with all unit vectors" if small else "products in Krylov spaces"
     )
     return _solution(function, run, rules, sides, described, curvature)
-
-
-def _followed(
-    f: SmoothFunction, go: Callable[[Point, Rules], Run], point: Point, rules: Rules, escape: bool, seed: int
-) -> tuple[Run, Tensor | None]:
-    """Runs, each from below the saddle point at which the one before ended; and negative curvature at the last end."""
-    total, history, notes, left = 0, (), (), 0
-    while True:
-        run = go(point, replace(rules, max_iterations=rules.max_iterations - total))
-        total, history, notes = total + run.iterations, history + run.history, notes + run.notes
-        run = replace(run, iterations=total, history=history, notes=notes)
-        if run.status is not None or f.curvature is not None:
-            return run, None
-        found = downward_curvature(f, run.point, seed + left)
-        if found is None:
-            return replace(run, notes=(*notes, f"{left} saddle points were left") if left else notes), None
-        v, curvature = found
-        bends = f"f bends downwards with curvature {curvature:.3g}"
-        if not escape or left == ESCAPES:
-            return replace(run, notes=(*notes, f"{bends}: the point is no minimum")), v
-        below = escaped(f, run.point, v, curvature, rules.lowest)
-        if below is None:
-            reason = f"the gradient is zero and {bends}, but no point below was found along that"
-            return replace(run, status=Status.STAGNATED, reason=reason), v
-        point, left = below, left + 1
-
-
-def _largest(point: Point, sides: Box | None) -> float:
-    """The largest entry of the gradient that no bound holds."""
-    g = free_gradient(point, sides)
-    return float(g.abs().max()) if g.numel() else 0.0
 
 
 def _solution(
@@ -249,23 +207,25 @@ def _solution(
     point = run.point
     if run.status is not Status.UNBOUNDED:
         point = f.differentiated(f.at(point.x)) or point
-    residual = _largest(point, sides)
+    residual = largest_free(point, sides)
     status = Status.CONVERGED if run.status is None else run.status
-    reason = run.reason or f"the largest entry of the gradient is {residual:.3g}, at most gtol = {rules.gtol:.3g}"
+    reason = run.reason or f"the largest entry of the gradient is {residual * f.unit:.3g}"
+    if rules.gtol > 0 and not run.reason:
+        reason += f", at most gtol = {rules.gtol:.3g}"
     if run.status is Status.STOPPED:
         reason = f"observe returned True in iteration {run.iterations}"
     elif run.status is Status.STAGNATED and not run.reason:
         reason = (
-            f"no step reduces f or its gradient, whose largest entry is {residual:.3g}: f may be discontinuous, noisy, "
-            "or not have this gradient"
+            f"no step reduces f or its gradient, whose largest entry is {residual * f.unit:.3g}: f may be "
+            "discontinuous, noisy, or not have this gradient"
         )
     held = None if sides is None else sides.held(point.x, point.gradient)
-    gradient, units = point.gradient * f.unit, () if f.unit == 1 else (f"numbers here are in units of {f.unit:.3g}",)
+    gradient = point.gradient * f.unit
     found = f.structured(point.x)
     return MinimizeSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
         status=status,
-        reason="; ".join((reason, *run.notes, *units)),
+        reason="; ".join((reason, *run.notes)),
         value=point.value * f.unit,
         gradient=gradient,
         residual=residual * f.unit,
@@ -275,7 +235,7 @@ def _solution(
         products=f.counts.products,
         method=method,
         bound_multipliers=None if held is None else torch.where(held != 0, -gradient, 0.0),
-        history=tuple(value * f.unit for value in run.history),
+        history=run.history,
         curvature=curvature,
     )
 
@@ -301,11 +261,8 @@ def _function(
     else:
         if x0 is None:
             raise TypeError("minimize: x0 must be given for a function, got None; write minimize(f, x0)")
-        detached: Parameters = x0
-        if isinstance(x0, Tensor):
-            detached = x0.detach()
-        elif isinstance(x0, Mapping):
-            detached = {n: b.detach() if isinstance(b, Tensor) else b for n, b in x0.items()}
+        check_start("minimize", x0)
+        detached = x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
         blocks, single = frozen_point("minimize", detached)
         space = Space.of(blocks)
         x = space.flatten(blocks).clone()

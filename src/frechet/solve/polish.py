@@ -9,13 +9,17 @@ is repeated as long as the reduction that the next one predicts keeps falling; w
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from frechet.solve.curved_model import Curved, curved
 from frechet.solve.damped_step import Factor, boxed, column_scale, factored
+from frechet.solve.geometric import BETTER, Geometric
 from frechet.solve.optimality import Rules, free_to_move
-from frechet.solve.residual import Linearization, Residual
+from frechet.solve.residual import Linearization, Point, Residual
 
 FALLS = 0.9
 MOST = 40
@@ -42,6 +46,27 @@ def polished(residual: Residual, linear: Linearization, rules: Rules, newton: bo
             break
         linear, model = after, left
     return linear
+
+
+def in_range(residual: Residual, point: Point, least: float = 1e-100) -> tuple[Residual, Point]:
+    """r in a unit, a power of two, in which its squares are numbers; as given where its largest entry >= `least`."""
+    largest = float(point.r.abs().max())
+    if residual.rho is not None or not largest > 0 or least < largest < 1e100 or residual.unit < 1e-280 / largest:
+        return residual, point
+    exponent = math.frexp(largest)[1] - 1
+    other, r = replace(residual, unit=residual.unit * 2.0**exponent), point.r / 2.0**exponent
+    return other, Point(point.x, r, other.cost(r))
+
+
+def at_limit(residual: Residual, linear: Linearization, s: Tensor, pace: Geometric) -> Linearization:
+    """The limit of steps that shrink by a constant factor, the last one `s`, if the cost there is much less."""
+    t = pace.multiple(s)
+    if not t:
+        return linear
+    point = residual.at(linear.x + t * s)
+    after = residual.linearized(point) if point is not None and point.cost <= BETTER**2 * linear.cost else None
+    pace.tried(after is not None)
+    return linear if after is None else after
 
 
 def _model(residual: Residual, linear: Linearization, scale: Tensor, newton: bool) -> Factor | Curved:

@@ -30,13 +30,28 @@ from frechet.linalg.result import Status
 from frechet.operators.operator import PSD, Fact, LinearOperator
 from frechet.operators.structured import from_diagonal, from_matrix
 from frechet.solve.box import Box
-from frechet.solve.quadratic_model import Diagonal, Model, equilibrated, krylov_model
+from frechet.solve.geometric import Geometric
+from frechet.solve.quadratic_model import CLOSE, Diagonal, Model, equilibrated, krylov_model
 from frechet.solve.smooth_function import Point, SmoothFunction
-from frechet.solve.smooth_run import LOOSE, NEWTON, Observe, Rules, Run, gain, limits, noise, shown, spent
+from frechet.solve.smooth_run import (
+    LOOSE,
+    NEWTON,
+    Observe,
+    Rules,
+    Run,
+    at_limit,
+    gain,
+    limits,
+    moves_rounding,
+    noise,
+    shown,
+    spent,
+    too_small,
+)
 from frechet.space import Space
 
 ENOUGH = 1e-2  # of the slope, in the Cauchy and the projected search
-FACTOR, SEARCHES, FACES = 10.0, 30, 10
+FACTOR, SEARCHES, FACES = 10.0, 700, 10  # from the longest number to the shortest
 ACCEPT, POOR, GOOD, EXCELLENT = 1e-4, 0.25, 0.75, 0.9
 CUT, GROW, LEAP = (0.1, 0.5), 2.0, 4.0
 NEAR = 1e8  # reductions below this many ftol ask whether the point is a solution
@@ -108,10 +123,10 @@ class _Bent:
 def projected_newton(f: SmoothFunction, point: Point, rules: Rules, box: Box, *, observe: Observe | None = None) -> Run:
     """Run from `point`, which lies between the bounds."""
     iterations, history, radius, t = 0, [point.value], 0.0, 1.0
-    status, reason, weights, gained = None, "", None, math.inf
+    status, reason, weights, gained, moved, pace = None, "", None, math.inf, math.inf, Geometric(f.space.inner)
     while True:
         free = box.held(point.x, point.gradient) == 0
-        if _largest(point, free) <= rules.gtol:
+        if _largest(point, free) <= max(rules.gtol, rules.least):
             break
         if observe is not None and observe(shown(f, point, iterations, radius)):
             status = Status.STOPPED
@@ -121,27 +136,30 @@ def projected_newton(f: SmoothFunction, point: Point, rules: Rules, box: Box, *,
             break
         try:
             bent, weights = _bent(f, point, rules, box, weights)
-            if gained <= NEAR * rules.ftol * abs(point.value) and (reason := _settled(bent, free, rules)):
+            near = gained <= NEAR * rules.ftol * abs(point.value) or moved <= f.space.eps**0.5 * f.space.norm(point.x)
+            if near and (reason := _settled(bent, free, rules)):
                 if rules.tight:
                     point, more = _polished(bent, rules)
-                    iterations += more
+                    iterations, history = iterations + len(more), history + more
                 break
             after, radius, t, gained = _step(bent, rules, free, radius, t)
         except NonFinite:
             status, reason = Status.NONFINITE, "a product with the Hessian holds a NaN or an infinity"
             break
         if after is None:
-            reason, decrease = _settled(bent, free, rules), _newton_decrease(bent, free)[0]
+            reason, model = _settled(bent, free, rules), bent.face(point.gradient, free)
             after, more = _polished(bent, rules)
-            iterations += more
+            iterations, history = iterations + len(more[:-1]), history + more[:-1]
             if after is point:
-                reason = reason or spent(f, decrease, rules)
+                reason = reason or ("" if model is None else spent(f, point, model, rules, box))
                 status = None if reason else Status.STAGNATED
                 break
             gained = 0.0
-        point, iterations = after, iterations + 1
+        moved = float(f.space.norm(after.x - point.x))
+        point, iterations = at_limit(f, after, after.x - point.x, pace, rules, box), iterations + 1
         history.append(point.value)
-    return Run(point, status, iterations, tuple(history), reason)
+    small = too_small(point, status, rules, box)
+    return Run(point, status, iterations, tuple(history), reason, small=small)
 
 
 def _largest(point: Point, free: Tensor) -> float:
@@ -160,7 +178,7 @@ def _bent(
     if not f.space.finite(A):
         raise NonFinite("minimize: a product with the Hessian holds a NaN or an infinity")
     own = equilibrated(A.double()).to(A)
-    weights = own if weights is None else torch.maximum(own, weights)
+    weights = own if weights is None else torch.maximum(own, torch.minimum(weights, CLOSE * own))
     matrix = from_matrix(A, domain=f.space, facts="symmetric")
     inverse = from_diagonal(1 / weights, domain=f.space)
     return _Bent(f, point, matrix, inverse, weights, box, rules.most), weights
@@ -168,19 +186,18 @@ def _bent(
 
 def _settled(bent: _Bent, free: Tensor, rules: Rules) -> str:
     """Why the point is a solution, or nothing."""
-    decrease, known = _newton_decrease(bent, free)
-    if known and decrease <= rules.ftol * abs(bent.point.value):
-        return f"a Newton step on the face would reduce f by {decrease:.3g}"
-    return ""
-
-
-def _newton_decrease(bent: _Bent, free: Tensor) -> tuple[float, bool]:
-    """What a Newton step on the face would gain, and whether its Krylov space was large enough to tell."""
     model = bent.face(bent.point.gradient, free)
     if model is None:
-        return 0.0, True
+        return "the gradient on the face is zero"
     step = model.solved(NEWTON, LOOSE * model.size)
-    return model.diagonal.newton_decrease(), model.complete or step.residual <= LOOSE * model.size
+    decrease = model.diagonal.newton_decrease()
+    if not (decrease < math.inf and (model.complete or step.residual <= LOOSE * model.size)):
+        return ""
+    if decrease <= rules.ftol * abs(bent.point.value):
+        return f"a Newton step on the face would reduce f by {decrease:.3g}"
+    if moves_rounding(model, model.vector(step), bent.point, decrease):
+        return "a Newton step on the face would change x by no more than rounding"
+    return ""
 
 
 def _step(bent: _Bent, rules: Rules, free: Tensor, radius: float, t: float) -> tuple[Point | None, float, float, float]:
@@ -280,24 +297,26 @@ def _faces(bent: _Bent, s: Tensor, Hs: Tensor, radius: float, share: float) -> t
     return s, Hs, False
 
 
-def _polished(bent: _Bent, rules: Rules) -> tuple[Point, int]:
-    """A point at which a Newton step on the face does not halve the gradient there, and the number of steps there."""
+def _polished(bent: _Bent, rules: Rules) -> tuple[Point, list[float]]:
+    """A point at which a Newton step on the face does not halve the gradient there, and the values on the way."""
     f, point, box = bent.f, bent.point, bent.box
-    for i in range(POLISHES):
+    values: list[float] = []
+    for _ in range(POLISHES):
         free = box.held(point.x, point.gradient) == 0
         model = bent.face(point.gradient, free)
-        if model is None or _largest(point, free) <= rules.gtol:
-            return point, i
+        if model is None or _largest(point, free) <= max(rules.gtol, rules.least):
+            return point, values
         tight = max(1e-6, 10 * f.space.eps)
         step = model.solved(NEWTON, tight * model.size)
         if not model.diagonal.newton_decrease() < math.inf:
-            return point, i
+            return point, values
         trial = f.at(box.project(point.x + model.vector(step)))
         if not trial.value <= point.value + 10 * noise(f, point):
-            return point, i
+            return point, values
         after = f.differentiated(trial)
         if after is None or not _largest(after, box.held(after.x, after.gradient) == 0) <= HALF * _largest(point, free):
-            return point, i
+            return point, values
         point = after
+        values.append(point.value)
         bent, _ = _bent(f, point, rules, box, bent.weights)
-    return point, POLISHES
+    return point, values

@@ -39,9 +39,10 @@ from frechet.operators.operator import LinearOperator
 from frechet.space import Space
 
 ROOTS = 200  # iterations of a scalar root finder, which needs about six
-TINY = 1e-100  # stands for no curvature
+TINY = 1e-280  # stands for no curvature
 SHORTEST = 1e-150  # radius: squares of shorter steps lose digits and vanish
 SWEEPS = 8  # of equilibration
+CLOSE = 1e8  # weights of the past count up to so many times those of the present
 FIRST = 16  # columns of a basis that are allocated at first
 
 
@@ -72,8 +73,9 @@ class Diagonal:
         return 4 * len(self.values) * np.finfo(float).eps * largest
 
     def made(self, z: np.ndarray, shift: float, bounded: bool = False) -> Step:
-        decrease = -float(self.slopes @ z + 0.5 * (self.values * z) @ z)
-        return Step(z, shift, math.sqrt(z @ z), decrease, abs(float(self.last @ z)), bounded)
+        with np.errstate(over="ignore", invalid="ignore"):
+            decrease = -float(self.slopes @ z + 0.5 * (self.values * z) @ z)
+        return Step(z, shift, size_of(z), decrease, abs(float(self.last @ z)), bounded)
 
     def shifted(self, sigma: float) -> Step:
         """The minimizer with sigma > -lambda_min; directions without curvature are left out."""
@@ -108,17 +110,19 @@ class Diagonal:
         low, high = mu, math.inf
         for _ in range(ROOTS):
             z = self.slopes / (gaps + mu)
-            length = math.sqrt(z @ z)
+            length = size_of(z)
             if abs(length - radius) <= 1e-10 * radius:
                 break
             low, high = (mu, high) if length > radius else (low, mu)
-            slope = float(z @ (z / (gaps + mu))) / length if length > 0 else 0.0
+            rate = float(np.square(z / length) @ (1 / (gaps + mu))) if length > 0 else 0.0
             # for 1 / radius - 1 / norm(z), whose slope may vanish far from the pole
-            newton = mu + (length - radius) / radius * (length / slope) if slope > 0 else math.inf
+            newton = mu + (length - radius) / radius / rate if rate > 0 else math.inf
             mu = newton if low < newton < high else _between(low, high)
             if high <= low * (1 + 1e-15):
                 break
-        return self.made(-self.slopes / (gaps + mu), mu - base, True)
+        step = self.made(-self.slopes / (gaps + mu), mu - base, True)
+        # where mu has left the numbers no step has this length: the radius is spent
+        return step if step.length <= 2 * radius else self.made(np.zeros_like(self.slopes), 0.0, True)
 
     def cubic(self, M: float) -> Step:
         """The minimizer of the model plus M norm(z)^3 / 6: sigma = M norm(z) / 2."""
@@ -149,8 +153,14 @@ class Diagonal:
 
 
 def _length(slopes: np.ndarray, curvature: np.ndarray) -> float:
-    z = slopes / curvature
-    return math.sqrt(z @ z)
+    with np.errstate(over="ignore"):
+        return size_of(slopes / curvature)
+
+
+def size_of(z: np.ndarray) -> float:
+    """The length without overflow of squares."""
+    largest = float(np.abs(z).max(initial=0.0))
+    return largest * math.sqrt(float(np.square(z / largest).sum())) if 0 < largest < math.inf else largest
 
 
 def _between(low: float, high: float) -> float:
@@ -292,9 +302,13 @@ def full_model(space: Space, H: LinearOperator, g: Tensor, weights: Tensor | Non
     A = 0.5 * (A + A.T).double()
     if not bool(A.isfinite().all()):
         raise NonFinite("minimize: a product with the Hessian holds a NaN or an infinity")
-    if weights is None or not kept:
-        own = equilibrated(A)
-        weights = own if weights is None else torch.maximum(own, weights)
+    own = equilibrated(A)
+    if weights is None:
+        weights = own
+    elif kept:
+        weights = torch.minimum(weights, CLOSE**2 * own)
+    else:
+        weights = torch.maximum(own, torch.minimum(weights, CLOSE * own))
     root = weights.sqrt()
     values, Q = torch.linalg.eigh(A / root[:, None] / root[None, :])
     c = Q.T @ (g.double() / root)

@@ -188,7 +188,7 @@ class Residual:
         terms = J.abs() @ point.x.abs().to(J.device)
         noise = self.eps * (length(terms) + length(r))
         gradient = (J.T @ r).cpu()
-        return Linearization(point, r, J, rows, gradient, J.square().sum(0).sqrt().cpu(), noise)
+        return Linearization(point, r, J, rows, gradient, column_norms(J), noise)
 
     def curvature(self, linear: Linearization) -> Tensor | None:
         """S ``(n, n)``, the Hessian of the cost less J'J of the weighted rows, on the host; None without autodiff."""
@@ -329,6 +329,13 @@ class Residual:
                 return total  # a box without width
             total = total + weight * (self.values(y) - point.r)
         return total / unit
+
+
+def column_norms(J: Tensor) -> Tensor:
+    """The norms ``(n,)`` of the columns, on the host, also where squares of entries are no numbers."""
+    largest = J.abs().amax(0) if J.shape[0] else J.new_zeros(J.shape[1])
+    unit = torch.where(largest > 0, largest, 1.0)
+    return (unit * (J / unit).square().sum(0).sqrt()).cpu()
 
 
 def _double(t: Tensor) -> Tensor:

@@ -30,9 +30,12 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg.result import Solution, Status
 from frechet.operators.function import FunctionJacobian, frozen_point
+from frechet.solve.box import check_pair
+from frechet.solve.geometric import BETTER, Geometric
 from frechet.solve.gmres import gmres
 from frechet.solve.least_squares import Bound, least_squares
-from frechet.solve.system import check_numbers
+from frechet.solve.stopping import is_rounding
+from frechet.solve.system import check_numbers, check_start
 from frechet.space import Space
 
 GAMMA, POWER = 0.9, (1 + math.sqrt(5)) / 2
@@ -59,15 +62,16 @@ def root(
     bounds: tuple[Bound, Bound] | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
-    max_iterations: int = 200,
+    max_iterations: int = 1000,
     restart: int = 50,
     observe: Callable[[RootState], bool] | None = None,
 ) -> Solution:
     """An x with F(x) = 0, F from tensors shaped like `x0` to as many numbers, near the start in the sense of Newton.
 
-    ``x`` has the shape of x0, flat for a dict. Converged means ``norm(F(x)) <= max(rtol * norm(F(x0)), atol)`` for F
-    evaluated at x; rtol is eps^(3/4) of the dtype if left out. `products` counts products with the Jacobian, `history`
-    has norm(F), one per iteration. `restart` is that of GMRES.
+    ``x`` has the shape of x0, flat for a dict. Converged means ``norm(F(x)) <= max(rtol * norm(J x), atol)`` for F and
+    its Jacobian J at x, whatever the start was: a Newton step would change x by about rtol of it; or that no step
+    reduces norm(F), which is as small as its evaluation is exact. rtol is eps^(3/4) of the dtype if left out.
+    `products` counts products with the Jacobian, `history` has norm(F), one per iteration. `restart` is that of GMRES.
 
     Other statuses: `stagnated` (no shorter step reduces norm(F): a local minimum of it, a singular Jacobian, or a
     tolerance below the rounding of F), `max_iterations`, `stopped`. A start where F is not finite raises `NonFinite`.
@@ -79,6 +83,7 @@ def root(
         >>> s.x.round(decimals=9)
         tensor([1.4142, 3.0000], dtype=torch.float64)
     """
+    check_start("root", x0)
     blocks, single = frozen_point(
         "root", x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
     )
@@ -93,12 +98,16 @@ def root(
 
     x = space.flatten(blocks)
     r = value(x)
-    norm = float(space.norm(r))
+    norm = _length(space, r)
     if not math.isfinite(norm):
         raise NonFinite(f"root: F must be finite at x0, got norm(F) = {norm}; start where F is defined")
-    target = max(tolerance * norm, atol)
     eta, iterations, products, history, status, message = FIRST, 0, 0, [norm], None, "root by newton-gmres"
-    while True:
+    pace = Geometric(space.inner)
+    while True:  # one branch for each way to end, and for the trials of the line search
+        point = dict(zip(space.names, space.split(x), strict=True))
+        J = FunctionJacobian(F, point, single, "reverse", space)
+        scale = _length(space, J @ x) if norm > 0 else 0.0
+        target, products = max(tolerance * scale, atol), products + (norm > 0)
         if norm <= target:
             status = Status.CONVERGED
         elif observe is not None and observe(RootState(iterations, x, norm, products)):
@@ -109,27 +118,44 @@ def root(
             status, message = Status.STAGNATED, f"{message}: norm(F) does not fall any more"
         if status is not None:
             break
-        point = dict(zip(space.names, space.split(x), strict=True))
-        J = FunctionJacobian(F, point, single, "reverse", space)
-        inner = gmres(J, -r, rtol=max(eta, 0.5 * target / norm), restart=restart, max_iterations=10 * restart)
+        unit = 2.0 ** math.frexp(norm)[1]  # whose squares are numbers
+        inner = gmres(
+            J * (1 / unit),
+            -r / unit,
+            rtol=max(eta, min(0.5, 0.5 * target / norm)),
+            restart=restart,
+            max_iterations=10 * restart,
+        )
         d, products = inner.x, products + inner.products
-        reached = inner.residual / norm  # what was solved for, not what was asked
+        reached = inner.residual * unit / norm  # what was solved for, not what was asked
         t, accepted, tried = 1.0, None, norm
         for _ in range(CUTS if reached < 1 else 0):
             moved = x + t * d
             if bool((moved == x).all()):
                 break
             trial = value(moved)
-            tried = float(space.norm(trial))
+            tried = _length(space, trial)
             if tried <= (1 - DESCENT * t * (1 - reached)) * norm:
                 accepted = (moved, trial)
                 break
-            # the parabola through norm^2 at 0 and t and the slope -2 norm^2 (1 - reached)
-            t *= _shrink(norm * norm, tried * tried, -2 * t * (1 - reached) * norm * norm)
+            # the parabola through norm^2 at 0 and t and the slope -2 norm^2 (1 - reached), in units of norm^2
+            t *= _shrink(1.0, (tried / norm) ** 2 if tried < 1e150 * norm else math.inf, -2 * t * (1 - reached))
         if accepted is None:
+            if reached < 1 and is_rounding(value, lambda v: _length(space, v), x, d, r, J @ d):
+                status = Status.CONVERGED
+                message += ": no step reduces norm(F), which is the rounding of F"
+                break
             status = Status.STAGNATED
             message += f": no step reduces norm(F); gmres left {reached:.2g} of it ({inner.status})"
             break
+        multiple = pace.multiple(accepted[0] - x)
+        if multiple:  # the limit of steps that shrink by a constant factor
+            limit = accepted[0] + multiple * (accepted[0] - x)
+            there = value(limit)
+            better = _length(space, there) <= BETTER * tried
+            pace.tried(better)
+            if better:
+                accepted, tried = (limit, there), _length(space, there)
         (x, r), last, norm = accepted, norm, tried
         iterations += 1
         history.append(norm)
@@ -154,6 +180,15 @@ def image(F: Callable[..., object], space: Space, x: Tensor, single: bool) -> Te
     return v.detach()
 
 
+def _length(space: Space, v: Tensor) -> float:
+    """norm(v), also where its squares are no numbers."""
+    largest = float(v.abs().max()) if v.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return largest
+    unit = 2.0 ** math.frexp(largest)[1]
+    return unit * float(space.norm(v / unit))
+
+
 def _shrink(before: float, after: float, slope: float) -> float:
     if not math.isfinite(after):
         return 0.25
@@ -172,6 +207,7 @@ def _bounded(
     observe: Callable[[RootState], bool] | None,
 ) -> Solution:
     """By least squares between the bounds; a minimum that is no root is `stagnated`."""
+    check_pair("root", bounds)
     s = least_squares(
         F,
         x0,
@@ -187,11 +223,14 @@ def _bounded(
             f"root: F must return as many numbers as x0 has, got {len(s.residuals)} for {space.dim}; for other counts "
             "use least_squares(F, x0)"
         )
-    start = math.sqrt(2 * s.start_cost)
-    solved = s.residual <= max(rtol * start, atol)
-    status = Status.CONVERGED if solved else Status.STAGNATED if s.converged else s.status
     found = s.x if isinstance(s.x, Tensor) else space.flatten(s.x)
-    why = f"norm(F) is {s.residual:.3g}" if solved else s.reason
-    why = f"a minimum of norm(F) that is no root; {why}" if s.converged and not solved else why
-    message = f"root between bounds by the interior trust region: {why}"
+    x = found.reshape(-1)
+    point = dict(zip(space.names, space.split(x), strict=True))
+    J = FunctionJacobian(F, point, isinstance(x0, Tensor), "reverse", space)
+    solved = s.residual <= max(rtol * _length(space, J @ x), atol)
+    status = Status.CONVERGED if solved else Status.STAGNATED if s.converged else s.status
+    end = f"norm(F) = {s.residual:.3g} is zero to the tolerance" if solved else s.reason
+    if s.converged and not solved:
+        end = f"norm(F) has a minimum of {s.residual:.3g} there, which is no root"
+    message = f"root between bounds by the interior trust region: {end}"
     return Solution(found, status, s.residual, s.iterations, 0, tuple(math.sqrt(2 * c) for c in s.history), message)

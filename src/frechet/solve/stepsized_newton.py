@@ -35,7 +35,8 @@ from frechet.solve.smooth_function import Point, SmoothFunction
 from frechet.solve.smooth_run import Observe, Rules, Run, forcing, gain, newton_steps
 
 RATIO, POWER = 2.0, 2.0 / 3.0
-TRIALS = 60
+TRIALS = 2200  # halvings of the longest number are no longer one
+LONGEST = 1e8  # step, in norm(x): where f hardly bends, the Newton step is as long as numbers can be
 DUAL = 0.1  # accuracy of the norm in the test
 ARMIJO = 1e-4
 
@@ -47,11 +48,15 @@ def stepsized_newton(
 ) -> Run:
     """Run from `point`."""
 
-    def step(point: Point, model: Model, sigma: float) -> tuple[Point | None, float]:
+    def step(point: Point, model: Model, sigma: float, _stretched: float) -> tuple[Point | None, float]:
         newton = model.solved(Diagonal.absolute, forcing(f, model, point, rules))
         n, size = model.vector(newton), math.sqrt(max(-float(model.diagonal.slopes @ newton.z), 0.0))
         ray = _Ray(f, point, model, rules, n, size)
-        return ray.universal(sigma or 1.0) if rule == "universal" else (ray.greedy(), sigma)
+        if rule == "greedy":
+            return ray.greedy(), sigma
+        after, following = ray.universal(sigma or 1.0)
+        # what a flat point called for may leave no step where f bends
+        return (after, following) if after is not None or sigma <= 1 else ray.universal(1.0)
 
     return newton_steps(f, point, rules, step, observe)
 
@@ -88,7 +93,9 @@ class _Ray:
 
     def greedy(self) -> Point | None:
         """The trial with the least (f+ - f) / norm_x(g+)^2 among alpha = 1, 1/2, ..., up to where it rises."""
-        best, lowest, alpha = None, 0.0, 1.0
+        space = self.f.space
+        reach, length = LONGEST * (float(space.norm(self.point.x)) or 1.0), float(space.norm(self.p))
+        best, lowest, alpha = None, 0.0, min(1.0, reach / length) if length > 0 else 1.0
         for _ in range(TRIALS):
             after, gained, hopeless = self.trial(alpha)
             if hopeless:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from frechet.operators.operator import Fact, LinearOperator
@@ -70,6 +71,34 @@ def check_numbers(
         raise ValueError(f"{method}: max_iterations must be >= 0, got {max_iterations}")
     if check_every < 1:
         raise ValueError(f"{method}: check_every must be >= 1, got {check_every}")
+
+
+def check_start(method: str, x0: object) -> None:
+    """A start must be a tensor, or a dict of tensors, of one floating-point dtype."""
+    blocks = {"": x0} if isinstance(x0, Tensor) else x0
+    if not isinstance(blocks, Mapping):
+        raise TypeError(
+            f"{method}: x0 must be a tensor or a dict of tensors, got {type(x0).__name__}; write torch.tensor(x0)"
+        )
+    first: tuple[object, torch.dtype] | None = None
+    for name, block in blocks.items():
+        where = "" if isinstance(x0, Tensor) else f" in block '{name}'"
+        if not isinstance(block, Tensor):
+            raise TypeError(
+                f"{method}: x0 must be a tensor or a dict of tensors, got {type(block).__name__}{where}; write "
+                f"torch.tensor({block!r:.20}, dtype=torch.float64)"
+            )
+        if not block.dtype.is_floating_point:
+            raise TypeError(
+                f"{method}: x0 must have a floating-point dtype, got {block.dtype}{where}; "
+                + ("split it into torch.view_as_real(x0)" if block.is_complex() else "write x0.double()")
+            )
+        first = first or (name, block.dtype)
+        if block.dtype != first[1]:
+            raise TypeError(
+                f"{method}: x0 must have one dtype, got {first[1]} in block '{first[0]}' and {block.dtype}{where}; "
+                "write .double() or .float() on each"
+            )
 
 
 def vector(method: str, name: str, space: Space, v: Tensor | Mapping[str, Tensor], *, block: bool = False) -> Tensor:

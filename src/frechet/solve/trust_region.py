@@ -31,8 +31,8 @@ CUT, GROW = (0.1, 0.5), 2.0
 def trust_region(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
     """Run from `point`."""
 
-    def step(point: Point, model: Model, radius: float) -> tuple[Point | None, float]:
-        return _step(f, point, model, rules, radius or _first(model))
+    def step(point: Point, model: Model, radius: float, stretched: float) -> tuple[Point | None, float]:
+        return _step(f, point, model, rules, radius * stretched or _first(model))
 
     return newton_steps(f, point, rules, step, observe)
 

@@ -262,8 +262,8 @@ def test_a_run_is_watched_and_stopped_and_its_states_are_pickled():
     [
         ({"f": 3}, TypeError, "f must be a function of x, got int"),
         ({"f": lambda x: x}, TypeError, r"f must return a scalar tensor, got shape \(2,\)"),
-        ({"x0": [1.0]}, TypeError, "x must be a tensor or a dict"),
-        ({"x0": torch.ones(2, dtype=torch.int64)}, TypeError, "dtype must be a floating-point type"),
+        ({"x0": [1.0]}, TypeError, "x0 must be a tensor or a dict"),
+        ({"x0": torch.ones(2, dtype=torch.int64)}, TypeError, "x0 must have a floating-point dtype, got torch.int64"),
         ({"x0": vector(1.0, math.nan)}, ValueError, "x0 must be finite, got nan"),
         ({"constraints": 3}, TypeError, "constraint 0 must be a Constraint or a function, got int"),
         ({"constraints": Constraint(3)}, TypeError, "constraint 0 must have a function of x, got int"),
@@ -313,3 +313,20 @@ def test_a_side_whose_gradient_vanishes_where_it_is_active_makes_no_solution(sta
     assert "multipliers grow without bound" in s.reason
     free = constrained(f, x0, Constraint(lambda x: x @ x, -math.inf, 1.0)).checked()
     assert free.value == pytest.approx(-2, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_a_vertex_has_all_its_digits(n, seed, unit):
+    """A linear program over the simplex: the best vertex, where as many sides are active as there are variables."""
+    g = torch.Generator().manual_seed(seed)
+    gains = torch.randn(n, generator=g, dtype=F64)
+    s = constrained(
+        lambda x: -unit * (gains @ x), torch.full((n,), 1 / n, dtype=F64), lambda x: x.sum() - 1, bounds=(0.0, 1.0)
+    )
+    assert s.converged
+    best = torch.zeros(n, dtype=F64)
+    best[gains.argmax()] = 1.0
+    assert torch.allclose(s.x, best, rtol=0, atol=1e-13)
+    assert s.value == pytest.approx(-unit * float(gains.max()), rel=1e-13)

@@ -51,7 +51,8 @@ def on_active_set(
             break
         A = _masked(moved.J, free, rows)
         kept = rows_of(A)
-        yA = kept.multipliers(free * moved.g)
+        # from the multipliers of the barrier: at a vertex with as many sides as variables, the free part fixes none
+        yA = y[rows] + kept.multipliers(free * (moved.g + moved.J.T @ _only(y, rows)))
         whole = torch.zeros_like(y)
         whole[rows] = yA
         measured = conditions(program, moved, whole)
@@ -71,6 +72,13 @@ def on_active_set(
             break
         moved = program.point(program.rounded(moved.x + step))
     return best, best_y, found
+
+
+def _only(y: Tensor, rows: Tensor) -> Tensor:
+    """`y` on these rows, zero on the others."""
+    out = torch.zeros_like(y)
+    out[rows] = y[rows]
+    return out
 
 
 def _masked(J: LinearOperator, free: Tensor, rows: Tensor) -> LinearOperator:

@@ -30,14 +30,16 @@ from frechet.solve.constrained.constraint import Constraint, Constraints, Functi
 from frechet.solve.constrained.frame import pushed_inside
 from frechet.solve.constrained.kkt import Conditions, conditions, largest, violation
 from frechet.solve.constrained.program import Parameters, Point, Program
-from frechet.solve.constrained.run import Observe, Rules, Run
-from frechet.solve.constrained.scaling import scales
+from frechet.solve.constrained.run import ConstrainedState, Observe, Rules, Run
+from frechet.solve.constrained.scaling import FLAT, lengths, mattering, measures, scales
 from frechet.solve.minimize_result import MinimizeSolution
+from frechet.solve.system import check_start
 from frechet.space import Space
 
 Method = Literal["auto", "composite", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 RESTORE = 200  # iterations towards the constraints alone
+MEASURES = 5  # runs, each from the result of the last, with tolerances by sizes there
 RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
 NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
 
@@ -64,9 +66,11 @@ def constrained(
     inside. Nothing is evaluated outside of the bounds.
 
     Converged means, at x, for the multipliers reported, and in the largest entries,
-    ``|grad f + J'y + z| <= gtol max(1, |grad f|)``, ``violation <= ctol`` and ``complementarity <= gtol``; the
-    run goes on until the first holds without the maximum, where it can. `gtol` and `ctol` are 1e-8 if left out, 1e-4 in
-    float32.
+    ``|grad f + J'y + z| <= gtol max(u, |grad f|)``, ``violation <= ctol u_i`` and ``complementarity <= gtol u``; the
+    run goes on until the first holds without the maximum, where it can. u and u_i are 1 where the gradients of f and of
+    row i at x are between 1e-3 and 1e3, else their sizes. A parameter below 1/20 or above 20 is measured in
+    units of its size. So units of f, of constraints and of parameters do not matter; `residual` and
+    `bound_multipliers` are those of the caller's units. `gtol` and `ctol` are 1e-8 if left out, 1e-4 in float32.
 
     Other statuses, each with a sentence in `reason`: `infeasible` (no direction reduces the violation to first order:
     there may be feasible points elsewhere), `unbounded` (f below -1e20 in the units of its gradient at x0, where the
@@ -87,18 +91,66 @@ def constrained(
     program, x, shapes = _program(f, x0, constraints, bounds)
     rules = _rules(program, gtol, ctol, max_iterations)
     chosen = _chosen(method, program, seed)
-    start = _start(program, x)
-    small = program.scaled(*scales(start))
-    begin = small.point(x)
-    assert begin is not None  # finite a moment ago, in other units
+    program, start = _lengthened(program, _start(program, x))
     drawn = seed if chosen == "sketched" else None
-    run = _run(small, begin, rules, observe, chosen, drawn)
-    run = _restored(small, run, rules, observe, chosen, drawn)
-    point = program.point(run.x)
-    assert point is not None  # an accepted point
-    found = conditions(program, point, run.y)
+
+    def shown(state: ConstrainedState) -> bool:
+        assert observe is not None
+        return observe(replace(state, x=state.x * program.lengths))
+
+    watch = None if observe is None else shown
+    iterations, history, begun = 0, (), []
+    while True:  # tolerances are relative to sizes at the result, which may not be those at the start
+        measure, sizes = measures(start, 1.0, 1.0)
+        begun.append((measure, sizes))
+        small = replace(program, measure=measure, measures=sizes).scaled(*scales(start))
+        begin = small.point(start.x)
+        assert begin is not None  # finite a moment ago, in other units
+        left = replace(rules, max_iterations=rules.max_iterations - iterations)
+        run = _restored(small, _run(small, begin, left, watch, chosen, drawn), left, watch, chosen, drawn)
+        iterations, history = iterations + run.iterations, (*history, *run.history[bool(history) :])
+        program, point, found = _measured(program, run.x, run.y)
+        own = lengths(*(v * program.lengths for v in (point.x, program.lower, program.upper)))
+        other, there, stricter = program, point, found
+        if bool((own != program.lengths).any()):
+            other, there, stricter = _measured(program.stretched(own), point.x * program.lengths / own, run.y)
+        holds = found.hold(rules.gtol, rules.ctol) and stricter.hold(rules.gtol, rules.ctol)
+        again = None if run.status is not None or holds else other.point(other.rounded(there.x, strict=True))
+        if again is None or iterations >= rules.max_iterations or len(begun) == MEASURES:
+            break
+        program, start = other, again
+    for measure, sizes in reversed(begun):  # a gradient that vanishes at the solution is no size of f
+        if not holds and program.measure <= FLAT * measure:
+            found = conditions(replace(program, measure=measure, measures=sizes), point, run.y)
+            stricter = conditions(replace(other, measure=measure, measures=sizes), there, run.y)
+            holds = found.hold(rules.gtol, rules.ctol) and stricter.hold(rules.gtol, rules.ctol)
+    bent = None if run.curvature is None else run.curvature * program.lengths
+    run = replace(run, iterations=iterations, history=history, curvature=bent)
     grown = largest(found.y * small.units / small.unit)
-    return _solution(program, point, run, found, grown, rules, chosen, shapes)
+    return _solution(program, point, run, found, holds, grown, rules, chosen, shapes)
+
+
+def _lengthened(program: Program, start: Point) -> tuple[Program, Point]:
+    """The program with longer lengths for parameters that are small by chance, and its start."""
+    sizes = torch.as_tensor(program.lengths)
+    if not sizes.ndim or not bool((sizes < sizes.max()).any()):
+        return program, start
+    scaled = program.scaled(*scales(start)).point(start.x)
+    longer = sizes if scaled is None else mattering(scaled, sizes)
+    if bool((longer == sizes).all()):
+        return program, start
+    other = program.stretched(longer)
+    point = other.point(other.rounded(start.x * sizes / longer, strict=True))
+    return (program, start) if point is None else (other, point)
+
+
+def _measured(program: Program, x: Tensor, y: Tensor) -> tuple[Program, Point, Conditions]:
+    """The program with the sizes of f and of the rows at x, which is in its lengths."""
+    point = program.point(x)
+    assert point is not None  # an accepted point
+    measure, sizes = measures(point, 1.0, 1.0)
+    program = replace(program, measure=measure, measures=sizes)
+    return program, point, conditions(program, point, y)
 
 
 def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
@@ -165,6 +217,7 @@ def _program(
     if not isinstance(f, Objective) and not callable(f):
         raise TypeError(f"minimize: f must be a function of x, got {type(f).__name__}")
     items = as_list(constraints)
+    check_start("minimize", x0)
     blocks, single = frozen_point("minimize", x0)
     space = Space.of(blocks)
     if bounds is not None:
@@ -185,12 +238,13 @@ def _program(
             f"minimize: bounds must leave a point between them, got lower {float(low[i]):.6g} and upper "
             f"{float(high[i]):.6g} in entry {i}"
         )
-    boxed = Program(f, bare.functions, space, single, low, high, nothing, nothing)
-    x = boxed.rounded(pushed_inside(x, low, high), strict=True)
+    whole = Program(f, bare.functions, space, single, low, high, nothing, nothing)
+    boxed = whole.stretched(lengths(x, low, high))
+    x = boxed.rounded(pushed_inside(x / boxed.lengths, boxed.lower, boxed.upper), strict=True)
     values = _values(boxed, x, items)
     sided = sides(items, values)
     rows = (sided[0].to(wide), sided[1].to(wide))
-    return Program(f, bare.functions, space, single, low, high, *rows), x, [tuple(v.shape) for v in values]
+    return replace(boxed, low=rows[0], high=rows[1]), x, [tuple(v.shape) for v in values]
 
 
 def _values(program: Program, x: Tensor, items: tuple[Constraint, ...]) -> list[Tensor]:
@@ -227,13 +281,14 @@ def _solution(
     point: Point,
     run: Run,
     found: Conditions,
+    holds: bool,
     grown: float,
     rules: Rules,
     method: str,
     shapes: list[tuple[int, ...]],
 ) -> MinimizeSolution:
     status = run.status or Status.STAGNATED
-    if found.hold(rules.gtol, rules.ctol):
+    if holds:
         status = Status.CONVERGED if grown <= RUNAWAY else Status.STAGNATED
     measures = (
         f"residual {found.residual:.3g}, violation {found.infeasibility:.3g}, "
@@ -261,7 +316,7 @@ def _solution(
         status=status,
         reason=reasons[status],
         value=point.f,
-        gradient=point.g.to(device, dtype),
+        gradient=(point.g / program.lengths).to(device, dtype),
         residual=found.residual,
         iterations=run.iterations,
         evaluations=program.ledger.evaluations,

@@ -31,15 +31,20 @@ class Conditions:
     y: Tensor
     z: Tensor
     size: float
+    scaled: float  # the residual, by the lengths of the parameters, as `size` is
+    measure: float  # of f
+    violated: float  # the infeasibility, each row by its measure
 
     @property
     def worst(self) -> float:
-        return max(self.residual / max(1.0, self.size), self.infeasibility, self.complementarity)
+        size = max(1.0, self.size / self.measure)
+        return max(self.scaled / self.measure / size, self.violated, self.complementarity / self.measure)
 
     def hold(self, gtol: float, ctol: float, *, strict: bool = False) -> bool:
         """Whether all three are within their tolerances; with `strict`, however large the gradients are."""
-        size = 1.0 if strict else max(1.0, self.size)
-        return self.residual <= gtol * size and self.infeasibility <= ctol and self.complementarity <= gtol
+        size = 1.0 if strict else max(1.0, self.size / self.measure)
+        small = self.scaled <= gtol * size * self.measure and self.complementarity <= gtol * self.measure
+        return small and self.violated <= ctol
 
 
 def largest(t: Tensor) -> float:
@@ -66,13 +71,17 @@ def conditions(program: Program, point: Point, y: Tensor) -> Conditions:
     held = torch.where(z == 0, 0.0, z.abs() * torch.where(z == 0, 0.0, distance))
     outside = torch.maximum(program.lower - x, x - program.upper).clamp_min(0.0)
     unit, units = program.unit, program.units
+    past = violation(program, x, c) * units
     return Conditions(
-        largest(r + z) * unit,
-        max(largest(violation(program, x, c) * units), largest(outside)),
+        largest((r + z) / program.lengths) * unit,
+        max(largest(past), largest(outside * program.lengths)),
         max(largest(slack), largest(held)) * unit,
         y * unit / units,
-        z * unit,
+        z / program.lengths * unit,
         largest(point.g) * unit,
+        largest(r + z) * unit,
+        program.measure,
+        max(largest(past / program.measures), largest(outside)),
     )
 
 

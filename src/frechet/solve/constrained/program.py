@@ -6,7 +6,8 @@ f and c run in the dtype of the parameters; vectors of the algorithms are float6
 kept, so that a product with the Jacobian, its transpose or a Hessian of the Lagrangian is one backward pass. Where f is
 an `Objective`, its value, gradient and products are passes over its data.
 
-`unit` divides f and `units` the rows, for the algorithms alone: what is reported is measured without them.
+`unit` divides f, `units` the rows and `lengths` the parameters, for the algorithms alone: what is reported is measured
+without them. Lengths are powers of two: x is rounded as without them.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Point:
             p.ledger.products += V.shape[1]
             rows = [p.joined(grads(total, self.leaves, p.blocks(v), retain_graph=True)) for v in V.T]
             found = torch.stack(rows).T
-            return found if self.H is None else found + p.wide(self.H @ p.narrow(V)) / p.unit
+            return found if self.H is None else found + p.inner(self.H @ p.outer(V)) / p.unit
 
         return from_callable(product, p.domain, facts="symmetric")
 
@@ -95,6 +96,9 @@ class Program:
     high: Tensor
     unit: float = 1.0
     units: float | Tensor = 1.0
+    lengths: float | Tensor = 1.0
+    measure: float = 1.0  # the sizes of f and of the rows, to which tolerances are relative
+    measures: float | Tensor = 1.0
     ledger: Ledger = field(default_factory=Ledger)
 
     @property
@@ -114,20 +118,36 @@ class Program:
         """The same problem with f / unit and c / units."""
         return replace(self, unit=unit, units=units, low=self.low / units, high=self.high / units)
 
+    def stretched(self, lengths: Tensor) -> Program:
+        """The problem of the caller with x / lengths."""
+        lower, upper = self.lower * self.lengths, self.upper * self.lengths
+        return replace(self, lengths=lengths, lower=lower / lengths, upper=upper / lengths)
+
     def narrow(self, v: Tensor) -> Tensor:
-        """As f and c take it."""
+        """Rows as f and c take them."""
         return v.to(self.space.device, self.space.dtype)
+
+    def outer(self, v: Tensor) -> Tensor:
+        """A point or a direction as f and c take it."""
+        return self.narrow(v * self._lengths(v))
+
+    def inner(self, v: Tensor) -> Tensor:
+        """A gradient as the algorithms take it."""
+        return self.wide(v) * self._lengths(v)
+
+    def _lengths(self, v: Tensor) -> float | Tensor:
+        return self.lengths[:, None] if v.ndim == 2 and isinstance(self.lengths, Tensor) else self.lengths
 
     def wide(self, v: Tensor) -> Tensor:
         """As the algorithms take it."""
         return v.detach().to(self.domain.device, torch.float64)
 
     def blocks(self, v: Tensor) -> list[Tensor]:
-        return self.space.split(self.narrow(v))
+        return self.space.split(self.outer(v))
 
     def joined(self, blocks: list[Tensor]) -> Tensor:
         """The gradient blocks as a float64 vector, in the scale of this program."""
-        return self.wide(self.space.join([b.detach() for b in blocks]))
+        return self.inner(self.space.join([b.detach() for b in blocks]))
 
     def outward(self, u: Tensor) -> Tensor:
         """A vector of the rows as a cotangent of the graph of c."""
@@ -144,7 +164,7 @@ class Program:
 
     def structured(self, x: Tensor) -> Parameters:
         """`x` ``(n,)`` as the tensor or dict that the functions take."""
-        v = x.to(self.space.device, self.space.dtype, copy=True)
+        v = (x * self.lengths).to(self.space.device, self.space.dtype, copy=True)
         return v.view(self.space.shapes[0]) if self.single else self.space.unflatten(v)
 
     def values(self, x: Tensor) -> Values | None:
@@ -171,7 +191,7 @@ class Program:
             pulled = grads(rows, leaves, [u], create_graph=True)
         c, H = self.wide(rows) / self.units, None
         if isinstance(self.f, Objective):
-            f, v = self._value(self.f, x) / self.unit, self.narrow(x)
+            f, v = self._value(self.f, x) / self.unit, self.outer(x)
             if not math.isfinite(f):
                 return None
             g, H = self._slope(self.f, x) / self.unit, hessian(self.f, v)
@@ -202,13 +222,13 @@ class Program:
 
     def _value(self, f: Objective, x: Tensor) -> float:
         try:
-            return float(f.value(self.narrow(x)))
+            return float(f.value(self.outer(x)))
         except NonFinite:
             return math.nan
 
     def _slope(self, f: Objective, x: Tensor) -> Tensor:
         try:
-            return self.wide(f.gradient(self.narrow(x)))
+            return self.inner(f.gradient(self.outer(x)))
         except NonFinite:
             return torch.full_like(x, math.nan)
 
