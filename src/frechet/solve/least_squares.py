@@ -34,6 +34,8 @@ from frechet.solve.optimality import Rules, free_to_move, judged
 from frechet.solve.residual import Linearization, Parameters, Residual, Route, begin, first_linearization, length
 from frechet.solve.robust import Loss, robust_loss
 from frechet.solve.run import LeastSquaresState, Run
+from frechet.solve.sparse.levenberg_marquardt import sparse_run
+from frechet.solve.sparse.structure import Declared
 from frechet.space import Space
 
 Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
@@ -54,6 +56,7 @@ def least_squares(
     xtol: float | None = None,
     ftol: float = 0.0,
     max_evaluations: int | None = None,
+    structure: Declared | None = None,
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> LeastSquaresSolution:
     """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
@@ -79,6 +82,14 @@ def least_squares(
     differentiation, or from differences, or is a function of x that returns the matrix ``(m, n)``, a dict of blocks or
     a LinearOperator; "products" never forms it. `observe` is called once per step; True stops.
 
+    `structure` says which parameters a residual reads, where each reads few of many: a dict from the name of a
+    parameter ``(B, ...)`` to a tensor of integers ``(G,)`` or ``(G, k)``, the rows that each of the G groups of equally
+    many residuals reads, -1 for none, or "all"; a dict of such dicts where the residual is a dict; the tensor of
+    integers itself where x0 is a tensor; or the pattern ``(m, n)`` of the Jacobian as a sparse matrix or a tensor of
+    booleans. Steps then come from sparse normal equations, of which a block-diagonal part is eliminated;
+    ``jacobian="products"`` takes LSMR in place of their factors. The structure is compared with the function at every
+    point, and `ValueError` names a parameter that is read undeclared.
+
     Example:
         >>> import torch
         >>> from frechet import least_squares
@@ -103,12 +114,16 @@ def least_squares(
         length(start.r),
         tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
     )
+    if structure is not None:
+        run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
+        return _matrix_free(problem, run, start.cost, how)
     if _products(jacobian, len(start.r), len(x)):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
             )
-        return _matrix_free(problem, rules, matrix_free(problem, start, rules, observe=observe), start.cost)
+        run = matrix_free(problem, start, rules, observe=observe)
+        return _matrix_free(problem, run, start.cost, "lsmr on products with the Jacobian")
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
     match chosen:
@@ -131,7 +146,7 @@ def _products(jacobian: object, m: int, n: int) -> bool:
     return jacobian == "products" or (large and (jacobian == "auto" or callable(jacobian)))
 
 
-def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
+def _matrix_free(problem: Residual, run: MatrixFreeRun, start_cost: float, how: str) -> LeastSquaresSolution:
     x, ledger, point, unit, square = run.point.x, problem.ledger, run.point, problem.unit, problem.square
     active = Box(problem.lower, problem.upper).held(x, run.gradient)
     found = problem.structured(x)
@@ -149,7 +164,7 @@ def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost
         residual_evaluations=ledger.residuals,
         jacobian_evaluations=ledger.jacobians,
         products=ledger.products,
-        method="levenberg-marquardt by lsmr on products with the Jacobian",
+        method=f"levenberg-marquardt by {how}",
         start_cost=start_cost * square,
         history=tuple(cost * square for cost in run.history),
         space=problem.space,

@@ -1,0 +1,340 @@
+"""Levenberg-Marquardt with a sparse Jacobian: normal equations with the block-diagonal part eliminated.
+
+    (J'J + mu D^2) p = -J'r,      D the norms of the columns of J,
+
+factored by `schur`, or, where the factors do not fit into memory, solved by LSMR with the Cholesky factors of the
+diagonal blocks of J'J + mu D^2 as preconditioner. mu follows the gain ratio. Where a step gains next to nothing the
+undamped step decides whether the point is a solution: conjugate gradients on J'J, preconditioned by the factors with a
+small mu, so that a J without full rank (the gauge of bundle adjustment) and the squared condition number do not spoil
+it. The run ends with undamped steps as long as what they predict keeps falling.
+
+**Source.** H. B. Nielsen (1999), Damping parameter in Marquardt's method, IMM-REP-1999-05; S. Agarwal, N. Snavely,
+S. Seitz and R. Szeliski (2010), Bundle adjustment in the large, doi 10.1007/978-3-642-15552-9_3.
+
+**Differs from the source.** D forgets a tenth per step of the largest norms met; the end as in `polish`.
+
+**Cost.** As many products as there are colors, and three, for each Jacobian; one factorization per trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from frechet.errors import NonFinite
+from frechet.linalg.result import Status
+from frechet.solve.damped_step import blocked, column_scale
+from frechet.solve.matrix_free import MatrixFreeRun
+from frechet.solve.optimality import Rules
+from frechet.solve.residual import Point, Residual, length
+from frechet.solve.robust import row_scales
+from frechet.solve.run import LeastSquaresState
+from frechet.solve.sparse.block_jacobian import BlockJacobian
+from frechet.solve.sparse.colored_products import check_declared, check_gradient, derivative
+from frechet.solve.sparse.steps import Steps
+from frechet.solve.sparse.structure import Declared, Structure, structured
+
+FIRST, MOST = 1e-3, 1e20  # of mu: Nielsen's for a start that is neither near nor far
+FADE, FALLS, ACCEPT = 0.9, 0.9, 1e-4  # as in levenberg_marquardt and polish
+NEAR = 10.0  # within this factor of a tolerance the undamped step is computed
+IDLE = 10  # steps in a row that changed the cost by rounding only
+POLISHED = 40  # undamped steps at the end
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """r and J of the weighted problem at a point, on the device of r; gradient and column norms on the host."""
+
+    point: Point
+    r: Tensor
+    J: BlockJacobian
+    gradient: Tensor
+    columns: Tensor
+    noise: float
+
+    @property
+    def size(self) -> float:
+        return length(self.r)
+
+    def gain(self, p: Tensor) -> float:
+        """What p takes off r'r / 2 in the linear model."""
+        return -float(self.gradient @ p) - 0.5 * length(self.J.times(p.to(self.r))) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A step, and what it promises."""
+
+    p: Tensor
+    predicted: float
+
+
+def sparse_run(
+    problem: Residual,
+    start: Point,
+    declared: Declared,
+    rules: Rules,
+    method: str,
+    factors: bool,
+    observe: Callable[[LeastSquaresState], bool] | None,
+) -> tuple[MatrixFreeRun, str]:
+    """Run with the structure that the caller declared; and how, in words."""
+    if method not in ("auto", "levenberg-marquardt"):
+        raise ValueError(
+            f"least_squares: method must be 'levenberg-marquardt' where structure is given, got {method!r}"
+        )
+    with torch.no_grad():
+        returned = problem.function(problem.structured(start.x))
+    problem.ledger.residuals += 1
+    structure = structured(declared, problem.space, problem.single, returned)
+    return sparse_levenberg_marquardt(problem, start, structure, rules, factors=factors, observe=observe)
+
+
+def sparse_levenberg_marquardt(
+    problem: Residual,
+    start: Point,
+    structure: Structure,
+    rules: Rules,
+    *,
+    factors: bool = True,
+    observe: Callable[[LeastSquaresState], bool] | None = None,
+) -> tuple[MatrixFreeRun, str]:
+    """Run from `start`; also how the steps were computed. `factors` False takes LSMR even where factors fit."""
+    steps = Steps.of(structure, factors)
+    now = moment(problem, start, structure, first=True)
+    if now is None:
+        raise NonFinite(
+            "least_squares: the Jacobian must be finite at x0, got NaN or infinity; start off the kinks of sqrt or abs"
+        )
+    first, seen, damping, growth = now, now.columns, FIRST, 2.0
+    iterations, idle, history = 0, 0, [start.cost]
+    while True:
+        seen = torch.maximum(now.columns, FADE * seen)
+        search = Search(problem, rules, steps, now, column_scale(seen))
+        status, reason = search.settled()
+        if status is None and observe is not None and observe(search.state(iterations, damping)):
+            status, reason = Status.STOPPED, f"observe returned True in iteration {iterations}"
+        if status is None and idle >= IDLE:
+            status, reason = Status.STAGNATED, f"{IDLE} steps in a row changed the cost by rounding errors only"
+        accepted, looked = None, False
+        while status is None and accepted is None:
+            if problem.ledger.residuals >= rules.max_evaluations:
+                status, reason = Status.MAX_ITERATIONS, f"the limit of {rules.max_evaluations} residuals was reached"
+                break
+            trial = search.step(damping)
+            if not looked and (trial is None or search.near(trial)):
+                looked, full = True, search.undamped()
+                if full is not None and (reason := search.solved(full)):
+                    status, now = Status.CONVERGED, polished(search, full) if rules.tight else now
+                    break
+                accepted, gain = (None, -math.inf) if full is None else search.tried(full)
+                if accepted is not None:
+                    break
+            if (trial is not None and not search.moves(trial)) or damping >= MOST:
+                status, reason = Status.STAGNATED, "no step reduces the cost"
+                break
+            accepted, gain = (None, -math.inf) if trial is None else search.tried(trial)
+            if accepted is None:
+                damping, growth = damping * growth, 2 * growth
+            else:
+                damping, growth = damping * max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3), 2.0
+        if accepted is None:
+            break
+        slack = now.noise * now.size
+        idle = idle + 1 if abs(now.point.cost - accepted.point.cost) <= 0.1 * slack else 0
+        now, iterations = accepted, iterations + 1
+        history.append(now.point.cost)
+    assert status is not None  # by the loop
+    status, reason = verdict(problem, rules, now, first, status, reason)
+    optimality = Search(problem, rules, steps, now, column_scale(now.columns)).optimality
+    run = MatrixFreeRun(now.point, now.gradient, optimality, status, reason, iterations, tuple(history))
+    return run, f"{steps.name}; {how_often(problem, now.J.structure)} for each Jacobian"
+
+
+def how_often(problem: Residual, structure: Structure) -> str:
+    """What one Jacobian costs, in words."""
+    if problem.route in ("2-point", "3-point"):
+        return f"{structure.count * (1 if problem.route == '2-point' else 2)} residuals"
+    if problem.jacobian is None and structure.by_rows:
+        return f"{structure.groups[0].rows.shape[1]} backward passes"
+    return f"{structure.count} products"
+
+
+def moment(problem: Residual, point: Point, structure: Structure, first: bool = False) -> Moment | None:
+    """r and J at `point`; None where J is not finite. Raises where the function contradicts the structure."""
+    d = derivative(problem, point, structure)
+    problem.ledger.jacobians += 1
+    J = d.blocks()
+    if not J.finite():
+        return None
+    if first:
+        check_declared(problem, point, J, d)
+    r, u = point.r, point.r
+    if problem.rho is not None:
+        factors, rows = row_scales(problem.rho, r, problem.rho_scale)
+        J, r, u = J.weighted(rows), factors * r, rows * factors * r
+    exact = d.gradient(u)
+    if exact is None:
+        exact = J.transposed_times(r)
+    else:
+        problem.ledger.products += 1
+        if not bool(exact.isfinite().all()):
+            return None
+        check_gradient(problem, J, exact, r)
+    noise = problem.eps * (length(J.absolute().times(point.x.abs().to(r))) + length(r))
+    return Moment(point, r, J, exact.cpu(), J.squares().sqrt().cpu(), noise)
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """What the steps from one point need, and the tests there."""
+
+    problem: Residual
+    rules: Rules
+    steps: Steps
+    now: Moment
+    D: Tensor
+
+    @property
+    def free(self) -> Tensor:
+        """The parameters that no bound holds and that r depends on."""
+        problem, now = self.problem, self.now
+        return ~blocked(now.point.x, now.gradient, problem.lower, problem.upper) & (now.columns > 0)
+
+    @property
+    def optimality(self) -> float:
+        """The largest cosine between r and a free column of J."""
+        now = self.now
+        cosines = now.gradient.abs() / (now.columns * max(now.size, 1e-300))
+        return float(torch.where(self.free, cosines, 0.0).max()) if len(now.columns) else 0.0
+
+    @property
+    def least(self) -> float:
+        """A gain that cannot be seen, or that is not asked for."""
+        return max(self.rules.ftol * self.now.size**2 / 2, self.now.noise * self.now.size)
+
+    def state(self, iteration: int, damping: float) -> LeastSquaresState:
+        point, spent = self.now.point, self.problem.ledger.residuals
+        return LeastSquaresState(iteration, point.x, point.cost, self.optimality, damping, spent)
+
+    def settled(self) -> tuple[Status | None, str]:
+        """What can be said without a step."""
+        now = self.now
+        if now.size <= now.noise or now.point.cost == 0:
+            return Status.CONVERGED, f"the residual is zero to rounding: norm(r) = {now.size:.3g}"
+        if not bool(now.columns.any()):
+            return Status.STAGNATED, "the Jacobian is zero: r does not change with any parameter"
+        if not bool(self.free.any()):
+            return Status.CONVERGED, "every parameter lies on a bound that holds it"
+        if self.optimality <= self.rules.gtol:
+            return Status.CONVERGED, f"r is orthogonal to the Jacobian: largest cosine {self.optimality:.3g}"
+        return None, ""
+
+    def step(self, mu: float) -> Trial | None:
+        """The step damped by `mu`; None where its equations are singular to rounding."""
+        p = self._boxed(mu)
+        return None if p is None else Trial(p, self.now.gain(p))
+
+    def undamped(self) -> Trial | None:
+        p = self._boxed(0.0)
+        return None if p is None else Trial(p, self.now.gain(p))
+
+    def near(self, trial: Trial) -> bool:
+        """Whether the point may be a solution, by a damped step that gains or moves little."""
+        return trial.predicted <= NEAR * self.least or self._share(trial.p) <= NEAR * self.rules.xtol
+
+    def moves(self, trial: Trial) -> bool:
+        """Whether a step changes any parameter by more than rounding."""
+        x, eps = self.now.point.x.abs(), self.problem.eps
+        return bool((trial.p.abs() > eps * torch.maximum(x, eps * self.rules.x0)).any())
+
+    def solved(self, trial: Trial) -> str:
+        """Why the point is a solution, by its undamped step; empty where it is none."""
+        if abs(trial.predicted) <= self.least:
+            asked = self.rules.ftol * self.now.size**2 / 2 >= self.least
+            what = "less than ftol of it" if asked else "no more than rounding errors"
+            return f"a full step would reduce the cost by {what}"
+        if (share := self._share(trial.p)) <= self.rules.xtol:
+            return f"a full step would change x by no more than xtol: {share:.3g} of its size"
+        return ""
+
+    def tried(self, trial: Trial) -> tuple[Moment | None, float]:
+        """Where the step leads, if it gains what it promised, and the ratio of the two."""
+        now, slack = self.now, self.now.noise * self.now.size
+        point = self.problem.at(now.point.x + trial.p)
+        if point is None or not trial.predicted > 0:
+            return None, -math.inf
+        gain = (now.point.cost - point.cost + slack) / (trial.predicted + slack)
+        return (moment(self.problem, point, now.J.structure) if gain > ACCEPT else None), gain
+
+    def at(self, now: Moment) -> Search:
+        return replace(self, now=now)
+
+    def _share(self, p: Tensor) -> float:
+        """norm(D p) of norm(D x)."""
+        reach = length(self.D * self.now.point.x)
+        return length(self.D * p) / reach if reach > 0 else math.inf
+
+    def _boxed(self, mu: float) -> Tensor | None:
+        """The step, where entries that would leave the box stop at its side and the others are solved for again."""
+        x, problem, free = self.now.point.x, self.problem, self.free
+        low, high = problem.lower - x, problem.upper - x
+        held, right = torch.zeros_like(x), self.now.r
+        forcing = min(0.001, math.sqrt(self.optimality)) * self.optimality
+        for _ in range(len(x) + 1):
+            found = self.steps.solve(self.now.J, right, self.D, free, mu, max(forcing, 2 * problem.eps))
+            if found is None:
+                return None
+            p, products = found
+            problem.ledger.products += products
+            p = p + held
+            out = free & ((p < low) | (p > high))
+            if not bool(out.any()):
+                return torch.minimum(torch.maximum(p, low), high)
+            free = free & ~out
+            held = torch.where(free, 0.0, torch.minimum(torch.maximum(p, low), high))
+            right = self.now.r + self.now.J.times(held.to(self.now.r))
+            if not bool(free.any()):
+                return held
+        return None
+
+
+def polished(search: Search, trial: Trial) -> Moment:
+    """The point from which an undamped step predicts no smaller gain."""
+    problem, now, last = search.problem, search.now, trial
+    for _ in range(POLISHED):
+        spent = problem.ledger.residuals >= search.rules.max_evaluations
+        if spent or 2 * last.predicted <= now.noise**2:
+            break  # the part of r that a step could remove is all rounding
+        target = problem.rounded(now.point.x + last.p)
+        point = None if bool((target == now.point.x).all()) else problem.at(target)
+        if point is None or point.cost > now.point.cost * (1 + 1e-10) + 10 * now.noise * now.size:
+            break
+        after = moment(problem, point, now.J.structure)
+        further = None if after is None else search.at(after).undamped()
+        if after is None or further is None or further.predicted > FALLS * last.predicted:
+            break
+        now, last = after, further
+    return now
+
+
+def verdict(
+    problem: Residual, rules: Rules, now: Moment, first: Moment, status: Status, reason: str
+) -> tuple[Status, str]:
+    """The status, after a look at parameters that r depended on at the start and no longer does."""
+    x = now.point.x
+    lost = (now.columns <= problem.eps * first.columns) & (first.columns > 0) & (x != 0)
+    if status is not Status.CONVERGED or now.size <= now.noise or not bool(lost.any()):
+        if status is Status.STAGNATED:
+            reason += "; the residual may be discontinuous, noisy, or not have this Jacobian"
+        return status, reason
+    move = torch.where(lost, 0.1 * torch.maximum(x.abs(), rules.x0), 0.0)
+    trials = [problem.values(problem.rounded(x + sign * move)) for sign in (1, -1)]
+    if any(length(trial - now.point.r) > now.noise for trial in trials):
+        return status, reason
+    named = ", ".join(f"{j} (at {float(x[j]):.3g})" for j in lost.nonzero()[:3, 0].tolist())
+    return Status.STAGNATED, f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
