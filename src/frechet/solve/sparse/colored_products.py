@@ -27,8 +27,9 @@ from frechet.errors import NotDifferentiable
 from frechet.operators.operator import LinearOperator
 from frechet.operators.products import grads, second_order
 from frechet.solve.residual import WITHOUT_GRAPH, Point, Residual
+from frechet.solve.robust import row_scales
 from frechet.solve.sparse.block_jacobian import BlockJacobian
-from frechet.solve.sparse.gathered_rows import rows_by_gathering
+from frechet.solve.sparse.gathered_rows import row_graph
 from frechet.solve.sparse.structure import Structure
 from frechet.space import euclidean
 
@@ -51,7 +52,25 @@ def derivative(problem: Residual, point: Point, structure: Structure) -> Derivat
         return Differences(problem, point, structure)
     if problem.jacobian is not None:
         return Given(problem, structure, problem.jacobian(problem.structured(point.x)))
-    return Graph(problem, structure, *_graph(problem, point), point)
+    rows = row_graph(problem, point, structure) if structure.by_rows else None
+    if rows is not None:
+        problem.ledger.products += structure.groups[0].rows.shape[1]
+        return rows
+    return Graph(problem, replace(structure, by_rows=False), *_graph(problem, point))
+
+
+def gradient(problem: Residual, point: Point) -> Tensor | None:
+    """J'r of the weighted problem ``(n,)`` by one backward pass; None where there are differences or a matrix."""
+    if problem.route in ("2-point", "3-point") or problem.jacobian is not None:
+        return None
+    leaves, y = _graph(problem, point)
+    u = point.r
+    if problem.rho is not None:
+        factors, rows = row_scales(problem.rho, point.r, problem.rho_scale)
+        u = rows * factors * u
+    problem.ledger.products += 1
+    with second_order("least_squares", problem.space.device):
+        return problem.space.join(grads(y, leaves, [u.to(y)])).detach().double()
 
 
 def expanded(structure: Structure, compressed: Compressed) -> BlockJacobian:
@@ -125,16 +144,10 @@ class Graph:
     structure: Structure
     leaves: list[Tensor]
     y: Tensor
-    point: Point
 
     def blocks(self) -> BlockJacobian:
-        """By rows where that takes fewer passes, else one pass for each color."""
-        if self.structure.by_rows:
-            found = rows_by_gathering(self.problem, self.point, self.structure)
-            if found is not None:
-                self.problem.ledger.products += self.structure.groups[0].rows.shape[1]
-                return found
-        structure = replace(self.structure, by_rows=False)
+        """One pass for each color."""
+        structure = self.structure
         self.problem.ledger.products += structure.count
         space, found = self.problem.space, []
         with second_order("least_squares", space.device), torch.enable_grad():
@@ -150,7 +163,7 @@ class Graph:
         return expanded(structure, _weighted(structure, found))
 
     def along(self, v: Tensor) -> Tensor:
-        return (self.problem.operator(self.point) @ v.to(self.problem.space.dtype)).double()
+        raise NotImplementedError  # what has gradients is not asked
 
     def gradient(self, u: Tensor) -> Tensor:
         space = self.problem.space

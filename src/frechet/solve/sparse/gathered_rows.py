@@ -5,7 +5,7 @@ group of residuals has its own. One backward pass to the gathered rows, from the
 gives row k of all groups: d passes for groups of d residuals, where colors need as many as a residual reads columns.
 
 Where a parameter is read in another way the residual depends on it past the gathered rows; autograd sees that, and the
-Jacobian comes by colors.
+Jacobian comes by colors. Where a group reads the rows of another one, the gradient by one more pass tells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from frechet.operators.products import differentiating
+from frechet.operators.products import second_order
 from frechet.solve.residual import Point, Residual
 from frechet.solve.sparse.block_jacobian import BlockJacobian
 from frechet.solve.sparse.structure import Structure
@@ -79,46 +79,69 @@ def _rows(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Tensor, tupl
     return index[0], index[1:]
 
 
-def rows_by_gathering(problem: Residual, point: Point, structure: Structure) -> BlockJacobian | None:
+@dataclass(frozen=True, eq=False)
+class RowGraph:
+    """The graph of the residual from its gathered rows, and J from it."""
+
+    problem: Residual
+    structure: Structure
+    y: Tensor
+    found: list[Gathered]
+    J: BlockJacobian
+
+    def blocks(self) -> BlockJacobian:
+        return self.J
+
+    def along(self, v: Tensor) -> Tensor:
+        raise NotImplementedError  # what has gradients is not asked
+
+    def gradient(self, u: Tensor) -> Tensor:
+        """J'u: the gradients of all gathered rows, added up where they were taken from."""
+        group, total = self.structure.groups[0], torch.zeros(self.structure.n, dtype=torch.float64, device=u.device)
+        with second_order("least_squares", u.device):
+            grads = torch.autograd.grad(self.y, [g.rows for g in self.found], u.to(self.y), retain_graph=True)
+        for g, gradient in zip(self.found, grads, strict=True):
+            number, at = group.slots[g.slot]
+            columns = group.columns[:, at : at + self.structure.blocks[number].width]
+            total.index_add_(0, columns.reshape(-1), gradient.detach().double().reshape(-1))
+        return total
+
+
+def row_graph(problem: Residual, point: Point, structure: Structure) -> RowGraph | None:
     """J by one backward pass for each row of a group; None where the residual reads parameters in another way."""
-    if len(structure.groups) != 1 or not structure.declared:
+    if len(structure.groups) != 1 or not structure.groups[0].rows.shape[1] < structure.count:
         return None
     space, group = problem.space, structure.groups[0]
-    if group.rows.shape[1] >= structure.count:
-        return None
     parts = space.split(point.x.to(space.device, space.dtype))
     indices = []
     for number, at in group.slots:
         b = structure.blocks[number]
         indices.append((number, (group.columns[:, at] - b.start).div(max(b.width, 1), rounding_mode="floor")))
-    with differentiating("least_squares", space.device), torch.enable_grad():
+    with second_order("least_squares", space.device), torch.enable_grad():
         leaves = [b.clone().requires_grad_() for b in parts]
-        gathering = Gathering(leaves, indices)
-        with gathering:
-            y = problem.flat(problem.function(leaves[0] if problem.single else _named(problem, leaves))) / problem.unit
+        x = leaves[0] if problem.single else dict(zip(space.names, leaves, strict=True))
+        with (gathering := Gathering(leaves, indices)):
+            y = problem.flat(problem.function(x)) / problem.unit
         if not gathering.found or not y.requires_grad:
             return None
-        return _swept(structure, y, leaves, gathering.found)
+        J = _swept(structure, y, leaves, gathering.found)
+        return None if J is None else RowGraph(problem, structure, y, gathering.found, J)
 
 
 def _swept(structure: Structure, y: Tensor, leaves: list[Tensor], found: list[Gathered]) -> BlockJacobian | None:
+    """One pass for each row; None where a parameter is read past its gathered rows."""
     group = structure.groups[0]
     count, depth = group.rows.shape
     values = torch.zeros(count, depth, group.columns.shape[1], dtype=torch.float64, device=y.device)
-    ends = {slot: (at, at + structure.blocks[number].width) for slot, (number, at) in enumerate(group.slots)}
     for k in range(depth):
         u = torch.zeros_like(y)
         u[group.rows[:, k]] = 1
         targets = [*(g.rows for g in found), *leaves]
-        grads = torch.autograd.grad(y, targets, u, retain_graph=k + 1 < depth, allow_unused=True)
+        grads = torch.autograd.grad(y, targets, u, retain_graph=True, allow_unused=True)
         if any(g is not None for g in grads[len(found) :]):
-            return None  # a parameter is read past its gathered rows
+            return None
         for g, gradient in zip(found, grads, strict=False):
+            number, at = group.slots[g.slot]
             if gradient is not None:
-                begin, end = ends[g.slot]
-                values[:, k, begin:end] = gradient.detach().reshape(count, -1)
+                values[:, k, at : at + structure.blocks[number].width] = gradient.detach().reshape(count, -1)
     return BlockJacobian(structure, (values,))
-
-
-def _named(problem: Residual, leaves: list[Tensor]) -> dict[str, Tensor]:
-    return dict(zip(problem.space.names, leaves, strict=True))

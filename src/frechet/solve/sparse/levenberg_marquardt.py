@@ -34,15 +34,15 @@ from frechet.solve.residual import Point, Residual, length
 from frechet.solve.robust import row_scales
 from frechet.solve.run import LeastSquaresState
 from frechet.solve.sparse.block_jacobian import BlockJacobian
-from frechet.solve.sparse.colored_products import check_declared, check_gradient, derivative
-from frechet.solve.sparse.steps import Steps
+from frechet.solve.sparse.colored_products import check_declared, check_gradient, derivative, gradient
+from frechet.solve.sparse.steps import Chord, Steps
 from frechet.solve.sparse.structure import Declared, Structure, structured
 
 FIRST, MOST = 1e-3, 1e20  # of mu: Nielsen's for a start that is neither near nor far
 FADE, FALLS, ACCEPT = 0.9, 0.9, 1e-4  # as in levenberg_marquardt and polish
+UNDAMPED = 1e-6  # mu from which on the undamped step is tried first
 NEAR = 10.0  # within this factor of a tolerance the undamped step is computed
 IDLE = 10  # steps in a row that changed the cost by rounding only
-POLISHED = 40  # undamped steps at the end
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +62,20 @@ class Moment:
 
     def gain(self, p: Tensor) -> float:
         """What p takes off r'r / 2 in the linear model."""
-        return -float(self.gradient @ p) - 0.5 * length(self.J.times(p.to(self.r))) ** 2
+        return self.predicted(self.gradient, p)
+
+    def predicted(self, gradient: Tensor, p: Tensor) -> float:
+        """The same where the gradient is that of a point nearby."""
+        return -float(gradient @ p) - 0.5 * length(self.J.times(p.to(self.r))) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A step, and what it promises."""
+    """A step, and what it promises; `chord` gives the undamped one of other gradients from the same factors."""
 
     p: Tensor
     predicted: float
+    chord: Chord | None = None
 
 
 def sparse_run(
@@ -125,15 +130,15 @@ def sparse_levenberg_marquardt(
             if problem.ledger.residuals >= rules.max_evaluations:
                 status, reason = Status.MAX_ITERATIONS, f"the limit of {rules.max_evaluations} residuals was reached"
                 break
-            trial = search.step(damping)
+            trial = None if damping <= UNDAMPED and not looked else search.step(damping)
             if not looked and (trial is None or search.near(trial)):
                 looked, full = True, search.undamped()
                 if full is not None and (reason := search.solved(full)):
                     status, now = Status.CONVERGED, polished(search, full) if rules.tight else now
                     break
                 accepted, gain = (None, -math.inf) if full is None else search.tried(full)
-                if accepted is not None:
-                    break
+                if accepted is not None or trial is None:
+                    continue
             if (trial is not None and not search.moves(trial)) or damping >= MOST:
                 status, reason = Status.STAGNATED, "no step reduces the cost"
                 break
@@ -202,8 +207,10 @@ class Search:
     @property
     def free(self) -> Tensor:
         """The parameters that no bound holds and that r depends on."""
-        problem, now = self.problem, self.now
-        return ~blocked(now.point.x, now.gradient, problem.lower, problem.upper) & (now.columns > 0)
+        return self.released(self.now.point.x, self.now.gradient)
+
+    def released(self, x: Tensor, gradient: Tensor) -> Tensor:
+        return ~blocked(x, gradient, self.problem.lower, self.problem.upper) & (self.now.columns > 0)
 
     @property
     def optimality(self) -> float:
@@ -240,8 +247,15 @@ class Search:
         return None if p is None else Trial(p, self.now.gain(p))
 
     def undamped(self) -> Trial | None:
+        now, problem = self.now, self.problem
+        chord = self.steps.chord(now.J, self.D, self.free)
+        if chord is not None:
+            p = chord(now.gradient)
+            x = now.point.x + p
+            if bool(p.isfinite().all()) and not bool(((x < problem.lower) | (x > problem.upper)).any()):
+                return Trial(p, now.gain(p), chord)
         p = self._boxed(0.0)
-        return None if p is None else Trial(p, self.now.gain(p))
+        return None if p is None else Trial(p, now.gain(p))
 
     def near(self, trial: Trial) -> bool:
         """Whether the point may be a solution, by a damped step that gains or moves little."""
@@ -275,9 +289,10 @@ class Search:
         return replace(self, now=now)
 
     def _share(self, p: Tensor) -> float:
-        """norm(D p) of norm(D x)."""
-        reach = length(self.D * self.now.point.x)
-        return length(self.D * p) / reach if reach > 0 else math.inf
+        """norm(D p) of norm(D x), for the parameters that r depends on."""
+        D = torch.where(self.now.columns > 0, self.D, 0.0)
+        reach = length(D * self.now.point.x)
+        return length(D * p) / reach if reach > 0 else math.inf
 
     def _boxed(self, mu: float) -> Tensor | None:
         """The step, where entries that would leave the box stop at its side and the others are solved for again."""
@@ -304,22 +319,58 @@ class Search:
 
 
 def polished(search: Search, trial: Trial) -> Moment:
-    """The point from which an undamped step predicts no smaller gain."""
-    problem, now, last = search.problem, search.now, trial
-    for _ in range(POLISHED):
-        spent = problem.ledger.residuals >= search.rules.max_evaluations
-        if spent or 2 * last.predicted <= now.noise**2:
-            break  # the part of r that a step could remove is all rounding
-        target = problem.rounded(now.point.x + last.p)
-        point = None if bool((target == now.point.x).all()) else problem.at(target)
-        if point is None or point.cost > now.point.cost * (1 + 1e-10) + 10 * now.noise * now.size:
+    """The point from which an undamped step predicts no smaller gain.
+
+    So near J hardly changes, and one factorization of it serves all steps; the gradient is that of each point. Where
+    bounds take part, or nothing else leads to the gradient, each point has a new J.
+    """
+    problem, now, last, point = search.problem, search.now, trial, search.now.point
+    while worthwhile(search, last):
+        after = followed(search, point, last.p)
+        if after is None:
             break
-        after = moment(problem, point, now.J.structure)
+        slope = None if trial.chord is None else gradient(problem, after)
+        if slope is None or trial.chord is None:
+            return polished_by_jacobians(search, trial)
+        p, slope = trial.chord(slope), slope.cpu()
+        x = after.x + p
+        if bool(((x < problem.lower) | (x > problem.upper)).any()) or not torch.equal(
+            search.free, search.released(after.x, slope)
+        ):
+            return polished_by_jacobians(search, trial)
+        further = Trial(p, now.predicted(slope, p))
+        if further.predicted > FALLS * last.predicted:
+            break
+        point, last = after, further
+    found = None if point is now.point else moment(problem, point, now.J.structure)
+    return now if found is None else found
+
+
+def polished_by_jacobians(search: Search, trial: Trial) -> Moment:
+    """The same with a new J at each point."""
+    now, last = search.now, trial
+    while worthwhile(search, last):
+        point = followed(search, now.point, last.p)
+        after = None if point is None else moment(search.problem, point, now.J.structure)
         further = None if after is None else search.at(after).undamped()
         if after is None or further is None or further.predicted > FALLS * last.predicted:
             break
         now, last = after, further
     return now
+
+
+def worthwhile(search: Search, last: Trial) -> bool:
+    """Whether the part of r that a step could remove is more than rounding."""
+    spent = search.problem.ledger.residuals >= search.rules.max_evaluations
+    return not spent and 2 * last.predicted > search.now.noise**2
+
+
+def followed(search: Search, point: Point, p: Tensor) -> Point | None:
+    """Where a step of the end leads; None where it moves nothing, or raises the cost by more than rounding."""
+    target = search.problem.rounded(point.x + p)
+    after = None if bool((target == point.x).all()) else search.problem.at(target)
+    noise = search.now.noise * search.now.size
+    return None if after is None or after.cost > point.cost * (1 + 1e-10) + 10 * noise else after
 
 
 def verdict(

@@ -32,6 +32,7 @@ from frechet.solve.sparse.block_jacobian import BlockJacobian
 from frechet.solve.sparse.structure import Blocks
 from frechet.solve.sparse.symbolic import Bucket, Eliminated, Elimination, Tiles
 
+FEW = 16  # products of one sum
 CHUNK = 1 << 22  # numbers that are gathered at a time: 32 MiB
 
 
@@ -76,7 +77,7 @@ def factored_normal(plan: Elimination, A: BlockJacobian, shift: Tensor) -> Norma
         eye = torch.eye(e.blocks.width, dtype=V.dtype, device=V.device).expand_as(V)
         half = torch.linalg.solve_triangular(L, eye, upper=False)
         each = half.flatten(1).index_select(0, e.block).view(-1, *half.shape[1:])
-        Z = (each[:, :, :, None] * W[:, None, :, :]).sum(2)
+        Z = _small_products(each, W)
         tiles += [(t, -_summed(t, Z)) for t in e.coupled]
         if e.stacked is not None:
             tiles.append((_whole(plan), -_product(e.stacked, Z, plan.size, len(V))))
@@ -93,17 +94,25 @@ def _blocks(e: Eliminated, A: BlockJacobian) -> tuple[Tensor, Tensor]:
         J = A.values[g][held]
         w = J.shape[2] - e.blocks.width
         V += _added(buckets, J[:, :, w:], len(V))
-        W = (J[:, :, w:, None] * J[:, :, None, :w]).sum(1)
+        W = _small_products(J[:, :, w:].mT, J[:, :, :w])
         parts.append(torch.nn.functional.pad(W, (0, width - w)))
     return V, torch.cat(parts)
 
 
 def _product(stacked: Tensor, Z: Tensor, q: int, count: int) -> Tensor:
     """The sum of Z_i'Z_j ``(1, q, q)`` over all pairs that share a block, as one product."""
-    width = Z.shape[1]
-    rows = Z.new_zeros(count * (q + 1), width).index_add_(0, stacked, Z.mT.reshape(-1, width))
-    M = rows.view(count, q + 1, width).transpose(0, 1).reshape(q + 1, -1)[:q]
+    M = Z.new_zeros((q + 1) * count * Z.shape[1]).index_add_(0, stacked, Z.reshape(-1)).view(q + 1, -1)[:q]
     return (M @ M.T)[None]
+
+
+def _small_products(X: Tensor, Y: Tensor) -> Tensor:
+    """X_i Y_i of many small ``(K, a, b)`` and ``(K, b, c)``: sums of b outer products are faster than calls."""
+    if X.shape[2] > FEW:
+        return X @ Y
+    found = X[:, :, :1] * Y[:, :1, :] if X.shape[2] else X.new_zeros(len(X), X.shape[1], Y.shape[2])
+    for k in range(1, X.shape[2]):
+        found.addcmul_(X[:, :, k, None], Y[:, k, None, :])
+    return found
 
 
 def _whole(plan: Elimination) -> Tiles:

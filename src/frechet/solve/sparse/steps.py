@@ -7,6 +7,7 @@ Without factors the preconditioner of LSMR is the Cholesky factor of each diagon
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ RAISES = 4  # times that it is raised a hundredfold where rounding leaves J'J + 
 REFINED = 30  # iterations of conjugate gradients, of which a well-conditioned J needs two
 SEEN = 1e-3  # of mu: the square of a singular value below which A is taken not to see a direction
 EXACT = 1e-6  # the part of the gain that the last of them adds
+
+Chord = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +66,31 @@ class Steps:
             return None
         return (found[0] * inverse).cpu(), found[1]
 
+    def chord(self, J: BlockJacobian, D: Tensor, free: Tensor) -> Chord | None:
+        """The undamped step as a function of the gradient ``(n,)``, by one factorization; None without factors."""
+        if self.plan is None:
+            return None
+        inverse = torch.where(free, 1 / D, 0.0).to(J.structure.colors.device)
+        A = J.scaled(inverse)
+        factor = _least_damped(self.plan, A, free.to(inverse.device))
+        return None if factor is None else lambda g: (_refined(A, -g.to(inverse) * inverse, factor) * inverse).cpu()
+
 
 def _by_factors(plan: Elimination, A: BlockJacobian, r: Tensor, free: Tensor, mu: float) -> tuple[Tensor, int] | None:
     b = -A.transposed_times(r)
     if mu > 0:
         factor = factored_normal(plan, A, torch.where(free, mu, 1.0).to(r))
         return None if factor is None else (factor.solve(b), 0)
+    factor = _least_damped(plan, A, free)
+    return None if factor is None else (_refined(A, b, factor), 0)
+
+
+def _least_damped(plan: Elimination, A: BlockJacobian, free: Tensor) -> NormalFactor | None:
+    """The factors of A'A + mu for the least mu that rounding allows."""
     for k in range(RAISES):
-        factor = factored_normal(plan, A, torch.where(free, LEAST * 100.0**k, 1.0).to(r))
+        factor = factored_normal(plan, A, torch.where(free, LEAST * 100.0**k, 1.0).to(A.values[0]))
         if factor is not None:
-            return _refined(A, b, factor), 0
+            return factor
     return None
 
 

@@ -53,8 +53,8 @@ class Tiles:
 class Eliminated:
     """One eliminated parameter: the O groups that read it, and all pairs of them that share a block.
 
-    `coupled` adds up each group with itself, and the pairs. Instead `stacked` ``(O w,)`` says where each row of W is in
-    a dense matrix of one row for each block and column of S: where S is small, one large product replaces many.
+    `coupled` adds up each group with itself, and the pairs. Instead `stacked` ``(O e w,)`` says where each entry of
+    W' goes in a dense matrix of a row for each column of S: where S is small, one large product replaces many.
     """
 
     blocks: Blocks
@@ -169,7 +169,10 @@ def _eliminated(
     couples = int((counts * (counts + 1) // 2).sum())
     stacked, coupled = None, ()
     if q <= SMALL and b.count * q * b.width <= STACKED and b.count * q**2 <= LARGE_PRODUCT * couples * width**2:
-        stacked = torch.from_numpy((blocks[:, None] * (q + 1) + np.where(wide >= 0, wide, q)).reshape(-1)).to(device)
+        # entry (o, k, a) of Z goes to row wide[o, a] and column (block, k)
+        rows = np.where(wide >= 0, wide, q)[:, None, :] * (b.count * b.width)
+        columns = blocks[:, None] * b.width + np.arange(b.width)
+        stacked = torch.from_numpy((rows + columns[:, :, None]).reshape(-1)).to(device)
     elif couples > MOST // 4:
         return None
     else:
