@@ -16,25 +16,33 @@ from __future__ import annotations
 import argparse
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+import timing
 import torch
 from scipy import sparse
 from scipy.optimize import least_squares as scipy_least_squares
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import timing
-from bundle_adjustment import Problem, project
+from torch import Tensor
 
 from frechet import least_squares
 
 PERTURBED = (0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 5.0, 0.005, 0.005)  # of the parameters of a camera
+
+
+@dataclass(frozen=True)
+class Problem:
+    camera: Tensor  # (observations,)
+    point: Tensor  # (observations,)
+    pixels: Tensor  # (observations, 2)
+    cameras: Tensor  # (cameras, 9): rotation vector, translation, focal length, two radial distortions
+    points: Tensor  # (points, 3)
+
+    def residual(self, x: dict[str, Tensor]) -> Tensor:
+        return project(x["cameras"][self.camera], x["points"][self.point]) - self.pixels
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,25 @@ class Outcome:
     stopped: str
 
 
+def project(cameras: Tensor, points: Tensor) -> Tensor:
+    """The pixels at which cameras see points, as in "Bundle Adjustment in the Large"."""
+    vectors = cameras[..., :3]
+    angle = (vectors.square().sum(-1, keepdim=True) + 1e-30).sqrt()  # smooth at no rotation
+    axis = vectors / angle
+    along = (axis * points).sum(-1, keepdim=True)
+    across = torch.linalg.cross(axis, points)
+    turned = angle.cos() * points + angle.sin() * across + (1 - angle.cos()) * along * axis + cameras[..., 3:6]
+    plane = -turned[..., :2] / turned[..., 2:]
+    square = plane.square().sum(-1, keepdim=True)
+    focal, first, second = cameras[..., 6:].split(1, -1)
+    return focal * (1 + first * square + second * square**2) * plane
+
+
 def scene(cameras: int, points: int, seen: float, seed: int) -> Problem:
     """Cameras on a circle around a cloud; each point is seen by two cameras at least."""
     draw = torch.Generator().manual_seed(seed)
 
-    def normal(*shape: int) -> torch.Tensor:
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
     true = 0.1 * normal(cameras, 9)
@@ -65,12 +87,12 @@ def scene(cameras: int, points: int, seen: float, seed: int) -> Problem:
     return Problem(camera, point, pixels, true + off, places + 0.05 * normal(points, 3))
 
 
-def ours(problem: Problem, **tolerances: float) -> Callable[[], Outcome]:
+def ours(problem: Problem, ftol: float = 0.0) -> Callable[[], Outcome]:
     start = {"cameras": problem.cameras, "points": problem.points}
     structure = {"cameras": problem.camera, "points": problem.point}
 
     def run() -> Outcome:
-        s = least_squares(problem.residual, start, structure=structure, **tolerances)
+        s = least_squares(problem.residual, start, structure=structure, ftol=ftol)
         return Outcome(s.cost, s.residual_evaluations, s.jacobian_evaluations, f"{s.status}: {s.reason}")
 
     return run
@@ -89,7 +111,7 @@ def trf(problem: Problem, exact: bool) -> Callable[[], Outcome]:
     start = torch.cat([problem.cameras.reshape(-1), problem.points.reshape(-1)]).numpy()
     single = torch.func.vmap(torch.func.jacrev(project, (0, 1)))
 
-    def split(v: np.ndarray) -> dict[str, torch.Tensor]:
+    def split(v: np.ndarray) -> dict[str, Tensor]:
         x = torch.from_numpy(v)
         return {"cameras": x[:first].view(-1, 9), "points": x[first:].view(-1, 3)}
 
@@ -106,14 +128,14 @@ def trf(problem: Problem, exact: bool) -> Callable[[], Outcome]:
             blocks = torch.cat(single(x["cameras"][problem.camera], x["points"][problem.point]), 2)
             return sparse.csr_matrix((blocks.numpy().ravel(), indices, indptr), shape=shape)
 
-        given = {"jac": jacobian} if exact else {"jac": "2-point", "jac_sparsity": pattern}
-        s = scipy_least_squares(residual, start, method="trf", x_scale="jac", tr_solver="lsmr", **given)
+        way = partial(scipy_least_squares, residual, start, method="trf", x_scale="jac", tr_solver="lsmr")
+        s = way(jac=jacobian) if exact else way(jac="2-point", jac_sparsity=pattern)  # pyright: ignore[reportArgumentType]
         return Outcome(float(s.cost), counts[0], s.njev, s.message)
 
     return run
 
 
-def timed(outcomes: dict[str, list[Outcome]], name: str, run: Callable[[], Outcome]) -> Callable[[], None]:
+def timed(outcomes: dict[str, list[Outcome]], name: str, run: Callable[[], Outcome]) -> Callable[[], object]:
     return lambda: outcomes[name].append(run())
 
 

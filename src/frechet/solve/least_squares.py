@@ -85,10 +85,10 @@ def least_squares(
     `structure` says which parameters a residual reads, where each reads few of many: a dict from the name of a
     parameter ``(B, ...)`` to a tensor of integers ``(G,)`` or ``(G, k)``, the rows that each of the G groups of equally
     many residuals reads, -1 for none, or "all"; a dict of such dicts where the residual is a dict; the tensor of
-    integers itself where x0 is a tensor; or the pattern ``(m, n)`` of the Jacobian as a sparse matrix or a tensor of
-    booleans. Steps then come from sparse normal equations, of which a block-diagonal part is eliminated;
-    ``jacobian="products"`` takes LSMR in place of their factors. The structure is compared with the function at every
-    point, and `ValueError` names a parameter that is read undeclared.
+    integers itself where x0 is a tensor; the pattern ``(m, n)`` of the Jacobian as a sparse matrix or a tensor of
+    booleans; or "find", which finds the pattern by 2 min(m, n) products. Steps then come from sparse normal equations,
+    of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in place of their factors. The
+    structure is compared with the function at every point, and `ValueError` names a parameter that is read undeclared.
 
     Example:
         >>> import torch

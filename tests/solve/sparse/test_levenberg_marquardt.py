@@ -245,6 +245,23 @@ def test_observe_limits_and_values_that_are_not_finite():
         least_squares(lambda x: x - 1, torch.zeros(3, dtype=F64), structure=which, method="dogleg")
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_pattern_that_nobody_declared_is_found(name):
+    problem = PROBLEMS[name]()
+    found = least_squares(problem.residual, problem.x0, structure="find")
+    agree(problem, found, least_squares(problem.residual, problem.x0))
+    r = flat(problem.residual(problem.x0))
+    assert found.products >= 2 * min(len(r), len(flat(problem.x0)))
+
+
+def test_a_branch_that_is_not_taken_near_the_start_is_refused_later():
+    def branch(x):
+        return torch.cat([x - 3, torch.relu(x[:1] - 1) * x[1:2]])
+
+    with pytest.raises(ValueError, match="structure must declare all that a residual reads"):
+        least_squares(branch, torch.zeros(3, dtype=F64), structure="find")
+
+
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 

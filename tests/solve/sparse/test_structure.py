@@ -107,6 +107,7 @@ R = torch.zeros(4, 2, dtype=F64)
         (torch.zeros(4, dtype=torch.int64), TypeError, "structure must be a dict of index tensors by parameter"),
         (torch.ones(8, 6, dtype=torch.bool), ValueError, r"shape of the Jacobian \(8, 7\), got \(8, 6\)"),
         ("sparse", TypeError, "structure must be a dict of index tensors by parameter, .* got str"),
+        (3, TypeError, "structure must be a dict of index tensors by parameter, .* got int"),
     ],
 )
 def test_wrong_declarations_are_refused(declared, error, sentence):

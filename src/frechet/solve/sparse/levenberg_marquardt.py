@@ -35,12 +35,13 @@ from frechet.solve.robust import row_scales
 from frechet.solve.run import LeastSquaresState
 from frechet.solve.sparse.block_jacobian import BlockJacobian
 from frechet.solve.sparse.colored_products import check_declared, check_gradient, derivative, gradient
+from frechet.solve.sparse.found_pattern import found_pattern
 from frechet.solve.sparse.steps import Chord, Steps
 from frechet.solve.sparse.structure import Declared, Structure, structured
 
 FIRST, MOST = 1e-3, 1e20  # of mu: Nielsen's for a start that is neither near nor far
 FADE, FALLS, ACCEPT = 0.9, 0.9, 1e-4  # as in levenberg_marquardt and polish
-UNDAMPED = 1e-6  # mu from which on the undamped step is tried first
+UNDAMPED = 2e-6  # mu from which on the undamped step is tried first: three good steps after FIRST
 NEAR = 10.0  # within this factor of a tolerance the undamped step is computed
 IDLE = 10  # steps in a row that changed the cost by rounding only
 
@@ -92,6 +93,10 @@ def sparse_run(
         raise ValueError(
             f"least_squares: method must be 'levenberg-marquardt' where structure is given, got {method!r}"
         )
+    if isinstance(declared, str):
+        if declared != "find":
+            raise ValueError(f"least_squares: structure must be 'find', index tensors or a pattern, got {declared!r}")
+        declared = found_pattern(problem, start)
     with torch.no_grad():
         returned = problem.function(problem.structured(start.x))
     problem.ledger.residuals += 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from frechet.solve.sparse.coloring import colored, meetings
 from frechet.space import Space
 
 Reads = Mapping[str, "Tensor | str"]
-Declared = Tensor | Reads | Mapping[str, "Reads | Tensor"] | sparse.sparray | sparse.spmatrix
+Declared = Tensor | Reads | Mapping[str, "Reads | Tensor"] | sparse.sparray | sparse.spmatrix | Literal["find"]
 
 WIDEST = 64  # columns of a block that is worth eliminating
 
