@@ -41,6 +41,7 @@ from frechet.solve.sparse.structure import Declared, Structure, structured
 
 FIRST, MOST = 1e-3, 1e20  # of mu: Nielsen's for a start that is neither near nor far
 FADE, FALLS, ACCEPT = 0.9, 0.9, 1e-4  # as in levenberg_marquardt and polish
+POOR = 0.25  # gain below which mu doubles: where a column of J vanishes, D^2 fades faster than Nielsen's rule raises mu
 UNDAMPED = 2e-6  # mu from which on the undamped step is tried first: three good steps after FIRST
 NEAR = 10.0  # within this factor of a tolerance the undamped step is computed
 IDLE = 10  # steps in a row that changed the cost by rounding only
@@ -151,7 +152,7 @@ def sparse_levenberg_marquardt(
             if accepted is None:
                 damping, growth = damping * growth, 2 * growth
             else:
-                damping, growth = damping * max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3), 2.0
+                damping, growth = damping * (2.0 if gain < POOR else max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3)), 2.0
         if accepted is None:
             break
         slack = now.noise * now.size

@@ -119,9 +119,13 @@ def _refined(A: BlockJacobian, b: Tensor, factor: NormalFactor) -> Tensor:
 
 
 def _by_lsmr(A: BlockJacobian, r: Tensor, free: Tensor, mu: float, rtol: float) -> tuple[Tensor, int] | None:
-    """LSMR on [A; sqrt(mu) I] R^-1 with R'R the diagonal blocks of A'A + mu."""
-    m, n, root = A.structure.m, A.structure.n, mu**0.5
-    halves = _diagonal_halves(A, torch.where(free, max(mu, LEAST), 1.0).to(r))
+    """LSMR on [A; sqrt(mu) I] R^-1 with R'R the diagonal blocks of A'A + mu; mu is not less than `LEAST`.
+
+    Without damping LSMR would follow, near a solution, directions that A does not see but for rounding.
+    """
+    m, n, mu = A.structure.m, A.structure.n, max(mu, LEAST)
+    root = mu**0.5
+    halves = _diagonal_halves(A, torch.where(free, mu, 1.0).to(r))
     if halves is None:
         return None
     domain, image = euclidean(n, torch.float64, r.device), euclidean(m + n, torch.float64, r.device)
