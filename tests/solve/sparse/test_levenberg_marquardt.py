@@ -47,6 +47,17 @@ def test_differences_take_one_or_two_residuals_for_each_color(name, jacobian):
     assert found.residual_evaluations <= (each + 2) * found.jacobian_evaluations + 10
 
 
+@pytest.mark.parametrize("name", ["bundle", "two_kinds"])
+@pytest.mark.parametrize(("jacobian", "ftol"), [("2-point", 1e-8), ("3-point", 0.0)])
+def test_errors_of_differences_are_no_directions_where_the_gauge_is_free(name, jacobian, ftol):
+    problem = PROBLEMS[name]()
+    found = least_squares(problem.residual, problem.x0, structure=problem.structure, jacobian=jacobian, ftol=ftol)
+    dense = least_squares(problem.residual, problem.x0)
+    assert found.converged, found.reason
+    assert found.cost == pytest.approx(dense.cost, rel=1e-6)
+    assert found.iterations < 50
+
+
 @pytest.mark.parametrize("name", ["shared", "priors", "poses"])
 def test_robust_losses(name):
     problem = PROBLEMS[name]()
@@ -136,6 +147,16 @@ def test_blocks_that_are_seen_once_or_never_do_no_harm(jacobian):
     assert s.residual < 1e-10
     assert torch.equal(s.x["cameras"][2], x0["cameras"][2])
     assert torch.equal(s.x["points"][5], x0["points"][5])
+
+
+@pytest.mark.parametrize("jacobian", ["auto", "products"])
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+def test_a_residual_whose_column_vanishes_at_the_solution_is_reached(jacobian, unit):
+    """mu D^2 must not fade with the column: cos(x) + 2 is least at pi, where its derivative is zero."""
+    which = torch.arange(3).repeat_interleave(2)
+    x0 = torch.tensor([2.0, 2.5, 4.0], dtype=F64)
+    s = least_squares(lambda x: unit * (x[which].cos() + 2), x0, structure=which, jacobian=jacobian)
+    assert s.cost == pytest.approx(3.0 * unit**2, rel=1e-6)
 
 
 # --- the truth --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def sparse_levenberg_marquardt(
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> tuple[MatrixFreeRun, str]:
     """Run from `start`; also how the steps were computed. `factors` False takes LSMR even where factors fit."""
-    steps = Steps.of(structure, factors)
+    steps = Steps.of(structure, factors, problem.route)
     now = moment(problem, start, structure, first=True)
     if now is None:
         raise NonFinite(

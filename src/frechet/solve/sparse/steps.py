@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from frechet.linalg.result import Status
 from frechet.operators.structured import from_callable
 from frechet.solve.lsmr import lsmr
+from frechet.solve.residual import Route
 from frechet.solve.sparse.block_jacobian import BlockJacobian
 from frechet.solve.sparse.schur import NormalFactor, factored_normal
 from frechet.solve.sparse.structure import WIDEST, Blocks, Structure
@@ -23,6 +25,7 @@ from frechet.solve.sparse.symbolic import Elimination, elimination
 from frechet.space import euclidean
 
 LEAST = 1e-10  # mu of the preconditioner: far above the rounding of J'J, whose columns have norm one
+BLURRED = {"2-point": 1e-6, "3-point": 1e-9}  # the same for differences: J'J of errors of J is 1e-15, 1e-19
 RAISES = 4  # times that it is raised a hundredfold where rounding leaves J'J + mu indefinite
 REFINED = 30  # iterations of conjugate gradients, of which a well-conditioned J needs two
 SEEN = 1e-3  # of mu: the square of a singular value below which A is taken not to see a direction
@@ -33,14 +36,20 @@ Chord = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """How steps are computed for one structure: by the factors of `plan`, or without."""
+    """How steps are computed for one structure: by the factors of `plan`, or without.
+
+    `least` is the mu of undamped steps. It is larger for a J by differences, whose errors look like directions that r
+    depends on a little, and such steps are not refined.
+    """
 
     structure: Structure
     plan: Elimination | None
+    least: float = LEAST
 
     @classmethod
-    def of(cls, structure: Structure, factors: bool) -> Steps:
-        return cls(structure, elimination(structure) if factors else None)
+    def of(cls, structure: Structure, factors: bool, route: Route = "columns") -> Steps:
+        plan = elimination(structure) if factors else None
+        return cls(structure, plan, BLURRED.get(route, LEAST))
 
     @property
     def name(self) -> str:
@@ -59,9 +68,13 @@ class Steps:
         inverse = torch.where(free, 1 / D, 0.0).to(r)
         A = J.scaled(inverse)
         if self.plan is None:
-            found = _by_lsmr(A, r, free.to(r.device), mu, rtol)
+            found = _by_lsmr(A, r, free.to(r.device), max(mu, self.least), rtol)
+        elif mu > 0:
+            factor = factored_normal(self.plan, A, torch.where(free.to(r.device), mu, 1.0).to(r))
+            found = None if factor is None else (factor.solve(-A.transposed_times(r)), 0)
         else:
-            found = _by_factors(self.plan, A, r, free.to(r.device), mu)
+            step = self._undamped(A, free.to(r.device))
+            found = None if step is None else (step(-A.transposed_times(r)), 0)
         if found is None or not bool(found[0].isfinite().all()):
             return None
         return (found[0] * inverse).cpu(), found[1]
@@ -71,30 +84,20 @@ class Steps:
         if self.plan is None:
             return None
         inverse = torch.where(free, 1 / D, 0.0).to(J.structure.colors.device)
-        A = J.scaled(inverse)
-        factor = _least_damped(self.plan, A, free.to(inverse.device))
-        return None if factor is None else lambda g: (_refined(A, -g.to(inverse) * inverse, factor) * inverse).cpu()
+        step = self._undamped(J.scaled(inverse), free.to(inverse.device))
+        return None if step is None else lambda g: (step(-g.to(inverse) * inverse) * inverse).cpu()
+
+    def _undamped(self, A: BlockJacobian, free: Tensor) -> Chord | None:
+        """A'A s = b by the factors of A'A + mu for the least mu that rounding allows."""
+        assert self.plan is not None  # by the callers
+        for k in range(RAISES):
+            factor = factored_normal(self.plan, A, torch.where(free, self.least * 100.0**k, 1.0).to(A.values[0]))
+            if factor is not None:
+                return factor.solve if self.least > LEAST else partial(_refined, A, factor)
+        return None
 
 
-def _by_factors(plan: Elimination, A: BlockJacobian, r: Tensor, free: Tensor, mu: float) -> tuple[Tensor, int] | None:
-    b = -A.transposed_times(r)
-    if mu > 0:
-        factor = factored_normal(plan, A, torch.where(free, mu, 1.0).to(r))
-        return None if factor is None else (factor.solve(b), 0)
-    factor = _least_damped(plan, A, free)
-    return None if factor is None else (_refined(A, b, factor), 0)
-
-
-def _least_damped(plan: Elimination, A: BlockJacobian, free: Tensor) -> NormalFactor | None:
-    """The factors of A'A + mu for the least mu that rounding allows."""
-    for k in range(RAISES):
-        factor = factored_normal(plan, A, torch.where(free, LEAST * 100.0**k, 1.0).to(A.values[0]))
-        if factor is not None:
-            return factor
-    return None
-
-
-def _refined(A: BlockJacobian, b: Tensor, factor: NormalFactor) -> Tensor:
+def _refined(A: BlockJacobian, factor: NormalFactor, b: Tensor) -> Tensor:
     """A'A s = b by conjugate gradients from the damped step, as long as s'b grows in directions that A sees."""
     s = factor.solve(b)
     As = A.times(s)
@@ -119,12 +122,11 @@ def _refined(A: BlockJacobian, b: Tensor, factor: NormalFactor) -> Tensor:
 
 
 def _by_lsmr(A: BlockJacobian, r: Tensor, free: Tensor, mu: float, rtol: float) -> tuple[Tensor, int] | None:
-    """LSMR on [A; sqrt(mu) I] R^-1 with R'R the diagonal blocks of A'A + mu; mu is not less than `LEAST`.
+    """LSMR on [A; sqrt(mu) I] R^-1 with R'R the diagonal blocks of A'A + mu.
 
-    Without damping LSMR would follow, near a solution, directions that A does not see but for rounding.
+    Without any mu LSMR would follow, near a solution, directions that A does not see but for rounding.
     """
-    m, n, mu = A.structure.m, A.structure.n, max(mu, LEAST)
-    root = mu**0.5
+    m, n, root = A.structure.m, A.structure.n, mu**0.5
     halves = _diagonal_halves(A, torch.where(free, mu, 1.0).to(r))
     if halves is None:
         return None
