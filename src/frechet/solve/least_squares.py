@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -52,11 +53,11 @@ def least_squares(
     loss_scale: float = 1.0,
     method: Method = "auto",
     jacobian: Literal["auto", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
+    structure: Declared | None = None,
     gtol: float | None = None,
     xtol: float | None = None,
     ftol: float = 0.0,
     max_evaluations: int | None = None,
-    structure: Declared | None = None,
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> LeastSquaresSolution:
     """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
@@ -116,14 +117,14 @@ def least_squares(
     )
     if structure is not None:
         run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
-        return _matrix_free(problem, run, start.cost, how)
+        found = _matrix_free(problem, rules, run, start.cost)
+        return replace(found, method=how, start_cost=start.cost * problem.square)
     if _products(jacobian, len(start.r), len(x)):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
             )
-        run = matrix_free(problem, start, rules, observe=observe)
-        return _matrix_free(problem, run, start.cost, "lsmr on products with the Jacobian")
+        return _matrix_free(problem, rules, matrix_free(problem, start, rules, observe=observe), start.cost)
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
     match chosen:
@@ -146,7 +147,7 @@ def _products(jacobian: object, m: int, n: int) -> bool:
     return jacobian == "products" or (large and (jacobian == "auto" or callable(jacobian)))
 
 
-def _matrix_free(problem: Residual, run: MatrixFreeRun, start_cost: float, how: str) -> LeastSquaresSolution:
+def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
     x, ledger, point, unit, square = run.point.x, problem.ledger, run.point, problem.unit, problem.square
     active = Box(problem.lower, problem.upper).held(x, run.gradient)
     found = problem.structured(x)
@@ -164,7 +165,7 @@ def _matrix_free(problem: Residual, run: MatrixFreeRun, start_cost: float, how: 
         residual_evaluations=ledger.residuals,
         jacobian_evaluations=ledger.jacobians,
         products=ledger.products,
-        method=f"levenberg-marquardt by {how}",
+        method="levenberg-marquardt by lsmr on products with the Jacobian",
         start_cost=start_cost * square,
         history=tuple(cost * square for cost in run.history),
         space=problem.space,

@@ -163,7 +163,7 @@ def sparse_levenberg_marquardt(
     status, reason = verdict(problem, rules, now, first, status, reason)
     optimality = Search(problem, rules, steps, now, column_scale(now.columns)).optimality
     run = MatrixFreeRun(now.point, now.gradient, optimality, status, reason, iterations, tuple(history))
-    return run, f"{steps.name}; {how_often(problem, now.J.structure)} for each Jacobian"
+    return run, f"levenberg-marquardt by {steps.name}; {how_often(problem, now.J.structure)} for each Jacobian"
 
 
 def how_often(problem: Residual, structure: Structure) -> str:
@@ -237,8 +237,12 @@ class Search:
     def settled(self) -> tuple[Status | None, str]:
         """What can be said without a step."""
         now = self.now
-        if now.size <= now.noise or now.point.cost == 0:
+        if now.size <= now.noise:
             return Status.CONVERGED, f"the residual is zero to rounding: norm(r) = {now.size:.3g}"
+        if now.point.cost == 0 and self.problem.unit != 1:
+            return Status.STAGNATED, f"the residual has become too small for its unit: {now.size:.3g}"
+        if now.point.cost == 0:
+            return Status.CONVERGED, f"the cost is zero to rounding: norm(r) = {now.size:.3g}"
         if not bool(now.columns.any()):
             return Status.STAGNATED, "the Jacobian is zero: r does not change with any parameter"
         if not bool(self.free.any()):
