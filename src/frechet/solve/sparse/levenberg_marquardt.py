@@ -168,11 +168,14 @@ def sparse_levenberg_marquardt(
 
 def how_often(problem: Residual, structure: Structure) -> str:
     """What one Jacobian costs, in words."""
+    count = structure.count
     if problem.route in ("2-point", "3-point"):
-        return f"{structure.count * (1 if problem.route == '2-point' else 2)} residuals"
-    if problem.jacobian is None and structure.by_rows:
-        return f"{structure.groups[0].rows.shape[1]} backward passes"
-    return f"{structure.count} products"
+        count, unit = count * (1 if problem.route == "2-point" else 2), "residuals"
+    elif problem.jacobian is None and structure.by_rows:
+        count, unit = structure.groups[0].rows.shape[1], "backward passes"
+    else:
+        unit = "products"
+    return f"{count} {unit}" if count != 1 else "1 " + {"backward passes": "backward pass"}.get(unit, unit[:-1])
 
 
 def moment(problem: Residual, point: Point, structure: Structure, first: bool = False) -> Moment | None:
