@@ -263,7 +263,7 @@ class Search:
         now, problem = self.now, self.problem
         chord = self.steps.chord(now.J, self.D, self.free)
         if chord is not None:
-            p = chord(now.gradient)
+            p = chord(now.gradient, True)
             x = now.point.x + p
             if bool(p.isfinite().all()) and not bool(((x < problem.lower) | (x > problem.upper)).any()):
                 return Trial(p, now.gain(p), chord)
@@ -345,7 +345,7 @@ def polished(search: Search, trial: Trial) -> Moment:
         slope = None if trial.chord is None else gradient(problem, after)
         if slope is None or trial.chord is None:
             return polished_by_jacobians(search, trial)
-        p, slope = trial.chord(slope), slope.cpu()
+        p, slope = trial.chord(slope, False), slope.cpu()
         x = after.x + p
         if bool(((x < problem.lower) | (x > problem.upper)).any()) or not torch.equal(
             search.free, search.released(after.x, slope)

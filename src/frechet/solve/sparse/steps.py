@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ REFINED = 30  # iterations of conjugate gradients, of which a well-conditioned J
 SEEN = 1e-3  # of mu: the square of a singular value below which A is taken not to see a direction
 EXACT = 1e-6  # the part of the gain that the last of them adds
 
-Chord = Callable[[Tensor], Tensor]
+Chord = Callable[[Tensor, bool], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,27 +72,41 @@ class Steps:
             factor = factored_normal(self.plan, A, torch.where(free.to(r.device), mu, 1.0).to(r))
             found = None if factor is None else (factor.solve(-A.transposed_times(r)), 0)
         else:
-            step = self._undamped(A, free.to(r.device))
-            found = None if step is None else (step(-A.transposed_times(r)), 0)
+            factor, b = self._least_damped(A, free.to(r.device)), -A.transposed_times(r)
+            found = None if factor is None else (_refined(A, factor, b) if self.refines else factor.solve(b), 0)
         if found is None or not bool(found[0].isfinite().all()):
             return None
         return (found[0] * inverse).cpu(), found[1]
 
     def chord(self, J: BlockJacobian, D: Tensor, free: Tensor) -> Chord | None:
-        """The undamped step as a function of the gradient ``(n,)``, by one factorization; None without factors."""
+        """The undamped step as a function of the gradient ``(n,)``, by one factorization; None without factors.
+
+        The function is told whether to refine: where steps are repeated, they refine themselves.
+        """
         if self.plan is None:
             return None
         inverse = torch.where(free, 1 / D, 0.0).to(J.structure.colors.device)
-        step = self._undamped(J.scaled(inverse), free.to(inverse.device))
-        return None if step is None else lambda g: (step(-g.to(inverse) * inverse) * inverse).cpu()
+        A = J.scaled(inverse)
+        factor = self._least_damped(A, free.to(inverse.device))
 
-    def _undamped(self, A: BlockJacobian, free: Tensor) -> Chord | None:
-        """A'A s = b by the factors of A'A + mu for the least mu that rounding allows."""
+        def step(g: Tensor, refine: bool) -> Tensor:
+            assert factor is not None  # by the return below
+            b = -g.to(inverse) * inverse
+            return ((_refined(A, factor, b) if refine and self.refines else factor.solve(b)) * inverse).cpu()
+
+        return None if factor is None else step
+
+    @property
+    def refines(self) -> bool:
+        return self.least <= LEAST
+
+    def _least_damped(self, A: BlockJacobian, free: Tensor) -> NormalFactor | None:
+        """The factors of A'A + mu for the least mu that rounding allows."""
         assert self.plan is not None  # by the callers
         for k in range(RAISES):
             factor = factored_normal(self.plan, A, torch.where(free, self.least * 100.0**k, 1.0).to(A.values[0]))
             if factor is not None:
-                return factor.solve if self.least > LEAST else partial(_refined, A, factor)
+                return factor
         return None
 
 
