@@ -129,6 +129,17 @@ def by_name(d: str) -> Any:
     )
 
 
+def structured(d: str, **options: Any) -> Any:
+    which, t = (torch.arange(20) % 4).to(d), TIMES.to(d)
+    y = (1 + 0.1 * torch.arange(20) % 4).to(d) * torch.exp(-0.7 * t)
+    return least_squares(
+        lambda p: p["size"][which, 0] * torch.exp(-p["rate"] * t) - y,
+        {"size": ones(4, d)[:, None], "rate": ones(1, d)[0]},
+        structure={"size": which, "rate": "all"},
+        **options,
+    )
+
+
 def batch(d: str) -> Any:
     t = TIMES.to(d)
     several = torch.stack([DECAY, DECAY + 0.1]).to(d)
@@ -193,6 +204,12 @@ ALGORITHMS: dict[str, Callable[[str], Any]] = {
     "least_squares, interior": lambda d: least_squares(decay(d), ones(3, d), bounds=(0.0, 1.5), method="interior").x,
     "least_squares, robust": lambda d: least_squares(decay(d), ones(3, d), loss="huber").x,
     "least_squares, products": lambda d: least_squares(decay(d), ones(3, d), jacobian="products").x,
+    "least_squares, structure": structured,
+    "least_squares, structure, products": lambda d: structured(d, jacobian="products"),
+    "least_squares, structure, differences": lambda d: structured(d, jacobian="3-point"),
+    "least_squares, gathered rows": lambda d: least_squares(
+        lambda x: x[torch.arange(4, device=d)] ** 2 - 2, ones(4, d), structure=torch.arange(4, device=d)
+    ),
     "least_squares_batch": batch,
     "root": lambda d: root(lambda x: x**3 + S.to(d) @ x - B.to(d), 0 * ones(N, d)).x,
     "fixed_point": lambda d: fixed_point(torch.cos, ones(4, d)).x,

@@ -188,3 +188,35 @@ def test_a_robot_arm_follows_its_path_within_limits_and_says_what_it_cannot_reac
     monkeypatch.setattr(sys, "argv", ["robot_arm.py"])
     assert "a point out of reach" in printed(module, found, monkeypatch, capsys)
     assert (tmp_path / "robot_arm.png").stat().st_size > 10_000
+
+
+def test_bundle_adjustment_finds_cameras_and_points_in_a_file_of_its_format(tmp_path, monkeypatch, capsys):
+    module = script("bundle_adjustment", monkeypatch)
+    problem = module.cloud()
+    module.write(problem, tmp_path / "problem.txt")
+    again = module.read(tmp_path / "problem.txt")
+    assert all(torch.equal(getattr(again, name), value) for name, value in vars(problem).items())
+    packed = tmp_path / "problem.txt.bz2"
+    packed.write_bytes(module.bz2.compress((tmp_path / "problem.txt").read_bytes()))
+    found = module.run(packed)
+    assert found.solution.converged, found.solution.reason
+    assert found.before > 5
+    assert found.after < 0.7  # observations have noise of half a pixel
+    assert "after elimination of 'points'" in found.solution.method
+    monkeypatch.setattr(sys, "argv", ["bundle_adjustment.py"])
+    out = printed(module, found, monkeypatch, capsys)
+    assert "8 cameras, 150 points" in out
+    (tmp_path / "short.txt").write_text("1 1 1\n0 0 1.0 2.0\n")
+    with pytest.raises(ValueError, match=r"expected 16 numbers, got 4"):
+        module.read(tmp_path / "short.txt")
+
+
+def test_rotations_of_bundle_adjustment_are_rotations(monkeypatch):
+    module = script("bundle_adjustment", monkeypatch)
+    vectors = torch.tensor([[0.0, 0.0, 0.0], [0.3, -0.2, 0.9], [0.0, 3.0, 0.0]], dtype=torch.float64)
+    zero = torch.zeros(3, dtype=torch.float64)
+    cross = torch.stack([torch.linalg.cross(vectors, e.expand(3, 3)) for e in torch.eye(3, dtype=torch.float64)], 2)
+    points = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    assert torch.allclose(module.rotated(vectors, points.expand(3, 3)), torch.linalg.matrix_exp(cross) @ points[0])
+    J = torch.autograd.functional.jacobian(lambda w: module.rotated(w[None], points)[0], zero)
+    assert torch.allclose(J, torch.stack([torch.linalg.cross(e, points[0]) for e in torch.eye(3).double()], 1))

@@ -46,6 +46,8 @@ from frechet.solve.residual import (
 )
 from frechet.solve.robust import Loss, robust_loss
 from frechet.solve.run import LeastSquaresState, Run
+from frechet.solve.sparse.levenberg_marquardt import sparse_run
+from frechet.solve.sparse.structure import Declared
 from frechet.solve.system import check_start
 from frechet.space import Space
 
@@ -71,6 +73,7 @@ def least_squares(
     loss_scale: float = 1.0,
     method: Method = "auto",
     jacobian: Literal["auto", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
+    structure: Declared | None = None,
     gtol: float | None = None,
     xtol: float | None = None,
     ftol: float = 0.0,
@@ -105,6 +108,14 @@ def least_squares(
     differentiation, or from differences, or is a function of x that returns the matrix ``(m, n)``, a dict of blocks or
     a LinearOperator; "products" never forms it. `observe` is called once per step; True stops.
 
+    `structure` says which parameters a residual reads, where each reads few of many: a dict from the name of a
+    parameter ``(B, ...)`` to a tensor of integers ``(G,)`` or ``(G, k)``, the rows that each of the G groups of equally
+    many residuals reads, -1 for none, or "all"; a dict of such dicts where the residual is a dict; the tensor of
+    integers itself where x0 is a tensor; the pattern ``(m, n)`` of the Jacobian as a sparse matrix or a tensor of
+    booleans; or "find", which finds the pattern by 2 min(m, n) products. Steps then come from sparse normal equations,
+    of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in place of their factors. The
+    structure is compared with the function at every point, and `ValueError` names a parameter that is read undeclared.
+
     Example:
         >>> import torch
         >>> from frechet import least_squares
@@ -127,6 +138,10 @@ def least_squares(
         _sizes(start.x),
         tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
     )
+    if structure is not None:
+        run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
+        run = replace(run, history=tuple(c * problem.square for c in run.history))
+        return replace(_matrix_free(problem, rules, run, start.cost * problem.square), method=how)
     if _products(jacobian, len(start.r), len(x)):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
