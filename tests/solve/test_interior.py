@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -75,3 +77,43 @@ def test_stops_and_limits():
     assert s.status is Status.MAX_ITERATIONS
     s = least_squares(regression.residual, regression.starts[0], method="interior", observe=lambda s: s.iteration == 2)
     assert (s.status, s.iterations) == (Status.STOPPED, 2)
+
+
+@pytest.mark.parametrize("scaling", [*SCALINGS, "combined"])
+def test_scalings_are_public(scaling):
+    problem = next(p for p in BOUNDED if p.name == "box")
+    bounds = (problem.lower, problem.upper)
+    s = least_squares(problem.residual, problem.start, bounds=bounds, method="interior", scaling=scaling)
+    assert s.converged
+    assert near(2 * s.cost, problem.bounded_minimum)
+
+
+def test_what_belongs_to_one_method_is_refused_for_another():
+    def r(x):
+        return x - 1
+
+    x0 = torch.zeros(2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="least_squares: scaling must be one of 'coleman-li'.*got 'newton'"):
+        least_squares(r, x0, method="interior", scaling="newton")
+    with pytest.raises(ValueError, match=r"and method 'interior', got 'coleman-li' and 'auto'"):
+        least_squares(r, x0, scaling="coleman-li")
+    with pytest.raises(ValueError, match=r"eta must lie in \(0, 4\)"):
+        least_squares(r, x0, method="adaptive-damping", eta=4.0)
+    with pytest.raises(ValueError, match=r"method be 'adaptive-damping', got 1.5 and 'dogleg'"):
+        least_squares(r, x0, method="dogleg", eta=1.5)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0, 1.2, 2.0])
+def test_the_exponent_of_the_damping_sets_the_order(eta):
+    norms = []
+
+    def r(x):
+        return (x.square().sum() - 1)[None]
+
+    least_squares(
+        r, torch.tensor([2.0, 1.5], dtype=torch.float64), method="adaptive-damping", eta=eta,
+        observe=lambda state: bool(norms.append(float(r(state.x).norm()))),
+    )  # fmt: skip
+    sizes = [n for n in norms if n > 1e-13]
+    order = math.log(sizes[-1] / sizes[-2]) / math.log(sizes[-2] / sizes[-3])
+    assert order > min(1 + eta, 2) - 0.25

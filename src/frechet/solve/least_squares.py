@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from frechet.linalg.result import Status
 from frechet.solve.adaptive_damping import adaptive_damping
+from frechet.solve.affine_scaling import SCALINGS, Scaling
 from frechet.solve.box import Bound, Box, check_pair, side
 from frechet.solve.curved_model import curved
 from frechet.solve.damped_step import column_scale, factored
@@ -62,6 +64,7 @@ ALGORITHMS: dict[str, Callable[..., Run]] = {
 ENDED = (Status.STOPPED, Status.MAX_ITERATIONS)
 LARGEST = 1 << 22  # entries of a dense Jacobian
 WIDEST = 1 << 9  # its columns
+ETA = 1.2  # 1 damps most and 2 converges fastest, where solutions are isolated
 
 
 def least_squares(
@@ -79,6 +82,8 @@ def least_squares(
     ftol: float = 0.0,
     max_evaluations: int | None = None,
     absolute_sigma: bool = False,
+    eta: float = ETA,
+    scaling: Scaling = "combined",
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> LeastSquaresSolution:
     """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
@@ -106,7 +111,9 @@ def least_squares(
     `loss` is 'huber', 'soft_l1', 'cauchy', 'arctan', 'tukey' or a function rho of z = (r_i / loss_scale)^2 with rho(0)
     = 0 and rho'(0) = 1: residuals larger than `loss_scale` count less. `jacobian` is derived by automatic
     differentiation, or from differences, or is a function of x that returns the matrix ``(m, n)``, a dict of blocks or
-    a LinearOperator; "products" never forms it. `observe` is called once per step; True stops.
+    a LinearOperator; "products" never forms it. `observe` is called once per step; True stops. `eta` in (0, 4) is the
+    power of norm(r) in the damping of "adaptive-damping"; `scaling` is that of "interior": 'coleman-li',
+    'heinkenschloss-ulbrich', 'kanzow-klug', 'hager-mair-zhang' or their convex combination 'combined'.
 
     `structure` says which parameters a residual reads, where each reads few of many: a dict from the name of a
     parameter ``(B, ...)`` to a tensor of integers ``(G,)`` or ``(G, k)``, the rows that each of the G groups of equally
@@ -128,6 +135,7 @@ def least_squares(
     """
     problem, x = _problem(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
+    _algorithm(method, eta, scaling)
     problem, start = begin(problem, x)
     eps = problem.eps
     rules = Rules(
@@ -150,9 +158,10 @@ def least_squares(
         return _by_products(problem, start, rules, observe)
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
+    algorithm = _algorithm(chosen, eta, scaling)
     first, start_cost, total, history = linear, linear.cost * problem.square, 0, ()
     while True:
-        run = ALGORITHMS[chosen](problem, linear, rules, observe=observe)
+        run = algorithm(problem, linear, rules, observe=observe)
         total, history = total + run.iterations, (*history, *(c * problem.square for c in run.history[bool(history) :]))
         other, point = in_range(problem, run.linear.point)
         moved = None if other is problem or run.status in ENDED else other.linearized(point)
@@ -162,6 +171,22 @@ def least_squares(
     run = replace(run, iterations=total, history=history)
     described = f"{chosen}, dense Jacobian by {problem.route}"
     return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
+
+
+def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
+    """The loop of a method, with what belongs to it alone."""
+    if scaling not in (*SCALINGS, "combined") or (scaling != "combined" and method != "interior"):
+        known = ", ".join(repr(s) for s in (*SCALINGS, "combined"))
+        raise ValueError(
+            f"least_squares: scaling must be one of {known}, and method 'interior', got {scaling!r} and {method!r}"
+        )
+    if not 0 < eta < 4 or (eta != ETA and method != "adaptive-damping"):
+        raise ValueError(
+            f"least_squares: eta must lie in (0, 4), and method be 'adaptive-damping', got {eta} and {method!r}"
+        )
+    if method == "adaptive-damping":
+        return partial(adaptive_damping, eta=eta)
+    return partial(interior, scaling=scaling) if method == "interior" else ALGORITHMS.get(method, levenberg_marquardt)
 
 
 def _sizes(x: Tensor) -> Tensor:
