@@ -129,12 +129,30 @@ def test_what_cannot_be_met_is_infeasible_in_any_units(unit):
     assert s.status is Status.INFEASIBLE
 
 
-@pytest.mark.parametrize("unit", [1e-8, 1e8, 1e12])
-def test_a_start_far_up_does_not_loosen_the_tolerances(unit):
-    s = minimize(
-        lambda x: unit * ((x - 1) ** 4).sum() + unit * ((x - 1) ** 2).sum(),
-        torch.tensor([1e3, -2e3], dtype=F64),
-        constraints=lambda x: x[:1] + x[1:2] - 3,
-    )
-    assert s.converged
-    assert torch.allclose(s.x, torch.full((2,), 1.5, dtype=F64), rtol=1e-6)
+SHIFT = torch.tensor([1.0, 2.0], dtype=F64)
+# f, its solution between the constraints, the error of x that gtol = 1e-8 of the size of f allows by its order
+FAR = {
+    "quartic and quadratic": (lambda x: ((x - SHIFT) ** 4).sum() + ((x - SHIFT) ** 2).sum(), [1.0, 2.0], 5e-8),
+    "quadratic": (lambda x: ((x - SHIFT) ** 2).sum(), [1.0, 2.0], 5e-8),
+    "quartic": (lambda x: ((x - SHIFT) ** 4).sum(), [1.0, 2.0], 1e-6),
+    "exponentials": (lambda x: (x.exp() - x.new_tensor([3.0, 5.0])).square().sum(), [math.log(3), math.log(5)], 5e-8),
+}
+AROUND = {
+    "plane": (lambda x: x[:1] + x[1:2] - 3, ("quartic and quadratic", "quadratic", "quartic")),
+    "inactive": (Constraint(lambda x: x[:1] + x[1:2], lower=-100.0, upper=math.inf), tuple(FAR)),
+    "ball": (Constraint(lambda x: x @ x, lower=-math.inf, upper=100.0), tuple(FAR)),
+}
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e12])
+@pytest.mark.parametrize("start", [3.0, 150.0, 1e8, 1e20])
+@pytest.mark.parametrize(("around", "name"), [(a, n) for a, (_, names) in AROUND.items() for n in names])
+def test_converged_means_the_minimum_from_any_start(around, name, start, unit):
+    f, solution, accuracy = FAR[name]
+    if name == "exponentials" and start > 200:
+        return  # infinite there
+    x0 = torch.tensor([start, -start if name != "exponentials" else start / 2], dtype=F64)
+    s = minimize(lambda x: unit * f(x), x0, constraints=AROUND[around][0], max_iterations=300)
+    assert s.converged or (s.status is Status.MAX_ITERATIONS and start > 1e6)
+    if s.converged:
+        assert s.x.tolist() == pytest.approx(solution, abs=accuracy)

@@ -28,18 +28,26 @@ from frechet.solve.constrained.augmented import augmented
 from frechet.solve.constrained.composite import composite
 from frechet.solve.constrained.constraint import Constraint, Constraints, Function, as_list, sides
 from frechet.solve.constrained.frame import pushed_inside
-from frechet.solve.constrained.kkt import Conditions, conditions, largest, violation
+from frechet.solve.constrained.kkt import (
+    STATIONARY,
+    Conditions,
+    conditions,
+    largest,
+    stationary_violation,
+    violation,
+)
 from frechet.solve.constrained.program import Parameters, Point, Program
 from frechet.solve.constrained.run import ConstrainedState, Observe, Rules, Run
-from frechet.solve.constrained.scaling import FLAT, lengths, mattering, measures, scales
+from frechet.solve.constrained.scaling import bending, lengths, mattering, measures, scales
 from frechet.solve.minimize_result import MinimizeSolution
 from frechet.solve.system import check_start
 from frechet.space import Space
 
 Method = Literal["auto", "composite", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+LITTLE = 1e-4  # of a violation: less is taken for stationary
 RESTORE = 200  # iterations towards the constraints alone
-MEASURES = 5  # runs, each from the result of the last, with tolerances by sizes there
+MEASURES = 50  # runs, each from the result of the last, with tolerances by sizes there
 RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
 NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
 
@@ -99,10 +107,10 @@ def constrained(
         return observe(replace(state, x=state.x * program.lengths))
 
     watch = None if observe is None else shown
-    iterations, history, begun = 0, (), []
+    iterations, history, begun = 0, (), 0
     while True:  # tolerances are relative to sizes at the result, which may not be those at the start
         measure, sizes = measures(start, 1.0, 1.0)
-        begun.append((measure, sizes))
+        begun += 1
         small = replace(program, measure=measure, measures=sizes).scaled(*scales(start))
         begin = small.point(start.x)
         assert begin is not None  # finite a moment ago, in other units
@@ -115,18 +123,17 @@ def constrained(
         if bool((own != program.lengths).any()):
             other, there, stricter = _measured(program.stretched(own), point.x * program.lengths / own, run.y)
         holds = found.hold(rules.gtol, rules.ctol) and stricter.hold(rules.gtol, rules.ctol)
-        again = None if run.status is not None or holds else other.point(other.rounded(there.x, strict=True))
-        if again is None or iterations >= rules.max_iterations or len(begun) == MEASURES:
+        strayed = not holds if run.status is None else _falls(other, there, run.status)
+        grown = largest(found.y * small.units / small.unit)
+        again = other.point(other.rounded(there.x, strict=True)) if strayed and grown <= RUNAWAY else None
+        if again is not None and iterations >= rules.max_iterations:
+            run = replace(run, status=Status.MAX_ITERATIONS)
+            break
+        if again is None or begun == MEASURES:
             break
         program, start = other, again
-    for measure, sizes in reversed(begun):  # a gradient that vanishes at the solution is no size of f
-        if not holds and program.measure <= FLAT * measure:
-            found = conditions(replace(program, measure=measure, measures=sizes), point, run.y)
-            stricter = conditions(replace(other, measure=measure, measures=sizes), there, run.y)
-            holds = found.hold(rules.gtol, rules.ctol) and stricter.hold(rules.gtol, rules.ctol)
     bent = None if run.curvature is None else run.curvature * program.lengths
     run = replace(run, iterations=iterations, history=history, curvature=bent)
-    grown = largest(found.y * small.units / small.unit)
     return _solution(program, point, run, found, holds, grown, rules, chosen, shapes)
 
 
@@ -144,11 +151,23 @@ def _lengthened(program: Program, start: Point) -> tuple[Program, Point]:
     return (program, start) if point is None else (other, point)
 
 
+def _falls(program: Program, point: Point, status: Status) -> bool:
+    """Whether a violation that was stationary in the units of the start still falls in those at its end."""
+    if status is not Status.INFEASIBLE:
+        return False
+    here = program.scaled(*scales(point))
+    scaled = here.point(point.x)
+    if scaled is None or stationary_violation(here, scaled, STATIONARY):
+        return False
+    v = violation(here, scaled.x, scaled.c)  # and the part of it that a change of x by its size takes away
+    return float(here.domain.norm(scaled.J.T @ v)) > LITTLE * float(here.codomain.norm(v)) ** 2
+
+
 def _measured(program: Program, x: Tensor, y: Tensor) -> tuple[Program, Point, Conditions]:
     """The program with the sizes of f and of the rows at x, which is in its lengths."""
     point = program.point(x)
     assert point is not None  # an accepted point
-    measure, sizes = measures(point, 1.0, 1.0)
+    measure, sizes = measures(point, 1.0, 1.0, bending(point))
     program = replace(program, measure=measure, measures=sizes)
     return program, point, conditions(program, point, y)
 

@@ -44,15 +44,24 @@ def scales(point: Point) -> tuple[float, Tensor]:
     return unit, torch.where(norms < LEAST, torch.maximum(norms, point.c.abs().clamp_max(LEAST)), norms.clamp_max(MOST))
 
 
-def measures(point: Point, unit: float, units: float | Tensor) -> tuple[float, Tensor]:
+def bending(point: Point) -> float:
+    """The size of f by its Hessian and the parameters: the largest change of its gradient as x changes by its size."""
+    space = point.J.domain
+    V = torch.stack([point.x, space.random(0, STREAM) * point.x.abs().clamp_min(1.0)], 1)
+    found = (point.hessian(torch.zeros_like(point.c)) @ V).abs()
+    return float(found.max()) if found.numel() and space.finite(found) else 0.0
+
+
+def measures(point: Point, unit: float, units: float | Tensor, bent: float = 0.0) -> tuple[float, Tensor]:
     """The sizes of f and of the rows ``(m,)`` at a point, by their gradients: 1 where these are of ordinary size.
 
-    `unit` and `units` are those in which the point is given.
+    `unit` and `units` are those in which the point is given; `bent` is the size of f by its Hessian, for a solution at
+    which its gradient vanishes.
     """
     slopes = row_norms(point.J) * units if len(point.c) else point.c
     values = torch.maximum(slopes, (point.c * units).abs())
     steep = float(point.g.abs().max()) * unit if len(point.g) else 0.0
-    return _measure(steep), torch.tensor(
+    return _measure(max(steep, bent)), torch.tensor(
         [_measure(v if s < 1 else s) for s, v in zip(slopes.tolist(), values.tolist(), strict=True)],
         dtype=point.c.dtype,
         device=point.c.device,
