@@ -93,7 +93,7 @@ def test_what_belongs_to_one_method_is_refused_for_another():
         return x - 1
 
     x0 = torch.zeros(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="least_squares: scaling must be one of 'coleman-li'.*got 'newton'"):
+    with pytest.raises(ValueError, match=r"least_squares: scaling must be one of 'coleman-li'.*got 'newton'"):
         least_squares(r, x0, method="interior", scaling="newton")
     with pytest.raises(ValueError, match=r"and method 'interior', got 'coleman-li' and 'auto'"):
         least_squares(r, x0, scaling="coleman-li")
