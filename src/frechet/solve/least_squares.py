@@ -63,7 +63,7 @@ ALGORITHMS: dict[str, Callable[..., Run]] = {
 }
 ENDED = (Status.STOPPED, Status.MAX_ITERATIONS)
 LARGEST = 1 << 22  # entries of a dense Jacobian
-WIDEST = 1 << 9  # its columns
+DEAR = 1 << 31  # m n min(m, n), the cost of its factors: some seconds
 ETA = 1.2  # 1 damps most and 2 converges fastest, where solutions are isolated
 
 
@@ -75,7 +75,7 @@ def least_squares(
     loss: Loss = "squared",
     loss_scale: float = 1.0,
     method: Method = "auto",
-    jacobian: Literal["auto", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
+    jacobian: Literal["auto", "dense", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
     structure: Declared | None = None,
     gtol: float | None = None,
     xtol: float | None = None,
@@ -111,7 +111,8 @@ def least_squares(
     `loss` is 'huber', 'soft_l1', 'cauchy', 'arctan', 'tukey' or a function rho of z = (r_i / loss_scale)^2 with rho(0)
     = 0 and rho'(0) = 1: residuals larger than `loss_scale` count less. `jacobian` is derived by automatic
     differentiation, or from differences, or is a function of x that returns the matrix ``(m, n)``, a dict of blocks or
-    a LinearOperator; "products" never forms it. `observe` is called once per step; True stops. `eta` in (0, 4) is the
+    a LinearOperator; "products" never forms it, "dense" always, and "auto" where its factors take seconds at most.
+    `observe` is called once per step; True stops. `eta` in (0, 4) is the
     power of norm(r) in the damping of "adaptive-damping"; `scaling` is that of "interior": 'coleman-li',
     'heinkenschloss-ulbrich', 'kanzow-klug', 'hager-mair-zhang' or their convex combination 'combined'.
 
@@ -196,7 +197,7 @@ def _sizes(x: Tensor) -> Tensor:
 
 def _products(jacobian: object, m: int, n: int) -> bool:
     """Whether J is used through its products alone."""
-    large = m * n > LARGEST or n > WIDEST
+    large = m * n > LARGEST or m * n * min(m, n) > DEAR
     return jacobian == "products" or (large and (jacobian == "auto" or callable(jacobian)))
 
 
@@ -357,9 +358,9 @@ def _problem(
         route = "function"
     elif jacobian in ("2-point", "3-point"):
         route = "2-point" if jacobian == "2-point" else "3-point"
-    elif jacobian not in ("auto", "products"):
+    elif jacobian not in ("auto", "dense", "products"):
         raise ValueError(
-            f"least_squares: jacobian must be 'auto', 'products', '2-point', '3-point' or a function, got {jacobian!r}"
+            f"least_squares: jacobian must be 'auto', 'dense', 'products', '2-point', '3-point' or a function, got {jacobian!r}"
         )
     typical = torch.where(x != 0, x.abs(), 1.0)
     given = jacobian if callable(jacobian) else None

@@ -41,6 +41,7 @@ Differences = Literal["2-point", "3-point"]
 Route = Literal["columns", "rows", "2-point", "3-point", "function"]
 Parameters = Tensor | Mapping[str, Tensor]
 
+MOST_CURVED = 512  # parameters with second derivatives
 WITHOUT_GRAPH = (
     "least_squares: residual must depend on x through torch operations, got a result without a graph; give "
     "jacobian='3-point' for differences, or a function"
@@ -191,8 +192,11 @@ class Residual:
         return Linearization(point, r, J, rows, gradient, column_norms(J), noise)
 
     def curvature(self, linear: Linearization) -> Tensor | None:
-        """S ``(n, n)``, the Hessian of the cost less J'J of the weighted rows, on the host; None without autodiff."""
-        if self.route not in ("columns", "rows"):
+        """S ``(n, n)``, the Hessian of the cost less J'J of the weighted rows, on the host.
+
+        None without autodiff, and beyond `MOST_CURVED` parameters: it takes a backward pass for each.
+        """
+        if self.route not in ("columns", "rows") or len(linear.x) > MOST_CURVED:
             return None
         self.ledger.jacobians += 1
         try:
