@@ -347,7 +347,7 @@ def test_an_objective_that_is_not_finite_at_a_trial_point_refuses_the_step():
 
     data = [(torch.ones(1, 1).double(), torch.full((1, 1), 3.0).double())]
     objective = Objective(Root(), torch.nn.MSELoss(), data)
-    start = torch.tensor([0.01, 16.0], dtype=torch.float64)
+    start = torch.tensor([1.0, 16.0], dtype=torch.float64)
     s = minimize(objective, start, constraints=lambda x: x[0] - 2 * x[1] - 1).checked()
     t = float(s.x[1])
     assert float(s.x[0]) == pytest.approx(1 + 2 * t, abs=1e-8)

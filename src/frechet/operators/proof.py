@@ -86,7 +86,7 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
     x = objective.point
     d, u = (_direction(objective, x, j, seen.padding) for j in (0, 1))
     found = []
-    ours = Remembered(objective.snapshot(x))
+    ours = Remembered(objective.snapshot(x, pieces=True))
     with ours:
         gradient = objective.gradient(x)
     slope = float(objective.space.inner(gradient, d))

@@ -120,7 +120,7 @@ def _measured(objective: Objective, settings: Settings, run: Run, plain: bool, w
     run.leasts = LEASTS
     run.users = {n: "Hessian" if n.startswith(("Hessian", "layer")) else "Gauss-Newton" for n in LEASTS}
     run.meter.times.setdefault("Gauss-Newton", [(1, checked["seconds"])])
-    with Remembered(objective.snapshot()), Operators(objective, run, checked["route"], plain) as operators:
+    with Remembered(objective.snapshot(pieces=True)), Operators(objective, run, checked["route"], plain) as operators:
         work = Work(objective, settings, run, operators, plain, whole)
         for _ in range(ROUNDS):
             open_before, left = set(run.open), run.remaining()

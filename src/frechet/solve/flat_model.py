@@ -37,6 +37,9 @@ def ran_away(residual: Residual, linear: Linearization, free: Tensor) -> list[in
         return float("inf") if point is None else length(point.r - linear.point.r)
 
     for move in (v, *alone):  # two that cancel each other change nothing together
+        far = linear.x + move
+        if bool(((far < residual.lower) | (far > residual.upper)).any()):
+            continue  # a bound holds it back, so that nothing would change
         outwards = change(linear.x + move)
         if outwards <= ROUNDING * linear.noise and any(
             change(linear.x - part * move) > SHOWS * linear.noise for part in INWARDS

@@ -360,7 +360,8 @@ def _problem(
         route = "2-point" if jacobian == "2-point" else "3-point"
     elif jacobian not in ("auto", "dense", "products"):
         raise ValueError(
-            f"least_squares: jacobian must be 'auto', 'dense', 'products', '2-point', '3-point' or a function, got {jacobian!r}"
+            "least_squares: jacobian must be 'auto', 'dense', 'products', '2-point', '3-point' or a function, got "
+            f"{jacobian!r}"
         )
     typical = torch.where(x != 0, x.abs(), 1.0)
     given = jacobian if callable(jacobian) else None

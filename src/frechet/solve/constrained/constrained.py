@@ -345,7 +345,7 @@ def _solution(
         infeasibility=found.infeasibility,
         complementarity=found.complementarity,
         multipliers=tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True)),
-        bound_multipliers=found.z.to(device, dtype),
+        bound_multipliers=found.z.to(device, dtype) + 0.0,  # no minus zeros
         history=run.history,
         curvature=None if run.curvature is None else run.curvature.to(device, dtype),
     )
