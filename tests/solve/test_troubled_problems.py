@@ -300,9 +300,9 @@ def test_steps_of_least_squares_that_are_refused_until_they_vanish_are_a_status(
     assert found.status is Status.STAGNATED
 
 
-@pytest.mark.parametrize(("upper", "gone"), [(2.0, []), (3.0, []), (math.inf, [])])
-def test_a_move_that_a_bound_holds_back_is_no_sign_of_a_flat_model(upper, gone):
-    """J has a null space, and twice the first parameter may lie outside of the box, where r cannot be seen to change."""
+@pytest.mark.parametrize("upper", [2.0, 3.0, math.inf])
+def test_a_move_that_a_bound_holds_back_is_no_sign_of_a_flat_model(upper):
+    """J has a null space, and twice the first parameter may lie outside of the box, where r is not seen to change."""
 
     def r(x):
         return torch.stack([x[0] - x[1] - 1, 2 * (x[0] - x[1]) - 3])
@@ -311,7 +311,7 @@ def test_a_move_that_a_bound_holds_back_is_no_sign_of_a_flat_model(upper, gone):
     residual = Residual(r, euclidean(2, F64), True, low, high, torch.ones(2, dtype=F64))
     residual, start = begin(residual, torch.tensor([2.0, 0.6], dtype=F64))
     residual, linear = first_linearization(residual, start)
-    assert ran_away(residual, linear, torch.ones(2, dtype=torch.bool)) == gone
+    assert ran_away(residual, linear, torch.ones(2, dtype=torch.bool)) == []
 
 
 # --- from far away ----------------------------------------------------------------------------------------------------
