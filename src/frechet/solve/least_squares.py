@@ -64,6 +64,7 @@ ALGORITHMS: dict[str, Callable[..., Run]] = {
 ENDED = (Status.STOPPED, Status.MAX_ITERATIONS)
 LARGEST = 1 << 22  # entries of a dense Jacobian
 DEAR = 1 << 31  # m n min(m, n), the cost of its factors: some seconds
+WIDEST = 1 << 9  # columns of a matrix that is made of the caller's operators
 ETA = 1.2  # 1 damps most and 2 converges fastest, where solutions are isolated
 
 
@@ -198,7 +199,9 @@ def _sizes(x: Tensor) -> Tensor:
 def _products(jacobian: object, m: int, n: int) -> bool:
     """Whether J is used through its products alone."""
     large = m * n > LARGEST or m * n * min(m, n) > DEAR
-    return jacobian == "products" or (large and (jacobian == "auto" or callable(jacobian)))
+    if callable(jacobian):
+        return large or n > WIDEST
+    return jacobian == "products" or (large and jacobian == "auto")
 
 
 def _by_products(
