@@ -109,9 +109,9 @@ def test_no_parameters_and_a_solution_at_the_start():
 
 
 def test_large_problems_are_solved_by_products():
-    s = least_squares(lambda x: torch.cat([x - 1, x[1:] - x[:-1] ** 2]), torch.zeros(1500, dtype=F64))
+    s = least_squares(lambda x: torch.cat([x - 1, x[1:] - x[:-1] ** 2]), torch.zeros(3000, dtype=F64))
     assert s.converged, s.reason
-    assert torch.allclose(s.x, torch.ones(1500, dtype=F64))
+    assert torch.allclose(s.x, torch.ones(3000, dtype=F64))
     assert "products" in s.method
     assert s.products > 0
 

@@ -110,3 +110,12 @@ def test_float32():
     s = run(broyden, -torch.ones(200))
     assert s.converged, s.reason
     assert s.residual < 1e-4
+
+
+@pytest.mark.parametrize("n", [50, 300, 900, 1500])
+def test_a_step_that_lsmr_did_not_solve_for_is_no_sign_of_convergence(n):
+    """The norms of the columns are estimated, so that the largest cosine may be above 1."""
+    s = least_squares(lambda x: torch.cat([x - 1, x[1:] - x[:-1] ** 2]), torch.zeros(n, dtype=F64), jacobian="products")
+    assert s.converged
+    assert s.residual < 1e-12
+    assert torch.allclose(s.x, torch.ones(n, dtype=F64))

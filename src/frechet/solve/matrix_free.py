@@ -35,6 +35,7 @@ from frechet.solve.run import LeastSquaresState
 
 PROBES = 8  # sign vectors for the norms of the columns
 FADE, FALLS, ACCEPT = 0.9, 0.9, 1e-4
+HALF = 0.5  # of norm(r), or of norm(J'r) that is left: a step that reduces neither was not solved for
 LEAST = 1e-40  # norm(r) in its unit: products divide by the unit once more
 FIRST, MOST, NOTHING = 1e-3, 1e20, 1e-24  # damping, relative to columns of norm one
 
@@ -179,11 +180,16 @@ def _step(
     """The damped step in the free parameters, and whether it is as exact as was asked."""
     S = torch.where(free, 1 / D, 0.0)
     A = now.J @ from_diagonal(S, domain=now.J.domain)
-    forcing = min(0.1, math.sqrt(optimality)) * optimality
-    limit = 4 * min(A.shape) + 100
-    s = lsmr(A, -now.r, damping=math.sqrt(damping), rtol=max(forcing, 2 * residual.eps), max_iterations=limit)
-    residual.ledger.products += s.products
-    return S * s.x, s.status not in (Status.MAX_ITERATIONS, Status.NONFINITE)
+    least, limit = 2 * residual.eps, 4 * min(A.shape) + 100
+    rtol = max(min(0.1, math.sqrt(optimality)) * min(optimality, 1.0), least)
+    while True:
+        s = lsmr(A, -now.r, damping=math.sqrt(damping), rtol=rtol, max_iterations=limit)
+        residual.ledger.products += s.products
+        # the cosines are estimates and lsmr's are of other sizes: a step that solves nothing would pass for exact
+        moved = s.residual <= HALF * now.size or (len(s.history) > 1 and s.history[-1] <= HALF * s.history[0])
+        if moved or rtol <= least or not s.converged:
+            return S * s.x, s.status not in (Status.MAX_ITERATIONS, Status.NONFINITE)
+        rtol = max(1e-2 * rtol, least)
 
 
 def _gain(residual: Residual, now: _Moment, p: Tensor) -> float:
