@@ -2,7 +2,8 @@
 
 A module without trainable parameters computes the same from the same inputs, wherever the parameters are: the body
 under a head that is studied alone costs a hundred heads. Inside of a `Remembered` such a module runs twice for each of
-its inputs, which must give the same bits; from then on it returns what it returned.
+its inputs, the second time with all trainable parameters moved. Both runs must give the same bits; from then on the
+module returns what it returned.
 
 Inputs are compared by value. A module is left alone, and runs as ever, where its outputs hang on more than its inputs:
 its two runs differ, it draws random numbers, it changes its buffers, attributes or inputs, its output requires a
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +47,9 @@ class Remembered:
     def __enter__(self) -> None:
         if self.parts is None:
             held = _Held()
-            self.parts = [_Frozen(m, held) for m in _frozen(self.snapshot)]
+            self.parts = [_Frozen(m, self.snapshot, held) for m in _frozen(self.snapshot)]
         for part in self.parts:
-            if not part.alone:
+            if not part.alone and "forward" not in part.module.__dict__:
                 part.run = part.module.forward
                 part.module.__dict__["forward"] = part._call
 
@@ -112,6 +114,7 @@ class _Frozen:
     """What stands in the place of a module's forward."""
 
     module: nn.Module
+    snapshot: Snapshot
     held: _Held
     alone: bool = False  # it does not remember
     run: Callable[..., Any] = lambda: None
@@ -149,17 +152,19 @@ class _Frozen:
         copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in given]
         touched = [b for m in modules for b in m._buffers.values() if b is not None]
         before = _versions([*touched, *given]), _generators()
-        returned = self.run(*args, **keywords)
+        with nullcontext() if known is None else _moved(self.snapshot):
+            returned = self.run(*args, **keywords)
         after = _versions([*touched, *given]), _generators()
         leaves = list(_inside(returned))
         pure = before == after and _plain(leaves) and _same(kept, attributes_of(modules))
-        if not pure or _share_memory(leaves, given):
+        right = pure and not _share_memory(leaves, given)
+        if known is not None:
+            known.proved = self.useful = right and _equal(known.leaves, leaves)
+        if not right or (known is not None and not known.proved):
             self._forget()
-        elif known is not None:
-            known.proved = self.useful = _equal(known.leaves, leaves)
-            if not known.proved:
-                self._forget()
-        else:
+            # what was returned with other parameters is not this module's value here
+            return returned if known is None else self.run(*args, **keywords)
+        if known is None:
             size = sum(t.nbytes for t in (*leaves, *copies) if isinstance(t, Tensor))
             full = self.held.bytes + size > MOST
             if not full:
@@ -173,6 +178,20 @@ class _Frozen:
         self.alone = True
         self.held.bytes -= self.bytes
         self.entries.clear()
+
+
+@contextmanager
+def _moved(snapshot: Snapshot) -> Iterator[None]:
+    """The trainable parameters at another point, whoever holds them: a frozen part does not notice."""
+    found = {id(t): t for name in snapshot.space.names for holder, key in snapshot.places[name] for t in [holder[key]]}
+    kept = [(t, t.data) for t in found.values()]
+    try:
+        for t, data in kept:
+            t.data = data + (0.01 * data.abs() + 0.01)
+        yield
+    finally:
+        for t, data in kept:
+            t.data = data
 
 
 def _plain(leaves: Sequence[Any]) -> bool:
@@ -215,8 +234,9 @@ def _share_memory(returned: Sequence[Any], given: Sequence[Any]) -> bool:
 def _mode(modules: Sequence[nn.Module], args: Any, keywords: Any) -> tuple[Any, ...]:
     """What else decides a result: the structure of the arguments, training flags, and how torch computes."""
     empty = repr(mapped((args, keywords), lambda leaf: type(leaf).__name__))
-    precision = (torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
-    return (empty, tuple(m.training for m in modules), precision)
+    how = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype())
+    casts = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
+    return (empty, tuple(m.training for m in modules), *how, *casts)
 
 
 def _digest(leaf: Any) -> Any:
@@ -243,9 +263,13 @@ def _equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
                 return False
             continue
         like = one.dtype == two.dtype and one.device == two.device and one.shape == two.shape
-        if not like or one.stride() != two.stride() or not torch.equal(one, two):
+        if not like or one.stride() != two.stride() or not torch.equal(_bits(one), _bits(two)):
             return False
     return True
+
+
+def _bits(t: Tensor) -> Tensor:
+    return t.resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8)
 
 
 def _same(a: Attributes, b: Attributes) -> bool:
