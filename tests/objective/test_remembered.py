@@ -141,6 +141,28 @@ def test_two_runs_at_one_point_prove_nothing_about_another(kind):
         assert torch.equal(gradient, objective.gradient(x))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_alone_at_one_point_prove_nothing_about_another(kind):
+    _, objective = problem(kind)
+    d = torch.randn(objective.space.dim, dtype=torch.float64)
+    places = [objective.point, objective.point, objective.point, objective.point + d]
+    with Remembered(objective.snapshot()):
+        found = [objective.value(x) for x in places]
+    assert [float(v) for v in found] == [float(objective.value(x)) for x in places]
+
+
+def test_inputs_that_look_alike_are_compared_whole():
+    net, objective = problem("plain")
+    x = torch.zeros(10, 4, dtype=torch.float64)
+    other = x.clone()
+    other.view(-1)[1], other.view(-1)[3] = 1.0, -1.0  # between the numbers by which an input is looked up
+    with Remembered(objective.snapshot()):
+        y = [net.body(x) for _ in range(3)][-1]
+        z = net.body(other)
+    assert torch.equal(z, net.body(other))
+    assert not torch.equal(z, y)
+
+
 @pytest.mark.parametrize(("kind", "calls"), [("plain", 1), ("dict", 1), ("object", 1), ("twice", 2)])
 def test_a_frozen_body_runs_twice_for_each_of_its_inputs(kind, calls):
     net, objective = problem(kind)
