@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import least_squares as scipy_least_squares
 from torch import Tensor
 
-from frechet import least_squares_batch
+from frechet.optimize import least_squares_batch
 
 TIGHT = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15}
 

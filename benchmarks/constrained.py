@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import timing
 
 import s2mpj
-from frechet.solve.constrained import Constraint, constrained
+from frechet.optimize._constrained import Constraint, constrained
 
 EQUALITY = [
     "HS6",

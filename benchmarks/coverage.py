@@ -28,14 +28,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from frechet.analyze.layers import layer_traces
-from frechet.linalg.diagonal import diagonal
-from frechet.linalg.frobenius import frobenius_norm
-from frechet.linalg.log_determinant import log_determinant
-from frechet.linalg.result import Estimate
-from frechet.linalg.trace import trace
-from frechet.operators.operator import LinearOperator
-from frechet.operators.structured import from_callable
+from frechet.analyze._layers import layer_traces
+from frechet.linalg._diagonal import diagonal
+from frechet.linalg._frobenius import frobenius_norm
+from frechet.linalg._log_determinant import log_determinant
+from frechet.linalg._result import Estimate
+from frechet.linalg._trace import trace
+from frechet.operators._operator import LinearOperator
+from frechet.operators._structured import from_callable
 from frechet.space import Space
 from random_spectra import HELD_OUT, KINDS, Drawn, draw
 

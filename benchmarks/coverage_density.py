@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from frechet.linalg.density import spectral_density
-from frechet.linalg.eigsh import eigsh
-from frechet.operators.structured import from_diagonal
+from frechet.linalg._density import spectral_density
+from frechet.linalg._eigsh import eigsh
+from frechet.operators._structured import from_diagonal
 
 
 def spectra(n: int = 400) -> dict[str, torch.Tensor]:

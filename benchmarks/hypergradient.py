@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.profiler import profile
 from torch.nn.functional import cross_entropy
 
-from frechet import hypergradient
+from frechet.calculus import hypergradient
 
 BATCH = 50_000
 Problem = tuple[Callable[..., Tensor], Callable[..., Tensor], Tensor, Tensor]

@@ -41,17 +41,20 @@ def functions(problem, examples: int) -> dict[str, tuple[Callable[[], object], f
             ],
             1.0,
         ),
-        "example_gradients": (lambda: frechet.example_gradients(objective), 1.0),
-        "example_slopes, one direction": (lambda: frechet.example_slopes(objective, v), 1.0),
-        "example_curvatures, one pair": (lambda: frechet.example_curvatures(objective, v, v), 1.0),
-        "example_frobenius, per pair of 8": (lambda: frechet.example_frobenius(objective, seed=0, probes=8), 1 / 8),
+        "example_gradients": (lambda: frechet.analyze.example_gradients(objective), 1.0),
+        "example_slopes, one direction": (lambda: frechet.analyze.example_slopes(objective, v), 1.0),
+        "example_curvatures, one pair": (lambda: frechet.analyze.example_curvatures(objective, v, v), 1.0),
+        "example_frobenius, per pair of 8": (
+            lambda: frechet.analyze.example_frobenius(objective, seed=0, probes=8),
+            1 / 8,
+        ),
         "empirical_fisher @ v": (lambda: fisher @ v, 1.0),
-        "gradient_gram": (lambda: frechet.gradient_gram(objective), 1.0),
+        "gradient_gram": (lambda: frechet.analyze.gradient_gram(objective), 1.0),
     }
     if outputs <= 2000:
         kernel, u = frechet.ntk(objective), None
         u = kernel.domain.random(0, 0)
-        rows[f"ntk_matrix, {outputs} rows"] = (lambda: frechet.ntk_matrix(objective), 1.0)
+        rows[f"ntk_matrix, {outputs} rows"] = (lambda: frechet.analyze.ntk_matrix(objective), 1.0)
         rows[f"ntk @ u, {outputs} times"] = (lambda: kernel @ u, float(outputs))
     return rows
 

@@ -17,10 +17,12 @@ import torch
 from timing import record, write
 from torch import nn
 
-from frechet.analyze.plan import plan
+from frechet.analyze._plan import plan
 from frechet.linalg import eigsh, spectral_density, trace
-from frechet.objective import Objective, cross_entropy
-from frechet.operators import LinearOperator, gauss_newton, hessian
+from frechet.objective import Objective
+from frechet.objective.criteria import cross_entropy
+from frechet.operators import LinearOperator
+from frechet.operators.derivatives import gauss_newton, hessian
 from frechet.recording import peak_above, start_peak
 
 CPU = torch.device("cpu")

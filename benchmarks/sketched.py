@@ -19,7 +19,7 @@ import timing
 import torch
 from torch import Tensor
 
-from frechet import sketched_lstsq
+from frechet.linalg import sketched_lstsq
 
 SIZES = ((20_000, 100), (100_000, 200), (40_000, 600))
 

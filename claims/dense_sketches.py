@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from claim import Claim
 
-from frechet import sketched_lstsq
+from frechet.linalg import sketched_lstsq
 
 M, N, DRAWS = 8192, 24, 12
 

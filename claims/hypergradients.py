@@ -12,7 +12,7 @@ import time
 import torch
 from claim import Claim
 
-from frechet import hypergradient
+from frechet.calculus import hypergradient
 
 
 def unrolled() -> float:

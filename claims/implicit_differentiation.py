@@ -11,7 +11,8 @@ import torch
 from claim import Claim
 from scipy.optimize import minimize as scipy_minimize
 
-from frechet import fixed_point_conditions, implicit, stationary_conditions
+from frechet import implicit
+from frechet.calculus import fixed_point_conditions, stationary_conditions
 
 
 def ridge(draw: torch.Generator) -> float:

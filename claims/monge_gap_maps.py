@@ -10,7 +10,7 @@ import torch
 from claim import Claim
 from scipy.optimize import linear_sum_assignment
 
-from frechet import monge_gap, transport_value
+from frechet.transport import monge_gap, transport_value
 
 N, STEPS, EPSILON = 60, 150, 0.05
 

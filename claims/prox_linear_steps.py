@@ -11,7 +11,7 @@ import math
 import torch
 from claim import Claim
 
-from frechet import prox_linear, stochastic_prox_linear
+from frechet.optimize import prox_linear, stochastic_prox_linear
 
 ROWS, N = 60, 4
 

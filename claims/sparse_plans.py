@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from claim import Claim
 
-from frechet import sparse_transport
+from frechet.transport import sparse_transport
 
 N, M, GAMMA = 40, 30, 0.1
 

@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
-from frechet import Solution, implicit, kkt_conditions
+from frechet import Solution, implicit
+from frechet.calculus import kkt_conditions
 
 KNOWN = [1, 2, 3]  # sex, body mass, blood pressure
 PLACES, SHARE = 0.25, 0.48

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
-from frechet import LeastSquaresSolution, LeastSquaresState, jacobian, least_squares
+from frechet import LeastSquaresSolution, jacobian, least_squares
+from frechet.optimize import LeastSquaresState
 
 SUBSTRATE = torch.tensor(
     [4.0, 2.0, 1.0, 0.5, 0.25, 0.167, 0.125, 0.1, 0.0833, 0.0714, 0.0625],

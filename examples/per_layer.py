@@ -15,7 +15,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from frechet import Objective, cross_entropy, hessian, layer_tops, layer_traces
+from frechet import Objective, cross_entropy, hessian
+from frechet.analyze import layer_tops, layer_traces
 
 RADIUS, DRAWS = 0.05, 20
 

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from frechet import ProxLinearSolution, ProxLinearState, eigsh, from_matrix, least_squares, prox_linear
+from frechet import eigsh, from_matrix, least_squares
+from frechet.optimize import ProxLinearSolution, ProxLinearState, prox_linear
 
 MEASUREMENTS, OUTLIERS, IMAGE = 512, 0.15, 3
 

@@ -16,7 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from frechet import Objective, eigsh, hessian, squared_error, stable_learning_rate
+from frechet import Objective, eigsh, hessian, squared_error
+from frechet.analyze import stable_learning_rate
 
 EXAMPLES, RATE, STEPS, EVERY = 200, 1.0, 600, 60
 

@@ -17,7 +17,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from frechet import Objective, cg, cross_entropy, gauss_newton, hessian, identity, l2, nystrom, solve
+from frechet import Objective, cross_entropy, gauss_newton, hessian, identity, l2, solve
+from frechet.linalg import cg, nystrom
 
 TRAIN, DECAY, RANK = 400, 1e-2, 60
 

@@ -22,7 +22,8 @@ from scipy.ndimage import zoom
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from frechet import TransportSolution, TransportState, sinkhorn
+from frechet import TransportSolution, sinkhorn
+from frechet.transport import TransportState
 
 SIDE = 28
 FIRST, SECOND = 1, 0  # numbers in the data set: a one and a zero

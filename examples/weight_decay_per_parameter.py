@@ -25,7 +25,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from frechet import LinearOperator, cg, from_diagonal, hessian, hypergradient
+from frechet import LinearOperator, from_diagonal, hessian
+from frechet.calculus import hypergradient
+from frechet.linalg import cg
 
 TRAIN, VALIDATION = 150, 1000
 STEPS, RATE, EVERY = 21, 0.2, 10

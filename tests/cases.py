@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.operators.closed_form import inverse, square_root
-from frechet.operators.operator import LinearOperator
-from frechet.operators.structured import (
+from frechet.operators._closed_form import inverse, square_root
+from frechet.operators._operator import LinearOperator
+from frechet.operators._structured import (
     block_diagonal,
     from_callable,
     from_diagonal,

@@ -4,8 +4,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from frechet.operators.operator import LinearOperator
-from frechet.operators.structured import FromCallable
+from frechet.operators._operator import LinearOperator
+from frechet.operators._structured import FromCallable
 
 
 class Count:

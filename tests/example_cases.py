@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from frechet.objective import Objective, causal_lm, cross_entropy, l2, squared_error
+from frechet.objective import Objective, causal_lm, l2
+from frechet.objective.criteria import cross_entropy, squared_error
 
 
 class Tokens(nn.Module):

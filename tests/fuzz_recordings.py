@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from frechet.operators import gauss_newton, hessian, jacobian
-from frechet.operators.operator import LinearOperator
+from frechet.operators._operator import LinearOperator
+from frechet.operators.derivatives import gauss_newton, hessian, jacobian
 from frechet.recording import linearize
 from random_objectives import Drawn, differences, draw, true_gauss_newton, true_hessian, true_jacobian
 

@@ -6,10 +6,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frechet.analyze import curvature_noise_scale, example_curvatures, example_gradients, loss_slices, noise_scale
-from frechet.linalg import eigsh, spectral_density, trace
-from frechet.objective import Objective, cross_entropy, custom, l2, squared_error, subsample
-from frechet.operators import (
-    check_operator,
+from frechet.linalg import cg, eigsh, spectral_density, trace
+from frechet.objective import Objective, l2, subsample
+from frechet.objective.criteria import cross_entropy, custom, squared_error
+from frechet.operators import check_operator
+from frechet.operators._structured import identity
+from frechet.operators.derivatives import (
     empirical_fisher,
     fisher,
     gauss_newton,
@@ -18,9 +20,7 @@ from frechet.operators import (
     jacobian,
     ntk,
 )
-from frechet.operators.structured import identity
 from frechet.recording import linearize
-from frechet.solve import cg
 from frechet.space import Group, digest
 from objective_models import Attention, labels, seeded
 

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
-from frechet.objective import Objective, custom, squared_error
+from frechet.objective import Objective
+from frechet.objective.criteria import custom, squared_error
 from frechet.space import generator
 from objective_cases import Case, on, plain_attention, ragged
 from objective_models import randn, seeded

@@ -11,16 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from frechet.objective import (
-    Objective,
-    Penalty,
+from frechet.objective import Objective, Penalty, causal_lm, l2
+from frechet.objective.criteria import (
     binary_cross_entropy,
-    causal_lm,
     cross_entropy,
     custom,
     gaussian,
     huber,
-    l2,
     poisson,
     squared_error,
 )

@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from frechet.objective import Objective, binary_cross_entropy, cross_entropy, custom, l2, poisson, squared_error
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import binary_cross_entropy, cross_entropy, custom, poisson, squared_error
 from frechet.space import generator
 
 T, D, OUT = 3, 4, 3

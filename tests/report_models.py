@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frechet.objective import Objective, causal_lm, cross_entropy, custom, squared_error
+from frechet.objective import Objective, causal_lm
+from frechet.objective.criteria import cross_entropy, custom, squared_error
 
 WORDS = 40
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from frechet.report import schema as s
+from frechet.report import _schema as s
 
 
 def cost(products: int, passes: int, seconds: float, mega: float | None = 42.0, shared: str = "") -> s.Cost:

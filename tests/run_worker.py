@@ -2,7 +2,7 @@
 
 import torch
 
-from frechet.report.run import Run
+from frechet.report._run import Run
 from frechet.space import Group
 
 

@@ -5,17 +5,19 @@ import torch
 from frechet.analyze import layer_tops, layer_traces
 from frechet.linalg import (
     apply_function,
+    cg,
     diagonal,
     eigsh,
     frobenius_norm,
     lanczos,
     log_determinant,
+    minres,
     spectral_density,
     trace,
 )
-from frechet.operators import check_operator, gauss_newton, hessian
-from frechet.operators.structured import identity, restriction
-from frechet.solve import cg, minres
+from frechet.operators import check_operator
+from frechet.operators._structured import identity, restriction
+from frechet.operators.derivatives import gauss_newton, hessian
 from frechet.space import digest
 from group_worker import off
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from frechet.solve.smooth_function import Counts, SmoothFunction
-from frechet.solve.smooth_run import Rules
+from frechet.optimize._smooth.newton_loop import Rules
+from frechet.optimize._smooth.smooth_function import Counts, SmoothFunction
 from frechet.space import Space
 
 

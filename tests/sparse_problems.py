@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.solve.sparse.structure import Structure, structured
+from frechet.optimize._sparse.structure import Structure, structured
 from frechet.space import Space
 from spectra import F64
 

@@ -18,7 +18,7 @@ import torch
 import typer
 
 import frechet
-from frechet.report import schema
+from frechet.report import _schema as schema
 
 ROOT = Path(__file__).parents[1]
 SOURCE, DOCS = ROOT / "src", ROOT / "docs"
@@ -183,7 +183,7 @@ def test_every_public_name_is_in_the_manual(name):
 
 
 def options() -> dict[str, set[str]]:
-    group = typer.main.get_command(importlib.import_module("frechet.report.command").app)
+    group = typer.main.get_command(importlib.import_module("frechet.report._command").app)
     commands = group.commands  # pyright: ignore[reportAttributeAccessIssue]
     return {name: {o for p in command.params for o in (*p.opts, "--help")} for name, command in commands.items()}
 

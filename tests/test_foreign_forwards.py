@@ -15,17 +15,15 @@ from frechet import (
     Objective,
     UnusableObjective,
     cross_entropy,
-    custom,
     empirical_fisher,
-    example_gradients,
     gauss_newton,
-    gradient_gram,
     hessian,
     linearize,
-    ntk_matrix,
     squared_error,
 )
+from frechet.analyze import example_gradients, gradient_gram, ntk_matrix
 from frechet.objective import Penalty
+from frechet.objective.criteria import custom
 from test_foreign_models import agrees, close, slopes, sound
 
 

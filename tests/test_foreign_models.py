@@ -21,17 +21,16 @@ from frechet import (
     Objective,
     check_operator,
     cross_entropy,
-    custom,
     empirical_fisher,
-    example_gradients,
     gauss_newton,
-    gradient_gram,
     hessian,
     jacobian,
     l2,
     squared_error,
 )
+from frechet.analyze import example_gradients, gradient_gram
 from frechet.objective import Penalty
+from frechet.objective.criteria import custom
 
 CLOSE = 1e-6
 

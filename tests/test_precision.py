@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from frechet.errors import UnusableObjective
-from frechet.objective import Objective, cross_entropy, l2, squared_error
-from frechet.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.jacobian import jacobian, ntk
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators.derivatives._gauss_newton import empirical_fisher, fisher, gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._jacobian import jacobian, ntk
 from laws import block
 from objective_cases import labels, randn
 

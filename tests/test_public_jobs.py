@@ -18,21 +18,19 @@ from frechet import (
     Objective,
     causal_lm,
     cross_entropy,
-    custom,
     diagonal,
     eigsh,
     empirical_fisher,
-    example_gradients,
     fisher,
     gauss_newton,
-    gradient_gram,
     hessian,
-    layer_traces,
     linearize,
     solve,
     squared_error,
     trace,
 )
+from frechet.analyze import example_gradients, gradient_gram, layer_traces
+from frechet.objective.criteria import custom
 from frechet.operators import identity
 from test_foreign_models import agrees, close, curvature, slopes
 

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from frechet.analyze.examples import example_curvatures, example_gradients
-from frechet.analyze.gram import gradient_gram
-from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
+from frechet.analyze._examples import example_curvatures, example_gradients
+from frechet.analyze._gram import gradient_gram
+from frechet.analyze._noise_scale import curvature_noise_scale, noise_scale
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective import Objective, cross_entropy, l2, squared_error
-from frechet.operators.gauss_newton import empirical_fisher, fisher, gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.jacobian import jacobian, ntk
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators.derivatives._gauss_newton import empirical_fisher, fisher, gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._jacobian import jacobian, ntk
 from laws import block, close
 from module_cases import MODULES, batch_norm_in_training, batch_norm_of_images_in_training
 from objective_cases import F64, hessian_of, prepared, ragged, randn, seeded

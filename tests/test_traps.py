@@ -15,11 +15,12 @@ from torch import nn
 from torch.func import functional_call, jacrev, jvp
 
 from frechet.errors import NotDifferentiable
-from frechet.objective import Objective, custom, squared_error
-from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.jacobian import jacobian
-from frechet.operators.products import hessian_product
+from frechet.objective import Objective
+from frechet.objective.criteria import custom, squared_error
+from frechet.operators.derivatives._gauss_newton import gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._jacobian import jacobian
+from frechet.operators.derivatives._products import hessian_product
 from laws import block, close
 from objective_cases import F64, causal_attention_with_affine_layer_norm, mlp, prepared, ragged, randn, seeded, tanh_mlp
 

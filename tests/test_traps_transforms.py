@@ -10,9 +10,9 @@ from torch import nn
 
 from frechet.errors import NotDifferentiable
 from frechet.objective import Objective
-from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.products import hessian_product
+from frechet.operators.derivatives._gauss_newton import gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._products import hessian_product
 from laws import block, close
 from module_cases import checkpointed
 from objective_cases import F64, dense_hessian, prepared, randn, tanh_mlp

@@ -1,6 +1,6 @@
 """``python -m frechet``."""
 
-from frechet.report.command import main
+from frechet.report._command import main
 
 if __name__ == "__main__":
     main()

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from example_cases import problem
-from frechet.analyze.example_frobenius import example_frobenius
-from frechet.objective import Objective, custom, squared_error
+from frechet.analyze._example_frobenius import example_frobenius
+from frechet.objective import Objective
+from frechet.objective.criteria import custom, squared_error
 
 
 def dense(functions, x):

@@ -3,11 +3,11 @@ import torch
 
 from counting import counting
 from example_cases import gradient, problem
-from frechet.analyze import single_examples
-from frechet.analyze.example_quadratics import example_quadratics
+from frechet.analyze import _single_examples as single_examples
+from frechet.analyze._example_quadratics import example_quadratics
 from frechet.errors import NonFinite
-from frechet.operators.hessian import hessian
-from frechet.operators.structured import from_diagonal, from_matrix
+from frechet.operators._structured import from_diagonal, from_matrix
+from frechet.operators.derivatives._hessian import hessian
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "tokens", "lstm"])

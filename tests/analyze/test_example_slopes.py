@@ -3,10 +3,11 @@ import torch
 from torch import nn
 
 from example_cases import gradient, problem
-from frechet.analyze.example_slopes import example_slopes
+from frechet.analyze._example_slopes import example_slopes
 from frechet.errors import NonFinite
-from frechet.objective import Objective, Penalty, causal_lm, cross_entropy, l2, squared_error
-from frechet.operators.hessian import hessian
+from frechet.objective import Objective, Penalty, causal_lm, l2
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators.derivatives._hessian import hessian
 
 KINDS = [(name, route) for name in ("mlp", "conv") for route in ("forward", "reverse")]
 KINDS += [("tokens", "reverse"), ("lstm", None)]  # neither has a forward mode

@@ -3,11 +3,12 @@ import torch
 from torch import nn
 
 from example_cases import gradient, problem, tensors
-from frechet.analyze import single_examples
-from frechet.analyze.examples import example_curvatures, example_gradients
+from frechet.analyze import _single_examples as single_examples
+from frechet.analyze._examples import example_curvatures, example_gradients
 from frechet.errors import NonFinite, NotDifferentiable, UnusableObjective
-from frechet.objective import Objective, cross_entropy, custom, l2, squared_error
-from frechet.operators.hessian import hessian
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import cross_entropy, custom, squared_error
+from frechet.operators.derivatives._hessian import hessian
 
 ROUTES = [(name, route) for name in ("mlp", "conv", "tokens") for route in ("vmap", "loop")] + [("lstm", None)]
 

@@ -3,11 +3,12 @@ import torch
 from torch import nn
 
 from example_cases import gradient, problem
-from frechet.analyze import single_examples
-from frechet.analyze.gram import gradient_gram, ntk_matrix
+from frechet.analyze import _single_examples as single_examples
+from frechet.analyze._gram import gradient_gram, ntk_matrix
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective import Objective, squared_error
-from frechet.operators.jacobian import jacobian
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
+from frechet.operators.derivatives._jacobian import jacobian
 
 KINDS = [(name, route) for name in ("mlp", "conv", "tokens") for route in ("vmap", "loop")] + [("lstm", None)]
 

@@ -6,11 +6,12 @@ from scipy import stats
 from torch import nn
 
 from counting import counting
-from frechet.analyze.layers import ROOT, _products, _variances, layer_tops, layer_traces
-from frechet.objective import Objective, cross_entropy, squared_error
-from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.structured import from_diagonal, from_matrix
+from frechet.analyze._layers import ROOT, _products, _variances, layer_tops, layer_traces
+from frechet.objective import Objective
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators._structured import from_diagonal, from_matrix
+from frechet.operators.derivatives._gauss_newton import gauss_newton
+from frechet.operators.derivatives._hessian import hessian
 from frechet.space import Space
 
 NAMES = ("a.weight", "a.bias", "b.weight", "scale")

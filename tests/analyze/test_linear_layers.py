@@ -3,11 +3,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frechet.analyze.examples import example_gradients
-from frechet.analyze.gram import gradient_gram, ntk_matrix
-from frechet.analyze.linear_layers import candidates, still_factored
-from frechet.objective import Objective, cross_entropy, l2, squared_error
-from frechet.operators.jacobian import jacobian
+from frechet.analyze._examples import example_gradients
+from frechet.analyze._gram import gradient_gram, ntk_matrix
+from frechet.analyze._linear_layers import candidates, still_factored
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators.derivatives._jacobian import jacobian
 
 F64 = torch.float64
 
@@ -125,7 +126,7 @@ def test_frozen_parameters_and_restrictions_leave_the_other_one(frozen):
 
 def test_no_gradient_of_an_example_is_written_out(monkeypatch):
     objective = made("all")
-    monkeypatch.setattr("frechet.analyze.examples.chunk_gradients", None)
+    monkeypatch.setattr("frechet.analyze._examples.chunk_gradients", None)
     example_gradients(objective), gradient_gram(objective), ntk_matrix(objective)
     with pytest.raises(TypeError, match="not callable"):
         example_gradients(objective, route="loop")
@@ -142,5 +143,5 @@ def test_the_live_model_is_as_before():
 def test_outputs_in_groups_give_the_same_kernel(monkeypatch):
     objective = made("all")
     expected = ntk_matrix(objective).matrix
-    monkeypatch.setattr("frechet.analyze.single_examples.CHUNK_BYTES", 1)
+    monkeypatch.setattr("frechet.analyze._single_examples.CHUNK_BYTES", 1)
     torch.testing.assert_close(ntk_matrix(objective).matrix, expected)

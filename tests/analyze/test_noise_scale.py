@@ -8,10 +8,11 @@ from scipy import stats
 from torch import nn
 
 from counting import counting
-from frechet.analyze.examples import ExampleGradients, example_gradients
-from frechet.analyze.noise_scale import curvature_noise_scale, noise_scale
-from frechet.objective import Objective, cross_entropy, l2, squared_error
-from frechet.operators.hessian import hessian
+from frechet.analyze._examples import ExampleGradients, example_gradients
+from frechet.analyze._noise_scale import curvature_noise_scale, noise_scale
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators.derivatives._hessian import hessian
 
 
 def regression(n=60, d=4, seed=0, penalty=None, dtype=torch.float64, cut=25):
@@ -253,7 +254,7 @@ def test_curvature_noise_scale_does_not_depend_on_the_batches_and_counts_its_pro
         counts.append(count)
         return operator
 
-    monkeypatch.setattr(importlib.import_module("frechet.analyze.noise_scale"), "hessian", counted)
+    monkeypatch.setattr(importlib.import_module("frechet.analyze._noise_scale"), "hessian", counted)
     found = curvature_noise_scale(regression()[0], seed=3, probes=5)
     assert found.products == counts[0].total == 6
     longer = curvature_noise_scale(regression()[0], seed=3, probes=6)

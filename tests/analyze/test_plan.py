@@ -3,10 +3,12 @@ import torch
 from torch import nn
 
 from counting import counting
-from frechet.analyze.plan import plan
-from frechet.linalg.eigsh import eigsh
-from frechet.objective import Objective, cross_entropy, squared_error
-from frechet.operators import from_callable, from_matrix, gauss_newton, hessian
+from frechet.analyze._plan import plan
+from frechet.linalg._eigsh import eigsh
+from frechet.objective import Objective
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators import from_callable, from_matrix
+from frechet.operators.derivatives import gauss_newton, hessian
 from frechet.space import euclidean
 from objective_cases import mlp, ragged, randn
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from frechet.analyze.slices import loss_plane, loss_slices
+from frechet.analyze._slices import loss_plane, loss_slices
 from frechet.errors import NonFinite
-from frechet.objective import Objective, cross_entropy, custom, l2, squared_error
-from frechet.operators.hessian import hessian
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import cross_entropy, custom, squared_error
+from frechet.operators.derivatives._hessian import hessian
 
 
 def regression(dtype=torch.float64):

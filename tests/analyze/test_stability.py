@@ -6,21 +6,22 @@ import torch
 from scipy import stats
 from torch import nn
 
-from frechet.analyze.examples import example_gradients
-from frechet.analyze.stability import (
+from frechet.analyze._examples import example_gradients
+from frechet.analyze._stability import (
     _mean_square_norm,
     exact_mean_square_limit,
     interpolation,
     stability,
     stable_learning_rate,
 )
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.frobenius import frobenius_norm
-from frechet.linalg.result import Estimate, exact_estimate
-from frechet.linalg.trace import trace
-from frechet.objective import Objective, l2, squared_error
-from frechet.operators.hessian import hessian
-from frechet.operators.structured import from_diagonal
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._frobenius import frobenius_norm
+from frechet.linalg._result import Estimate, exact_estimate
+from frechet.linalg._trace import trace
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import squared_error
+from frechet.operators._structured import from_diagonal
+from frechet.operators.derivatives._hessian import hessian
 
 
 def interpolating(n=12, d=3, seed=0, dtype=torch.float64):

@@ -6,9 +6,9 @@ import torch
 from counting import counting
 from frechet.errors import NonFinite
 from frechet.linalg import eigsh, lanczos, spectral_density
-from frechet.linalg.basis import Basis, kept_as, new_basis, roundoff
-from frechet.linalg.result import Status
-from frechet.operators.structured import from_diagonal, identity
+from frechet.linalg._basis import Basis, kept_as, new_basis, roundoff
+from frechet.linalg._result import Status
+from frechet.operators._structured import from_diagonal, identity
 from frechet.space import euclidean
 from spectra import gaussian, rotated
 

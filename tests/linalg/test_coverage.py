@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy import stats
 
-from frechet.linalg import xtrace
-from frechet.linalg.diagonal import diagonal
-from frechet.linalg.frobenius import frobenius_norm
-from frechet.linalg.hutchinson import xtrace_then_probes
-from frechet.linalg.sequential import run
-from frechet.linalg.trace import trace
-from frechet.operators.structured import from_callable
+from frechet.linalg import _xtrace as xtrace
+from frechet.linalg._diagonal import diagonal
+from frechet.linalg._frobenius import frobenius_norm
+from frechet.linalg._hutchinson import xtrace_then_probes
+from frechet.linalg._sequential import run
+from frechet.linalg._trace import trace
+from frechet.operators._structured import from_callable
 from frechet.space import euclidean
 
 # The share of fixed seeds whose 95 % interval holds the true value, against the bound that an interval which covers

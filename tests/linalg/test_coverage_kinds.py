@@ -9,13 +9,13 @@ import pytest
 import torch
 from scipy import stats
 
-from frechet.analyze.layers import layer_traces
-from frechet.linalg.diagonal import diagonal
-from frechet.linalg.frobenius import frobenius_norm
-from frechet.linalg.quadratic_forms import dominated
-from frechet.linalg.trace import trace
-from frechet.linalg.xtrace import draw as on_a_sphere
-from frechet.operators.structured import from_callable
+from frechet.analyze._layers import layer_traces
+from frechet.linalg._diagonal import diagonal
+from frechet.linalg._frobenius import frobenius_norm
+from frechet.linalg._quadratic_forms import dominated
+from frechet.linalg._trace import trace
+from frechet.linalg._xtrace import draw as on_a_sphere
+from frechet.operators._structured import from_callable
 from frechet.space import Space, euclidean
 from random_spectra import HELD_OUT, KINDS, draw
 

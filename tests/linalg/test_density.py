@@ -8,10 +8,10 @@ from scipy import stats
 
 from counting import counting
 from frechet.errors import NonFinite
-from frechet.linalg.density import spectral_density
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.result import Status
-from frechet.operators.structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.linalg._density import spectral_density
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._result import Status
+from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 
 BULK = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

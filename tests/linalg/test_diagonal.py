@@ -5,9 +5,9 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite
-from frechet.linalg.diagonal import diagonal, hutchinson_diagonal
-from frechet.linalg.sequential import EstimateState
-from frechet.operators.structured import (
+from frechet.linalg._diagonal import diagonal, hutchinson_diagonal
+from frechet.linalg._sequential import EstimateState
+from frechet.operators._structured import (
     block_diagonal,
     from_callable,
     from_diagonal,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from frechet.errors import NonFinite, NotConverged
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.result import Status
-from frechet.operators.structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._result import Status
+from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 from spectra import gaussian, outliers, rotated, true_residuals
 

@@ -7,11 +7,11 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.krylov import lanczos
-from frechet.linalg.result import Status
-from frechet.linalg.svds import svds
-from frechet.operators.structured import from_callable, from_diagonal, from_matrix
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._krylov import lanczos
+from frechet.linalg._result import Status
+from frechet.linalg._svds import svds
+from frechet.operators._structured import from_callable, from_diagonal, from_matrix
 from frechet.space import euclidean
 from spectra import gaussian, with_eigenvalues
 

@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from frechet.linalg.exchangeable import second_directions, unit_columns, variance_of_mean
+from frechet.linalg._exchangeable import second_directions, unit_columns, variance_of_mean
 
 
 def test_second_directions_are_the_orthogonal_parts():

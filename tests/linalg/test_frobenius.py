@@ -5,9 +5,9 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite
-from frechet.linalg.frobenius import frobenius_norm
-from frechet.linalg.quadratic_forms import dominated
-from frechet.operators.structured import (
+from frechet.linalg._frobenius import frobenius_norm
+from frechet.linalg._quadratic_forms import dominated
+from frechet.operators._structured import (
     block_diagonal,
     from_callable,
     from_diagonal,

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from counting import counting
-from frechet.linalg.hutchinson import Deflated, hutch_plus_plus, xtrace_then_probes
-from frechet.linalg.sequential import run
-from frechet.linalg.trace import trace
-from frechet.linalg.xtrace import Sketch
+from frechet.linalg._hutchinson import Deflated, hutch_plus_plus, xtrace_then_probes
+from frechet.linalg._sequential import run
+from frechet.linalg._trace import trace
+from frechet.linalg._xtrace import Sketch
 from frechet.operators import from_callable
 from frechet.space import euclidean
 

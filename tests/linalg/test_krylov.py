@@ -5,9 +5,9 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite
-from frechet.linalg.krylov import arnoldi, gauss_quadrature, golub_kahan, lanczos
-from frechet.linalg.result import Status
-from frechet.operators.structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.linalg._krylov import arnoldi, gauss_quadrature, golub_kahan, lanczos
+from frechet.linalg._result import Status
+from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 
 DTYPES = [torch.float32, torch.float64]

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.result import Status
-from frechet.operators.structured import from_diagonal, from_matrix
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._result import Status
+from frechet.operators._structured import from_diagonal, from_matrix
 from spectra import rotated
 
 

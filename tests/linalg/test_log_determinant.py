@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from counting import counting
-from frechet.linalg.log_determinant import log_determinant
-from frechet.operators.closed_form import inverse
-from frechet.operators.structured import (
+from frechet.linalg._log_determinant import log_determinant
+from frechet.operators._closed_form import inverse
+from frechet.operators._structured import (
     Matrix,
     block_diagonal,
     from_callable,

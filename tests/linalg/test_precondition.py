@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from counting import counting
-from frechet.linalg.precondition import jacobi, nystrom, pivoted_cholesky
-from frechet.linalg.result import Estimate
-from frechet.operators.operator import Fact
-from frechet.operators.structured import from_callable, from_diagonal, from_matrix, identity
-from frechet.solve.cg import cg
-from frechet.solve.minres import minres
+from frechet.linalg._precondition import jacobi, nystrom, pivoted_cholesky
+from frechet.linalg._result import Estimate
+from frechet.linalg.systems._cg import cg
+from frechet.linalg.systems._minres import minres
+from frechet.operators._operator import Fact
+from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import Space
 from spectra import F64, gaussian, with_eigenvalues
 

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from frechet.errors import NonFinite
-from frechet.linalg.sequential import (
+from frechet.linalg._sequential import (
     FIRST_LOOK,
     EstimateState,
     check_request,
@@ -16,8 +16,8 @@ from frechet.linalg.sequential import (
     meets,
     shared_error,
 )
-from frechet.linalg.trace import trace
-from frechet.operators.structured import from_callable
+from frechet.linalg._trace import trace
+from frechet.operators._structured import from_callable
 from frechet.space import euclidean
 
 R3 = euclidean(3, torch.float64)

@@ -22,11 +22,12 @@ from frechet.analyze import (
     stable_learning_rate,
 )
 from frechet.linalg import arnoldi, diagonal, eigsh, golub_kahan, lanczos, spectral_density, svds, trace
-from frechet.linalg.result import Estimate, Solution, Spectrum, Status
-from frechet.linalg.shown import Result
-from frechet.objective import Objective, squared_error
-from frechet.operators.hessian import hessian
-from frechet.operators.structured import from_callable
+from frechet.linalg._result import Estimate, Solution, Spectrum, Status
+from frechet.linalg._shown import Result
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
+from frechet.operators._structured import from_callable
+from frechet.operators.derivatives._hessian import hessian
 
 N = 300
 

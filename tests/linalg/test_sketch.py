@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy.linalg import hadamard
 
-from frechet.linalg.sketch import gaussian_sketch, hadamard_sketch, sparse_sign_sketch, walsh_hadamard
-from frechet.operators.structured import from_matrix
-from frechet.solve.lsmr import lsmr
+from frechet.linalg._sketch import gaussian_sketch, hadamard_sketch, sparse_sign_sketch, walsh_hadamard
+from frechet.linalg.systems._lsmr import lsmr
+from frechet.operators._structured import from_matrix
 from frechet.space import Space, euclidean
 from spectra import F64, gaussian
 

@@ -6,10 +6,10 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite, NotConverged
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.result import Status
-from frechet.linalg.svds import svds
-from frechet.operators.structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._result import Status
+from frechet.linalg._svds import svds
+from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 
 

@@ -4,7 +4,7 @@ import scipy.sparse.linalg
 import torch
 
 from counting import counting
-from frechet.linalg.eigsh import eigsh
+from frechet.linalg._eigsh import eigsh
 from spectra import gaussian, outliers, rotated, true_residuals
 
 

@@ -5,8 +5,8 @@ import torch
 
 from counting import counting
 from frechet.errors import NonFinite
-from frechet.linalg.trace import _choice, trace
-from frechet.operators.structured import (
+from frechet.linalg._trace import _choice, trace
+from frechet.operators._structured import (
     block_diagonal,
     from_callable,
     from_diagonal,

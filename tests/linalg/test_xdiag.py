@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from counting import counting
-from frechet.linalg.diagonal import diagonal
-from frechet.linalg.xdiag import PAIRED, ROWS, xdiag
-from frechet.operators.structured import from_callable
+from frechet.linalg._diagonal import diagonal
+from frechet.linalg._xdiag import PAIRED, ROWS, xdiag
+from frechet.operators._structured import from_callable
 from frechet.space import euclidean
 
 

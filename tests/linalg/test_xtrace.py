@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from frechet.linalg.sequential import Sampler
-from frechet.linalg.xtrace import Sketch, draw, xnystrace, xnystrace_estimates, xtrace, xtrace_estimates
-from frechet.operators.structured import from_callable
+from frechet.linalg._sequential import Sampler
+from frechet.linalg._xtrace import Sketch, draw, xnystrace, xnystrace_estimates, xtrace, xtrace_estimates
+from frechet.operators._structured import from_callable
 from frechet.space import euclidean
 
 N, K = 40, 9

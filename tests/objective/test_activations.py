@@ -3,10 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frechet.objective import Objective, squared_error
-from frechet.objective.functions import Functions
-from frechet.operators import hessian
-from frechet.operators.products import hessian_product, jacobian_product
+from frechet.objective import Objective
+from frechet.objective._functions import Functions
+from frechet.objective.criteria import squared_error
+from frechet.operators.derivatives import hessian
+from frechet.operators.derivatives._products import hessian_product, jacobian_product
 from laws import close
 from objective_cases import randn
 
@@ -94,7 +95,7 @@ def test_a_model_that_writes_over_its_activations_is_left_alone():
 def test_products_take_the_formula_whether_a_module_or_a_function_asks_for_it(monkeypatch):
     taken = []
     monkeypatch.setitem(
-        __import__("frechet.objective.functions", fromlist=["_FORMULAS"])._FORMULAS,
+        __import__("frechet.objective._functions", fromlist=["_FORMULAS"])._FORMULAS,
         F.silu,
         lambda input, inplace=False: taken.append(None) or F.relu(input),
     )

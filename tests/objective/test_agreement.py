@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from frechet.objective import Objective, cross_entropy, l2, squared_error
-from frechet.objective.agreement import agreed_part, agreed_snapshot
+from frechet.objective import Objective, l2
+from frechet.objective._agreement import agreed_part, agreed_snapshot
+from frechet.objective.criteria import cross_entropy, squared_error
 from objective_cases import mlp, randn
 
 X, Y = randn(5, 2), randn(5, 2, seed=9)

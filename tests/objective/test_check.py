@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 from frechet.errors import UnusableObjective
-from frechet.objective import Objective, causal_lm, cross_entropy, custom, default_split, squared_error
+from frechet.objective import Objective, causal_lm, default_split
+from frechet.objective.criteria import cross_entropy, custom, squared_error
 from objective_cases import (
     MAKERS,
     CausalLM,

@@ -18,8 +18,9 @@ from torch.utils.data import (
 )
 
 from frechet.errors import UnusableObjective
-from frechet.objective import Objective, causal_lm, default_split, squared_error, subsample
-from frechet.objective.data import refuse_unrepeatable, to_device, untouched_generators
+from frechet.objective import Objective, causal_lm, default_split, subsample
+from frechet.objective._data import refuse_unrepeatable, to_device, untouched_generators
+from frechet.objective.criteria import squared_error
 from objective_cases import mlp, ragged, randn
 
 CPU = torch.device("cpu")

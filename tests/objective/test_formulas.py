@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from frechet.errors import NotDifferentiable
-from frechet.objective.functions import Functions
-from frechet.operators.products import gauss_newton_product, hessian_product, jacobian_product
+from frechet.objective._functions import Functions
+from frechet.operators.derivatives._products import gauss_newton_product, hessian_product, jacobian_product
 from laws import close
 from objective_cases import F64, randn
 

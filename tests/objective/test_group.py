@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from frechet.errors import UnusableObjective
-from frechet.objective import Objective, squared_error
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
 from frechet.space import Group
 from ranks import on_ranks
 

@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from frechet.errors import UnusableObjective
-from frechet.objective import Objective, cross_entropy, custom, gaussian, squared_error
-from frechet.objective.cross_entropy import CrossEntropy
-from frechet.objective.head import head_of, rows_of
-from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.products import dual_numbers, hessian_product
+from frechet.objective import Objective
+from frechet.objective._head import head_of, rows_of
+from frechet.objective.criteria import cross_entropy, custom, gaussian, squared_error
+from frechet.objective.criteria._cross_entropy import CrossEntropy
+from frechet.operators.derivatives._gauss_newton import gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._products import dual_numbers, hessian_product
 from laws import close
 from objective_models import labels, randn, seeded
 

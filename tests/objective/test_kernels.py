@@ -6,9 +6,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from frechet.errors import NotDifferentiable
-from frechet.objective._torch_internals import nodes_of
-from frechet.objective.functions import Functions
-from frechet.objective.kernels import (
+from frechet.objective._functions import Functions
+from frechet.objective._kernels import (
     has_weight_norm,
     ordinary,
     ordinary_mode,
@@ -18,7 +17,8 @@ from frechet.objective.kernels import (
     refused_reentrant_checkpoints,
     unfused_attention,
 )
-from frechet.objective.model import exact_math
+from frechet.objective._model import exact_math
+from frechet.objective._torch_internals import nodes_of
 from laws import close
 from objective_cases import randn
 

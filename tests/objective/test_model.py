@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from frechet.errors import UnusableObjective
-from frechet.objective import Objective, squared_error
-from frechet.objective.model import (
+from frechet.objective import Objective
+from frechet.objective._model import (
     call,
     couplings,
     exact_math,
@@ -19,8 +19,9 @@ from frechet.objective.model import (
     training_flags,
     unwrap,
 )
-from frechet.objective.structure import Layout
-from frechet.operators.hessian import hessian
+from frechet.objective._structure import Layout
+from frechet.objective.criteria import squared_error
+from frechet.operators.derivatives._hessian import hessian
 from laws import close
 from objective_cases import mlp, randn
 

@@ -8,9 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from frechet.errors import NonFinite, UnusableObjective
-from frechet.objective import Objective, Penalty, causal_lm, cross_entropy, l2, squared_error
-from frechet.operators.hessian import hessian
-from frechet.operators.jacobian import jacobian
+from frechet.objective import Objective, Penalty, causal_lm, l2
+from frechet.objective.criteria import cross_entropy, squared_error
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._jacobian import jacobian
 from laws import close
 from objective_cases import MAKERS, mlp, penalized_sum, plain_attention, prepared, ragged, randn, tanh_mlp
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from frechet.objective import Objective, l2, squared_error
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import squared_error
 from laws import close
 from objective_cases import mlp, randn
 

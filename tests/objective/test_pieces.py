@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from frechet.errors import UnusableObjective
-from frechet.objective import Objective, squared_error
-from frechet.objective.pieces import rows_of
-from frechet.operators import gauss_newton, hessian
+from frechet.objective import Objective
+from frechet.objective._pieces import rows_of
+from frechet.objective.criteria import squared_error
+from frechet.operators.derivatives import gauss_newton, hessian
 from laws import block, close
 from objective_cases import (
     MAKERS,

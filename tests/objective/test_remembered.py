@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from frechet import Objective, cross_entropy, loss_slices
-from frechet.objective.remembered import MISSES, Remembered
-from frechet.operators.proof import check
+from frechet import Objective, cross_entropy
+from frechet.analyze import loss_slices
+from frechet.objective._remembered import MISSES, Remembered
+from frechet.operators._proof import check
 
 
 class Runs:

@@ -5,10 +5,10 @@ import torch
 
 from cases import F64, NAMED, definite, definite_operator, random
 from frechet.errors import NoClosedForm
-from frechet.operators.closed_form import inverse, square_root
-from frechet.operators.eigendecomposition import Eigendecomposed, eigendecomposition
-from frechet.operators.operator import Fact, Scaled
-from frechet.operators.structured import (
+from frechet.operators._closed_form import inverse, square_root
+from frechet.operators._eigendecomposition import Eigendecomposed, eigendecomposition
+from frechet.operators._operator import Fact, Scaled
+from frechet.operators._structured import (
     BlockDiagonal,
     Kronecker,
     LowRank,

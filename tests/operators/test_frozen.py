@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frechet.objective import Objective, squared_error
-from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.jacobian import jacobian
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
+from frechet.operators.derivatives._gauss_newton import gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._jacobian import jacobian
 from laws import block
 from objective_cases import randn, seeded
 

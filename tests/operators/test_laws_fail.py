@@ -9,7 +9,7 @@ from torch import Tensor
 
 import laws
 from cases import NAMED, Case, definite, random
-from frechet.operators.operator import NONE, PD, PSD, SYMMETRIC, Adjoint, Fact, LinearOperator
+from frechet.operators._operator import NONE, PD, PSD, SYMMETRIC, Adjoint, Fact, LinearOperator
 from frechet.space import Space
 
 M = random(7, 7)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from frechet.errors import NotDifferentiable
-from frechet.operators.gauss_newton import fisher, gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.operators.jacobian import jacobian
-from frechet.operators.operator import Adjoint
-from frechet.operators.route import lacks_forward
+from frechet.operators._operator import Adjoint
+from frechet.operators.derivatives._gauss_newton import fisher, gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.operators.derivatives._jacobian import jacobian
+from frechet.operators.derivatives._modes import lacks_forward
 from frechet.recording import linearize
 from laws import block, close, is_linear, keeps_no_graph, leaves_its_input, repeats_itself
 from module_cases import MODULES, checkpointed, functional_losses

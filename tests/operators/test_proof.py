@@ -10,10 +10,27 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from frechet import Objective, cross_entropy, custom, squared_error
+from frechet import Objective, cross_entropy, squared_error
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective import functions, guards, model, snapshot, structure
-from frechet.operators import custom_functions, empirical_fisher, proof
+from frechet.objective import (
+    _functions as functions,
+)
+from frechet.objective import (
+    _guards as guards,
+)
+from frechet.objective import (
+    _model as model,
+)
+from frechet.objective import (
+    _snapshot as snapshot,
+)
+from frechet.objective import (
+    _structure as structure,
+)
+from frechet.objective.criteria import custom
+from frechet.operators import _proof as proof
+from frechet.operators.derivatives import _custom_functions as custom_functions
+from frechet.operators.derivatives import empirical_fisher
 
 WRONG = (NotDifferentiable, UnusableObjective)
 

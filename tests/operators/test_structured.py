@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cases import F64, NAMED, definite_operator, random, structured_cases
-from frechet.operators.operator import Fact
-from frechet.operators.structured import (
+from frechet.operators._operator import Fact
+from frechet.operators._structured import (
     block_diagonal,
     declared,
     from_callable,

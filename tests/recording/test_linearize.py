@@ -10,18 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from frechet.errors import NonFinite, UnusableObjective
-from frechet.objective import Objective, custom, l2, squared_error
-from frechet.operators import (
-    fisher,
-    from_callable,
-    gauss_newton,
-    hessian,
-    identity,
-    jacobian,
-    ntk,
-)
-from frechet.operators.gauss_newton import empirical_fisher
-from frechet.operators.route import lacks_forward
+from frechet.objective import Objective, l2
+from frechet.objective.criteria import custom, squared_error
+from frechet.operators import from_callable, identity
+from frechet.operators.derivatives import fisher, gauss_newton, hessian, jacobian, ntk
+from frechet.operators.derivatives._gauss_newton import empirical_fisher
+from frechet.operators.derivatives._modes import lacks_forward
 from frechet.recording import linearize
 from frechet.recording._replay import record
 from laws import LAWS, block, close

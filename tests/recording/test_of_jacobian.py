@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from frechet.errors import NonFinite
-from frechet.objective import Objective, squared_error
-from frechet.operators import gauss_newton, hessian, jacobian
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
+from frechet.operators.derivatives import gauss_newton, hessian, jacobian
 from frechet.recording import linearize
 from objective_cases import mlp, prepared, randn, tanh_mlp
 

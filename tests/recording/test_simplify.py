@@ -1,8 +1,9 @@
 import torch
 from torch import nn
 
-from frechet.objective import Objective, squared_error
-from frechet.operators import gauss_newton, hessian
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
+from frechet.operators.derivatives import gauss_newton, hessian
 from frechet.recording import linearize
 from frechet.recording._replay import record
 from laws import close

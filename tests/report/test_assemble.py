@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from frechet.report import schema as s
-from frechet.report.assemble import DAMPINGS, unresolved
+from frechet.report import _schema as s
+from frechet.report._assemble import DAMPINGS, unresolved
 from report_sample import report
 
 FREE = s.Cost(0, 0, 0.0)

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from frechet.report import command
-from frechet.report.assemble import ALLOCATOR
-from frechet.report.threads import PASSIVE
+from frechet.report import _command as command
+from frechet.report._assemble import ALLOCATOR
+from frechet.report._threads import PASSIVE
 
 PROBLEM = """
 import torch
@@ -327,7 +327,7 @@ def test_a_planted_or_damaged_file_is_refused_in_one_sentence_and_runs_nothing(f
 
 
 def test_two_reports_do_not_share_a_folder(frechet, file, tmp_path):
-    from frechet.report.files import ensure_writable, locked
+    from frechet.report._files import ensure_writable, locked
 
     with locked(ensure_writable(tmp_path / "r")):
         code, _, err = frechet("report", f"{file}:make", "--out", tmp_path / "r")

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from frechet.report.compare import Compared, compared, headlines, layers, remarks
-from frechet.report.schema import Eigenvalue
-from frechet.report.serialize import dumps
+from frechet.report._compare import Compared, compared, headlines, layers, remarks
+from frechet.report._schema import Eigenvalue
+from frechet.report._serialize import dumps
 from report_sample import empty, hostile, report
 
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from frechet.report import files
-from frechet.report.files import ensure_writable, locked, write_atomic
+from frechet.report import _files as files
+from frechet.report._files import ensure_writable, locked, write_atomic
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
@@ -107,7 +107,7 @@ def test_what_a_killed_report_left_half_written_is_removed(tmp_path):
 
 KILLED = """
 import os, sys
-from frechet.report import files
+from frechet.report import _files as files
 synced = files._synced
 def dies(file, data):
     synced(file, data)

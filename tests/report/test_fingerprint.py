@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from frechet.objective import Objective, Penalty, cross_entropy, custom, l2, squared_error
-from frechet.report.fingerprint import Digest, fingerprint
-from frechet.report.settings import Settings
+from frechet.objective import Objective, Penalty, l2
+from frechet.objective.criteria import cross_entropy, custom, squared_error
+from frechet.report._fingerprint import Digest, fingerprint
+from frechet.report._settings import Settings
 
 SCALE = {"value": 1.0}
 
@@ -172,8 +173,8 @@ def make():
 """
 ASK = """
 import sys
-from frechet.report.source import load
-from frechet.report.fingerprint import fingerprint
+from frechet.report._source import load
+from frechet.report._fingerprint import fingerprint
 print(fingerprint(load(sys.argv[1])[0], sys.argv[1], 0, "1"))
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from frechet.errors import LostRank
-from frechet.report.launch import command_line, interrupts, launched, launched_group, speaks
+from frechet.report._launch import command_line, interrupts, launched, launched_group, speaks
 from ranks import loopback
 
 SOURCE = Path(__file__).parents[2] / "src"

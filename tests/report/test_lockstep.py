@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from frechet.linalg.density import spectral_density
-from frechet.linalg.eigsh import eigsh
-from frechet.operators.structured import from_callable, from_diagonal, from_matrix
-from frechet.report import lockstep
+from frechet.linalg._density import spectral_density
+from frechet.linalg._eigsh import eigsh
+from frechet.operators._structured import from_callable, from_diagonal, from_matrix
+from frechet.report import _lockstep as lockstep
 from frechet.space import Space
 
 

@@ -5,17 +5,18 @@ import torch
 from torch import nn
 
 from frechet.errors import NotDifferentiable, UnusableObjective
-from frechet.objective import Objective, cross_entropy, custom, l2, squared_error, subsample
-from frechet.operators.gauss_newton import gauss_newton
-from frechet.operators.hessian import hessian
-from frechet.report import metered as metered_module
-from frechet.report import operators as operators_module
-from frechet.report import run as run_module
-from frechet.report.assemble import assemble
-from frechet.report.measure import WEIGHTS, measure, reason
-from frechet.report.page import render
-from frechet.report.run import Run
-from frechet.report.settings import Settings
+from frechet.objective import Objective, l2, subsample
+from frechet.objective.criteria import cross_entropy, custom, squared_error
+from frechet.operators.derivatives._gauss_newton import gauss_newton
+from frechet.operators.derivatives._hessian import hessian
+from frechet.report import _metered as metered_module
+from frechet.report import _operators as operators_module
+from frechet.report import _run as run_module
+from frechet.report._assemble import assemble
+from frechet.report._measure import WEIGHTS, measure, reason
+from frechet.report._page import render
+from frechet.report._run import Run
+from frechet.report._settings import Settings
 
 ORIGIN = ("title", "source", "2026-01-01T00:00:00+00:00", "frechet report", "none")
 SETTINGS = Settings(top=3, probes=10, steps=30, batch_sizes=(1, 4, 10_000))
@@ -261,14 +262,14 @@ def test_whatever_a_stage_fails_by_costs_its_own_section_alone(monkeypatch, kind
 
 @pytest.mark.parametrize("kind", [AssertionError, AttributeError, RecursionError, NotImplementedError, Exception])
 def test_failures_of_every_kind_are_kept_in_their_section(monkeypatch, kind):
-    monkeypatch.setattr("frechet.report.sections.loss_slices", broken(kind))
+    monkeypatch.setattr("frechet.report._sections.loss_slices", broken(kind))
     report, _ = measured(objective())
     assert [x.what for x in report.left_out] == ["loss slices"]
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_is_not_a_failure(monkeypatch, kind):
-    monkeypatch.setattr("frechet.report.sections.stability", broken(kind))
+    monkeypatch.setattr("frechet.report._sections.stability", broken(kind))
     with pytest.raises(kind):
         measured(objective())
 

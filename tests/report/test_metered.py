@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from frechet.objective import Objective, squared_error
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
 from frechet.operators import from_callable
 from frechet.recording import ran_out
-from frechet.report.measure import WEIGHTS, measure
-from frechet.report.metered import Meter, metered
-from frechet.report.run import Run
-from frechet.report.settings import Settings
+from frechet.report._measure import WEIGHTS, measure
+from frechet.report._metered import Meter, metered
+from frechet.report._run import Run
+from frechet.report._settings import Settings
 from frechet.space import euclidean
 
 CPU = torch.device("cpu")

@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 
-from frechet.report.assemble import assemble
-from frechet.report.measure import WEIGHTS, measure
-from frechet.report.page import render
-from frechet.report.run import Run
-from frechet.report.settings import Settings
+from frechet.report._assemble import assemble
+from frechet.report._measure import WEIGHTS, measure
+from frechet.report._page import render
+from frechet.report._run import Run
+from frechet.report._settings import Settings
 from report_models import KINDS
 
 # a loss whose terms read the whole batch has no single examples, and the page says so

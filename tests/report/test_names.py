@@ -1,6 +1,6 @@
 import pytest
 
-from frechet.report.names import common_prefix, shortened
+from frechet.report._names import common_prefix, shortened
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from frechet.report import numbers
-from frechet.report.schema import Cost, Eigenvalue, Measured
+from frechet.report import _numbers as numbers
+from frechet.report._schema import Cost, Eigenvalue, Measured
 
 FREE = Cost(0, 0, 0.0)
 

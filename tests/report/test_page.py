@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from frechet.report import schema as s
-from frechet.report.page import render, summary
+from frechet.report import _schema as s
+from frechet.report._page import render, summary
 from report_sample import about, cost, empty, hostile, report
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "col", "wbr"}

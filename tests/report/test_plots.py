@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from frechet.report import plots
+from frechet.report import _plots as plots
 from report_sample import report
 
 DRAWN = {

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from frechet.operators.hessian import hessian
-from frechet.report.problems import PROBLEMS, _sentences
+from frechet.operators.derivatives._hessian import hessian
+from frechet.report._problems import PROBLEMS, _sentences
 
 EXPECTED = {"digits": (5263, 1797, 0.35), "digits-mlp": (3466, 1797, 0.35), "regression": (465, 442, 0.6)}
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from frechet.linalg.density import spectral_density
-from frechet.linalg.eigsh import eigsh
-from frechet.operators.structured import from_diagonal
-from frechet.report import run as module
-from frechet.report.files import write_atomic
-from frechet.report.metered import metered
-from frechet.report.run import PLENTY, ResumeMismatch, Run
+from frechet.linalg._density import spectral_density
+from frechet.linalg._eigsh import eigsh
+from frechet.operators._structured import from_diagonal
+from frechet.report import _run as module
+from frechet.report._files import write_atomic
+from frechet.report._metered import metered
+from frechet.report._run import PLENTY, ResumeMismatch, Run
 from ranks import on_ranks
 
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 import pytest
 
-from frechet.linalg.result import exact_estimate
-from frechet.report.schema import Cost, Density, Measured, Slice, from_estimate
+from frechet.linalg._result import exact_estimate
+from frechet.report._schema import Cost, Density, Measured, Slice, from_estimate
 
 FREE = Cost(0, 0, 0.0)
 

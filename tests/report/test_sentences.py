@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from frechet.report import schema as s
-from frechet.report import sentences
+from frechet.report import _schema as s
+from frechet.report import _sentences as sentences
 from report_sample import cost, empty, report
 
 SPENT = cost(1, 1, 0.1)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from frechet.report.schema import SCHEMA, Cost, Measured
-from frechet.report.serialize import dumps, from_json, to_json
+from frechet.report._schema import SCHEMA, Cost, Measured
+from frechet.report._serialize import dumps, from_json, to_json
 from report_sample import empty, hostile, report
 
 FREE = Cost(0, 0, 0.0)

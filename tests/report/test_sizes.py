@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from frechet.linalg.eigsh import eigsh
-from frechet.operators.structured import from_callable
-from frechet.report.sizes import probes_for, relative_error, sizes, widths
-from frechet.report.spectra import probes_wanted
+from frechet.linalg._eigsh import eigsh
+from frechet.operators._structured import from_callable
+from frechet.report._sizes import probes_for, relative_error, sizes, widths
+from frechet.report._spectra import probes_wanted
 from frechet.space import Space
 
 SPACE = Space(("a.weight", "a.bias", "b"), ((20,), (4,), (36,)), torch.float64)

@@ -1,7 +1,7 @@
 import pytest
 
 from frechet.objective import Objective
-from frechet.report.source import BadSource, load
+from frechet.report._source import BadSource, load
 
 GOOD = """
 import torch

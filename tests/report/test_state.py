@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 
-from frechet.linalg.density import spectral_density
-from frechet.linalg.eigsh import eigsh
-from frechet.linalg.result import Status, exact_estimate
-from frechet.operators.structured import from_diagonal
-from frechet.report.schema import Cost
-from frechet.report.state import Damaged, packed, unpacked
+from frechet.linalg._density import spectral_density
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._result import Status, exact_estimate
+from frechet.operators._structured import from_diagonal
+from frechet.report._schema import Cost
+from frechet.report._state import Damaged, packed, unpacked
 from frechet.space import Space
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_a_planted_file_runs_nothing(tmp_path, wrapped):
 def test_a_file_with_a_right_checksum_names_nothing_but_the_known_records():
     import hashlib
 
-    from frechet.report.state import MAGIC
+    from frechet.report._state import MAGIC
 
     for text in (
         '{"$record": ["Path", {}]}',

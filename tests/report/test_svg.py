@@ -2,7 +2,7 @@ from xml.etree import ElementTree
 
 from matplotlib.figure import Figure
 
-from frechet.report.svg import inline_svg, style
+from frechet.report._svg import inline_svg, style
 
 
 def drawn(name):

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from frechet.report.schema import LeftOut
-from frechet.report.terminal import show
+from frechet.report._schema import LeftOut
+from frechet.report._terminal import show
 from report_sample import report as sample
 
 

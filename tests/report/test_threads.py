@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from frechet.report import threads
+from frechet.report import _threads as threads
 
 
 @pytest.fixture

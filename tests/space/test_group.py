@@ -4,7 +4,7 @@ import torch.distributed as dist
 
 from frechet.errors import NonFinite
 from frechet.space import Group, digest
-from frechet.space.group import SHARED, TILE, sketch
+from frechet.space._group import SHARED, TILE, sketch
 
 
 @pytest.fixture(scope="module")

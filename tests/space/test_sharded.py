@@ -9,10 +9,11 @@ from torch import nn
 
 from frechet.analyze import stability
 from frechet.linalg import eigsh, gaussian_sketch, hadamard_sketch, pivoted_cholesky, sparse_sign_sketch, trace
-from frechet.objective import Objective, squared_error
-from frechet.operators import hessian
-from frechet.operators.structured import block_diagonal, identity, kronecker
-from frechet.report.source import BadSource, load
+from frechet.objective import Objective
+from frechet.objective.criteria import squared_error
+from frechet.operators._structured import block_diagonal, identity, kronecker
+from frechet.operators.derivatives import hessian
+from frechet.report._source import BadSource, load
 from frechet.space import Group, Shard, Space
 from ranks import on_ranks
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frechet.space import Space, euclidean, generator
-from frechet.space import space as module
+from frechet.space import _space as module
 
 F32, F64 = torch.float32, torch.float64
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=5).map(tuple)

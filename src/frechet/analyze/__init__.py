@@ -1,20 +1,20 @@
 """Questions about a trained model."""
 
-from frechet.analyze.example_frobenius import ExampleFrobenius, example_frobenius
-from frechet.analyze.example_quadratics import ExampleQuadratics, example_quadratics
-from frechet.analyze.example_slopes import ExampleSlopes, example_slopes
-from frechet.analyze.examples import (
+from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
+from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
+from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
+from frechet.analyze._examples import (
     ExampleCurvatures,
     ExampleGradients,
     example_curvatures,
     example_gradients,
 )
-from frechet.analyze.gram import Gram, gradient_gram, ntk_matrix
-from frechet.analyze.layers import LayerTops, LayerTraces, layer_tops, layer_traces
-from frechet.analyze.noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
-from frechet.analyze.plan import Job, Plan, plan
-from frechet.analyze.slices import Plane, Slices, loss_plane, loss_slices
-from frechet.analyze.stability import (
+from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
+from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
+from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
+from frechet.analyze._plan import Job, Plan, plan
+from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
+from frechet.analyze._stability import (
     Interpolation,
     Stability,
     exact_mean_square_limit,

@@ -3,4 +3,11 @@
 from frechet.recording._linearize import Linearized, linearize
 from frechet.recording._memory import free_memory, peak_above, ran_out, start_peak
 
-__all__ = ["Linearized", "free_memory", "linearize", "peak_above", "ran_out", "start_peak"]
+__all__ = [
+    "Linearized",
+    "free_memory",
+    "linearize",
+    "peak_above",
+    "ran_out",
+    "start_peak",
+]

@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NotDifferentiable
-from frechet.operators import hessian
-from frechet.operators.function import FunctionHessian, FunctionJacobian
-from frechet.operators.gauss_newton import OutputProduct
-from frechet.operators.hessian import ObjectiveHessian
-from frechet.operators.jacobian import OutputJacobian
-from frechet.operators.operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
-from frechet.operators.route import Way
+from frechet.operators._operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
+from frechet.operators.derivatives import hessian
+from frechet.operators.derivatives._function import FunctionHessian, FunctionJacobian
+from frechet.operators.derivatives._gauss_newton import OutputProduct
+from frechet.operators.derivatives._hessian import ObjectiveHessian
+from frechet.operators.derivatives._jacobian import OutputJacobian
+from frechet.operators.derivatives._modes import Way
 from frechet.recording._budget import Budget
 from frechet.recording._memory import free_memory
 from frechet.recording._of_data import recorded_product

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from frechet.errors import UnusableObjective
 from frechet.objective import Batch, Part, Snapshot
-from frechet.operators.gauss_newton import OutputProduct
-from frechet.operators.hessian import ObjectiveHessian
-from frechet.operators.operator import LinearOperator
-from frechet.operators.products import Adding, Leaves, Sums, columns, differentiating
-from frechet.operators.route import lacks_forward
-from frechet.operators.structured import FromCallable
+from frechet.operators._operator import LinearOperator
+from frechet.operators._structured import FromCallable
+from frechet.operators.derivatives._gauss_newton import OutputProduct
+from frechet.operators.derivatives._hessian import ObjectiveHessian
+from frechet.operators.derivatives._modes import lacks_forward
+from frechet.operators.derivatives._products import Adding, Leaves, Sums, columns, differentiating
 from frechet.recording._batch import own, seen, without_numbers
 from frechet.recording._budget import Budget
 from frechet.recording._program import Untraceable

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from frechet.operators.function import FunctionHessian, FunctionJacobian
-from frechet.operators.operator import Fact, LinearOperator
-from frechet.operators.products import Sums
-from frechet.operators.structured import FromCallable
+from frechet.operators._operator import Fact, LinearOperator
+from frechet.operators._structured import FromCallable
+from frechet.operators.derivatives._function import FunctionHessian, FunctionJacobian
+from frechet.operators.derivatives._products import Sums
 from frechet.recording._budget import Budget
 from frechet.recording._recordings import Plain, Product, Recordings, Served, play
 from frechet.space import Space

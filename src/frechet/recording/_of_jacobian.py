@@ -11,10 +11,10 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.objective import Batch, Part
-from frechet.operators.jacobian import OutputJacobian
-from frechet.operators.operator import LinearOperator
-from frechet.operators.products import Leaves, Sums, columns, differentiating
-from frechet.operators.structured import FromCallable
+from frechet.operators._operator import LinearOperator
+from frechet.operators._structured import FromCallable
+from frechet.operators.derivatives._jacobian import OutputJacobian
+from frechet.operators.derivatives._products import Leaves, Sums, columns, differentiating
 from frechet.recording._batch import without_numbers
 from frechet.recording._budget import Budget
 from frechet.recording._of_data import still

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frechet.operators.products import Sums
+from frechet.operators.derivatives._products import Sums
 from frechet.recording._batch import Look, begun_anew, own, seen
 from frechet.recording._budget import Budget
 from frechet.recording._program import Untraceable, is_ordinary

@@ -1,0 +1,272 @@
+"""What questions to an operator will cost, and what fits into memory, before any of them is asked.
+
+A product is measured with one vector and with two, after one that does not count. A block of k vectors is taken to cost
+what the first vector costs and k - 1 times what the second added; a job costs its products and the vectors that it
+keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
+names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
+
+How many products `eigsh` takes hangs on the spectrum. A few products of Lanczos' method tell it roughly, and `eigsh`
+is tried on a diagonal matrix that has such a spectrum.
+
+**Cost:** four products, and max(2 k + 2, 30) of Lanczos' method where they fit; more, one per halving, where the
+product does not fit and the objective has a head.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from frechet.linalg._basis import Storage, kept_as, roundoff
+from frechet.linalg._eigsh import eigsh
+from frechet.linalg._krylov import gauss_quadrature, lanczos
+from frechet.linalg._shown import Result, Rows
+from frechet.operators._operator import Fact, LinearOperator
+from frechet.operators._structured import from_callable
+from frechet.operators.derivatives._gauss_newton import OutputProduct
+from frechet.operators.derivatives._hessian import ObjectiveHessian
+from frechet.operators.derivatives._jacobian import OutputJacobian
+from frechet.recording import free_memory, peak_above, start_peak
+
+MOST_AT_ONCE = 256  # vectors: more bring no speed
+SAMPLE = 30  # products that tell how many eigsh will take
+LIKE = 2000  # rows of the diagonal matrix on which that is tried
+MOST_BASES = 12  # first bases that a run may take
+
+
+@dataclass(frozen=True)
+class Job(Result):
+    """One question: how many products it usually takes, in which time, and the most memory it needs at once."""
+
+    name: str
+    products: int
+    seconds: float
+    bytes: int | None
+    vectors: int  # kept beside those of a product
+    fits: bool | None
+    storage: Storage | None = None  # in which its basis fits; None: it has none, or fits in no storage
+    stored_bytes: int | None = None  # as `bytes`, with that storage; on the host it is the basis that is left out
+    roundoff: float = 0.0  # of that storage
+
+
+@dataclass(frozen=True)
+class Plan(Result):
+    """The measured cost of a product, what fits into `budget` bytes, and what jobs will take. `print` it."""
+
+    operator: str
+    budget: int
+    product_seconds: float
+    product_bytes: int | None  # None where the system does not tell
+    vector_seconds: float  # each further vector of a block
+    vector_bytes: int | None
+    vectors_at_once: int  # in one block, 1 at least
+    kept_vectors: int  # as a Krylov basis, beside a product
+    examples: int | None  # per batch; None: the batches fit as they are
+    head_rows: int | None  # tokens that go through the objective's head at once; None: no head, or its chunks fit
+    jobs: tuple[Job, ...]
+
+    def _table(self) -> Rows:
+        rows = [(j.name, str(j.products), f"{j.seconds:.3g} s", _size(j.bytes), _fits(j.fits)) for j in self.jobs]
+        return ("job", "products", "time", "memory", "fits"), rows
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The plan in words, a line each."""
+        yield f"products with {self.operator}, {_size(self.budget)} to spend:"
+        yield (
+            f"a product takes {self.product_seconds:.3g} s and {_size(self.product_bytes)}, each further vector of a "
+            f"block {self.vector_seconds:.3g} s and {_size(self.vector_bytes)}"
+        )
+        yield f"at once fit: {self.vectors_at_once} vectors in a block, or {self.kept_vectors} as a basis"
+        if self.head_rows is not None:
+            yield f"the chunks of the head do not fit: Objective(..., head_rows={self.head_rows})"
+        if self.examples is not None:
+            yield f"the batches do not fit: objective.in_pieces({self.examples})"
+        for job in self.jobs:
+            short = "" if job.fits is not False else ", which does not fit"
+            if short and job.storage is not None:
+                short += f"; {_size(job.stored_bytes)} with storage='{job.storage}'"
+                loss = f"residuals of up to {job.roundoff:.1g} times the largest eigenvalue"
+                short += f" ({loss})" if job.roundoff else " (two vectors travel per product)"
+            yield f"{job.name}: about {job.products} products, {job.seconds:.3g} s, {_size(job.bytes)}{short}"
+
+
+def plan(
+    A: LinearOperator,
+    budget: int | None = None,
+    *,
+    k: int = 10,
+    products: int = 100,
+    probes: int = 8,
+    steps: int = 40,
+    sample: int | None = None,
+) -> Plan:
+    """What products with A cost, what fits into `budget` bytes (default: what is free), and what jobs will take.
+
+    The jobs are the defaults of `eigsh` for the `k` largest pairs, `trace` with `products` products, and
+    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum, of which
+    `sample` products, max(2 k + 2, 30), are made where they fit. With ``sample=0`` it is assumed to end with its first
+    basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
+
+    Example:
+        >>> import torch
+        >>> from frechet import hessian, plan
+        >>> found = plan(hessian(lambda x: (x**4).sum(), torch.ones(1000)), budget=10**9)
+        >>> found.examples is None, [job.name for job in found.jobs]
+        (True, ['10 largest eigenpairs', 'trace', 'spectral density'])
+    """
+    if not isinstance(A, LinearOperator):
+        raise TypeError(f"plan: A must be an operator, got {type(A).__name__}; write plan(hessian(objective))")
+    if A.domain != A.codomain:
+        raise ValueError(f"plan: A must be square on one space, got {A!r}")
+    space = A.domain
+    budget = free_memory(space.device) if budget is None else budget
+    if budget <= 0:
+        raise ValueError(f"plan: budget must be a positive number of bytes, got {budget}")
+    one, two = space.random(range(1), 0), space.random(range(2), 0)
+    _measured(A, one)  # the first product loads what it needs
+    (first, peak), (second, higher) = (_measured(A, V) for V in (one, two))
+    vector = space.dim * one.element_size()
+    more, added = max(0.0, second - first), None
+    if peak is not None and higher is not None:
+        added = max(higher - peak, 2 * vector)  # the vector and its product at least
+    room = budget - (peak or 0)
+    at_once = 1 if added is None else max(1, min(MOST_AT_ONCE, 1 + room // added))
+
+    def job(name: str, count: int, basis: int, vectors: int, block: int) -> Job:
+        block = min(block, at_once)
+        seconds = count * (first + (block - 1) * more) / block
+        if peak is None or added is None:
+            return Job(name, count, seconds, None, basis + vectors, None)
+        beside = peak + (block - 1) * added + vectors * vector
+        need = beside + basis * vector
+        made = Job(name, count, seconds, need, basis + vectors, need <= budget)
+        for storage in get_args(Storage) if basis else ():
+            dtype, device = kept_as(space, storage, "plan")
+            kept = basis * space.length * dtype.itemsize
+            here = beside + (kept if device == space.device else 0)
+            elsewhere = device == space.device or kept <= free_memory(device)
+            if here <= budget and elsewhere and storage != "bfloat16":  # float16 is as small, and more precise
+                loss = roundoff(space, storage, "plan")
+                return replace(made, storage=storage, stored_bytes=here, roundoff=loss)
+        return made
+
+    basis = min(space.dim, max(2 * k + 30, 40))
+    # beside the basis: what is made orthogonal, its copy and coefficients, and the vectors found
+    pairs = job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
+    if pairs.fits is not False:
+        count = _eigsh_products(A, k, basis, max(2 * k + 2, SAMPLE) if sample is None else sample)
+        pairs = replace(pairs, products=count, seconds=count * first)
+    # the sketch keeps a vector for each of its probes, and is copied when it grows and when it is read
+    sketch = products if Fact.POSITIVE_SEMIDEFINITE in A.facts else products // 2
+    jobs = (
+        pairs,
+        job("trace", min(products, space.dim), 0, 2 * sketch if products < space.dim else 64, 16),
+        job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 4, 1),
+    )
+    rows, examples = None, None
+    if peak is not None and peak > budget:
+        rows, rest = _rows_that_fit(A, budget, peak, one)
+        examples = None if rest <= budget else _examples_that_fit(A, budget, rest, vector)
+    kept = max(0, room // vector)
+    return Plan(repr(A), budget, first, peak, more, added, at_once, kept, examples, rows, jobs)
+
+
+def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:
+    """How many products `eigsh` will take for the k largest pairs: those that it takes on a diagonal matrix like A.
+
+    `sample` products of Lanczos' method tell the spectrum as far as they can: the ends one by one, and the bulk by a
+    smooth distribution.
+    """
+    n = A.domain.dim
+    if Fact.SYMMETRIC not in A.facts or not 0 < k < n or sample < 2:
+        return basis
+    found = lanczos(A, A.domain.random(0, 0, "gaussian"), steps=sample)
+    values = torch.from_numpy(_eigenvalues_like(*gauss_quadrature(found.alpha, found.beta), n))
+    like = from_callable(lambda V: values[:, None] * V, len(values), facts="symmetric", dtype=torch.float64)
+    return eigsh(like, min(k, len(values) - 1), seed=0, max_products=MOST_BASES * basis).products
+
+
+def _eigenvalues_like(nodes: Tensor, weights: Tensor, n: int) -> np.ndarray:
+    """min(n, LIKE) eigenvalues of which a quadrature says as much as of the n that it was made for."""
+    t, w, most = nodes.numpy(), weights.numpy(), min(n, LIKE)
+    single = n * w <= 4  # about one eigenvalue; a random vector's squared entries vary that much
+    high = len(t) - int(single[::-1].cumprod().sum())
+    low = min(int(single.cumprod().sum()), high)
+    ends, t, w = np.concatenate([t[:low], t[high:]])[:most], t[low:high], w[low:high]
+    left = most - len(ends)
+    if len(t) < 2 or not left:
+        return np.concatenate([np.full(left, t[0] if len(t) else nodes.numpy()[0]), ends])
+    share = np.cumsum(w) - w / 2
+    bottom, top = t[0] - (t[1] - t[0]) / 2, t[-1] + (t[-1] - t[-2]) / 2
+    bottom = max(bottom, nodes[low - 1]) if low else bottom
+    top = min(top, nodes[high]) if high < len(nodes) else top
+    quantiles = PchipInterpolator([0.0, *(share / w.sum()), 1.0], [bottom, *t, top])
+    return np.concatenate([quantiles((np.arange(left) + 0.5) / left), ends])
+
+
+def _measured(A: LinearOperator, V: Tensor) -> tuple[float, int | None]:
+    device = A.domain.device
+    before, start = start_peak(device), time.perf_counter()
+    float((A @ V)[0, 0])  # waits for the device
+    return time.perf_counter() - start, peak_above(before, device)
+
+
+def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: Tensor) -> tuple[int | None, int]:
+    """The rows of a head at once, halved until a product was seen within the budget, and the bytes that it took.
+
+    Not in a group: its processes measure different peaks, and must all make the same products.
+    """
+    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian) or A.snapshot.group is not None:
+        return None, peak
+    chunks = [
+        min(part.head.chunk(A.domain.dtype), batch.targets.numel())
+        for part in A.snapshot.parts
+        if part.head is not None
+        for batch in part.batches(A.domain.device)
+    ]
+    rows = max(chunks, default=1)
+    if rows == 1:
+        return None, peak
+    while peak > budget and rows > 1:
+        rows //= 2
+        peak = _measured(_with_rows(A, rows), one)[1] or peak
+    return rows, peak
+
+
+def _with_rows(A: ObjectiveHessian | OutputProduct | OutputJacobian, rows: int) -> LinearOperator:
+    dtype = A.domain.dtype
+    parts = [
+        p if p.head is None else replace(p, head=replace(p.head, rows=min(rows, p.head.chunk(dtype))))
+        for p in A.snapshot.parts
+    ]
+    return replace(A, snapshot=replace(A.snapshot, parts=tuple(parts)))
+
+
+def _examples_that_fit(A: LinearOperator, budget: int, peak: int, vector: int) -> int | None:
+    """Examples per batch for which a product stays within the budget, memory growing in proportion to them."""
+    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian):
+        return None
+    sizes = [len(batch.targets) for part in A.snapshot.parts for batch in part.batches(A.domain.device)]
+    fixed = 3 * vector  # the vector, its product and a gradient do not depend on the batch
+    share = (budget - fixed) / max(1, peak - fixed)
+    return max(1, int(max(sizes, default=1) * share))
+
+
+def _fits(fits: bool | None) -> str:
+    return "unknown" if fits is None else "yes" if fits else "no"
+
+
+def _size(number: int | None) -> str:
+    if number is None:
+        return "unknown memory"
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"

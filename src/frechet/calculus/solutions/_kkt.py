@@ -1,0 +1,226 @@
+"""The equations of Karush, Kuhn and Tucker, with the constraints that hold at a given solution.
+
+    min f(x)  such that  h(x) = 0,  g(x) <= 0,  l <= x <= u        (all may depend on the inputs, too)
+
+    d/dx [ f + y'h + z'g + s'x ] = 0,    h = 0,    g_i = 0 where active, else z_i = 0,
+    x_i = l_i or u_i where held, else s_i = 0
+
+in the unknowns x, y, z and s. With the active set fixed these are smooth equations with a symmetric Jacobian, and as
+many as unknowns. The multipliers at x are those of least squares on the gradient of f. Complementarity must be strict:
+where a constraint holds without a force (z_i = 0) the solution has a kink, and no derivative.
+
+**Source.** A. V. Fiacco and G. P. McCormick (1968), Nonlinear programming, theorem 6, doi 10.1137/1.9781611971316
+(sensitivity); J. Nocedal and S. J. Wright (2006), Numerical optimization, equation 18.21 (multipliers), doi
+10.1007/978-0-387-40065-5.
+
+**Differs from the source.** Inactive constraints keep their unknowns, with the equation that says that they are zero:
+shapes do not depend on the active set, which may then differ between the problems of a batch.
+
+**Cost.** Of the multipliers: `lsmr` on the Jacobian of the constraints, or its dense matrix where that is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from frechet.calculus.solutions._conditions import Blocks, Conditions, gradient_of
+from frechet.linalg.systems._lsmr import lsmr
+from frechet.operators._operator import SYMMETRIC
+from frechet.operators.derivatives._function import function_jacobian
+from frechet.operators.derivatives._products import Point
+from frechet.space import Space
+
+Side = float | Tensor | Mapping[str, Tensor] | Callable[..., object] | None
+DENSE = 1 << 18  # entries of a Jacobian that is made dense
+
+
+def kkt_conditions(
+    f: Callable[..., Tensor],
+    *,
+    equality: Callable[..., Tensor] | None = None,
+    inequality: Callable[..., Tensor] | None = None,
+    bounds: tuple[Side, Side] | None = None,
+    multipliers: Callable[[object], Mapping[str, Tensor]] | None = None,
+    active_tolerance: float | None = None,
+    weakly_active: Literal["raise", "hold", "free"] = "raise",
+) -> Conditions:
+    """The conditions of a minimum of f(x, *inputs) with equality(x, *inputs) = 0, inequality(x, *inputs) <= 0, bounds.
+
+    Constraints return tensors of any shape; concatenate several. `bounds` is a pair (lower, upper) of None, numbers,
+    tensors or dicts shaped like x, or functions of the inputs that return one: only a function has derivatives.
+
+    An inequality is active where ``g_i >= -active_tolerance * max(1, max |x|)``, a bound in the same way
+    (``eps**0.4``, 5e-7 in float64, if left out); a violation by more raises. Multipliers follow from least squares, or
+    `multipliers` takes them out of what the solver returned, as a dict with the keys "equality", "inequality", "bounds"
+    ("bounds.name" for each block of a dict x; positive at upper sides, negative at lower ones). One of the wrong sign
+    raises. Where an active one is zero (``<= active_tolerance * max(1, largest)``) the solution has a kink:
+    `weakly_active` says whether to raise, or which of the one-sided derivatives to take, that with the constraint held
+    or that with it free.
+
+    Example:
+        >>> import torch
+        >>> from frechet import implicit
+        >>> from frechet.calculus import kkt_conditions
+        >>> project = implicit(
+        ...     lambda y: y / y.pow(2).sum().sqrt(),  # onto the unit ball, from outside
+        ...     kkt_conditions(lambda x, y: ((x - y) ** 2).sum(), inequality=lambda x, y: x @ x - 1),
+        ... )
+        >>> torch.autograd.functional.jacobian(project, torch.tensor([0.0, 2.0]))  # (I - x x') / 2
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.0000]])
+    """
+    if equality is None and inequality is None and bounds is None:
+        raise ValueError(
+            "kkt_conditions: needs equality=, inequality= or bounds=, got none; use stationary_conditions(f)"
+        )
+    if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
+        raise TypeError(f"kkt_conditions: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
+    if weakly_active not in ("raise", "hold", "free"):
+        raise ValueError(f"kkt_conditions: weakly_active must be 'raise', 'hold' or 'free', got {weakly_active!r}")
+
+    def equations(x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> tuple[Point, Blocks]:
+        def lagrangian(x: Point) -> Tensor:
+            value = f(x, *inputs).sum()
+            if equality is not None:
+                value = value + (m["equality"] * equality(x, *inputs)).sum()
+            if inequality is not None:
+                value = value + (fixed["inequality"] * m["inequality"] * inequality(x, *inputs)).sum()
+            if bounds is not None:
+                for name, b in _named(x).items():
+                    value = value + ((fixed["lower" + name] | fixed["upper" + name]) * m["bounds" + name] * b).sum()
+            return value
+
+        rest: Blocks = {}
+        if equality is not None:
+            rest["equality"] = equality(x, *inputs)
+        if inequality is not None:
+            rest["inequality"] = torch.where(fixed["inequality"], inequality(x, *inputs), m["inequality"])
+        if bounds is not None:
+            low, high = (_side(side, x, inputs, sign) for side, sign in zip(bounds, (-1, 1), strict=True))
+            for name, b in _named(x).items():
+                free = torch.where(fixed["upper" + name], b - high[name], m["bounds" + name])
+                rest["bounds" + name] = torch.where(fixed["lower" + name], b - low[name], free)
+        return gradient_of(lagrangian, x), rest
+
+    def complete(x: Point, inputs: Sequence[object], returned: object) -> tuple[Blocks, Blocks]:
+        blocks = _named(x)
+        space = Space.of(blocks)
+        largest = max((float(b.abs().max()) for b in blocks.values() if b.numel()), default=0.0)
+        tolerance = space.eps**0.4 if active_tolerance is None else active_tolerance
+        near = tolerance * max(1.0, largest)
+        fixed: Blocks = {}
+        if inequality is not None:
+            g = inequality(x, *inputs).detach()
+            _refuse_violated("inequality(x) must be <= 0", g, near)
+            fixed["inequality"] = g >= -near
+        if bounds is not None:
+            low, high = (_side(side, x, inputs, sign) for side, sign in zip(bounds, (-1, 1), strict=True))
+            for name, b in blocks.items():
+                _refuse_violated("lower - x must be <= 0", low[name].detach() - b, near)
+                _refuse_violated("x - upper must be <= 0", b - high[name].detach(), near)
+                fixed["lower" + name] = b <= low[name].detach() + near
+                fixed["upper" + name] = b >= high[name].detach() - near
+        if multipliers is None:
+            m = _least_squares(f, equality, inequality, x, inputs, fixed)
+        else:
+            m = {n: t.detach().to(space.device, space.dtype) for n, t in multipliers(returned).items()}
+        wanted = {"equality"} if equality is not None else set()
+        wanted |= {"inequality"} if inequality is not None else set()
+        wanted |= {"bounds" + n for n in blocks} if bounds is not None else set()
+        if set(m) != wanted:
+            raise ValueError(f"kkt_conditions: multipliers must return {sorted(wanted)}, got {sorted(m)}")
+        weak = tolerance * max([1.0, *(float(t.abs().max()) for t in m.values() if t.numel())])
+        for mask, sign in [(k, 1.0 if k[:5] != "lower" else -1.0) for k in fixed]:
+            name = mask if mask == "inequality" else "bounds" + mask[5:]
+            twin = fixed.get(("upper" if mask[:5] == "lower" else "lower") + mask[5:])
+            single = fixed[mask] if twin is None else fixed[mask] & ~twin  # a fixed variable has a force of any sign
+            force = torch.where(single, sign * m[name], torch.inf)
+            if bool((force < -weak).any()):
+                raise ValueError(
+                    f"kkt_conditions: the multiplier of an active {_title(mask)} must be >= 0, got "
+                    f"{float(force.min()):.3g} in entry {int(force.argmin())}: x is no minimum, or the constraint is "
+                    "meant the other way; write inequality(x) <= 0"
+                )
+            kink = force <= weak
+            if bool(kink.any()) and weakly_active == "raise":
+                raise ValueError(
+                    f"kkt_conditions: an active {_title(mask)} must have a multiplier > {weak:.3g}, got "
+                    f"{float(force.min()):.3g} in entry {int(force.argmin())}: the solution has a kink there and no "
+                    "derivative; choose weakly_active='hold' or 'free', or a smaller active_tolerance"
+                )
+            if weakly_active == "free":
+                fixed[mask] = fixed[mask] & ~kink
+        return m, fixed
+
+    return Conditions("constrained minimum", equations, SYMMETRIC, complete)
+
+
+def _least_squares(
+    f: Callable[..., Tensor],
+    equality: Callable[..., Tensor] | None,
+    inequality: Callable[..., Tensor] | None,
+    x: Point,
+    inputs: Sequence[object],
+    fixed: Blocks,
+) -> Blocks:
+    """The multipliers that minimize the gradient of the Lagrangian; zero where inactive, of least norm if many."""
+
+    def held(x: Point) -> Blocks:
+        rows: Blocks = {}
+        if equality is not None:
+            rows["equality"] = equality(x, *inputs)
+        if inequality is not None:
+            g = inequality(x, *inputs)
+            rows["inequality"] = torch.where(fixed["inequality"], g, torch.zeros_like(g))
+        for name, b in _named(x).items():
+            if "lower" + name in fixed:
+                held = fixed["lower" + name] | fixed["upper" + name]
+                rows["bounds" + name] = torch.where(held, b, torch.zeros_like(b))
+        return rows
+
+    plain = x.detach() if isinstance(x, Tensor) else {n: b.detach() for n, b in x.items()}
+    J = function_jacobian(held, plain, None)
+    slope = gradient_of(lambda x: f(x, *inputs), plain)
+    b = -J.domain.join([t.detach() for t in _named(slope).values()])
+    if J.shape[0] * J.shape[1] <= DENSE:
+        found = (torch.linalg.pinv(J.dense().T.double()) @ b.double()).to(b)
+    else:
+        found = lsmr(J.T, b, rtol=10 * J.domain.eps).x
+    return J.codomain.unflatten(found)
+
+
+def _named(x: Point) -> Blocks:
+    """The blocks of x by the ending that their multipliers' names have: none for a tensor, .name for a dict."""
+    return {"": x} if isinstance(x, Tensor) else {"." + n: b for n, b in x.items()}
+
+
+def _side(side: Side, x: Point, inputs: Sequence[object], sign: int) -> Blocks:
+    value = side(*inputs) if callable(side) else side
+    found: Blocks = {}
+    for name, b in _named(x).items():
+        one = value.get(name[1:]) if isinstance(value, Mapping) else value
+        t = torch.as_tensor(sign * torch.inf if one is None else one, dtype=b.dtype, device=b.device)
+        if t.ndim and t.shape != b.shape:
+            raise ValueError(
+                f"kkt_conditions: bounds must be numbers or have the shape of x {tuple(b.shape)}, got {tuple(t.shape)}"
+            )
+        found[name] = t.expand(b.shape)
+    return found
+
+
+def _refuse_violated(what: str, excess: Tensor, near: float) -> None:
+    # not (excess <= near): also NaN
+    if excess.numel() and not bool((excess <= near).all()):
+        worst = float(excess.max())
+        raise ValueError(
+            f"kkt_conditions: {what} at the solution, got {worst:.3g} in entry {int(excess.argmax())}; solve more "
+            "exactly, or raise active_tolerance"
+        )
+
+
+def _title(mask: str) -> str:
+    return "inequality" if mask == "inequality" else f"{mask[:5]} bound"

@@ -1,0 +1,149 @@
+"""Eigenpairs at the ends of the spectrum of a symmetric A, by products alone.
+
+Two methods: ``lanczos`` with thick restarts (`thick_restart.py`), one product a step, and ``lobpcg`` (`lobpcg.py`), on
+blocks and with a preconditioner. The sources are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from frechet.errors import NonFinite
+from frechet.linalg._basis import Storage, kept_as
+from frechet.linalg._eigsh_run import EigshState, Run, Which
+from frechet.linalg._krylov import check_symmetric
+from frechet.linalg._lobpcg import lobpcg
+from frechet.linalg._result import Spectrum, Status
+from frechet.linalg._thick_restart import thick_restart
+from frechet.operators._operator import LinearOperator
+
+Method = Literal["lanczos", "lobpcg"]
+
+
+@torch.no_grad()
+def eigsh(
+    A: LinearOperator,
+    k: int,
+    *,
+    seed: int,
+    which: Which = "largest",
+    rtol: float = 1e-3,
+    atol: float = 0.0,
+    max_products: int | None = None,
+    method: Method = "lanczos",
+    basis: int | None = None,
+    storage: Storage = "device",
+    start: Tensor | None = None,
+    copies: bool = False,
+    preconditioner: LinearOperator | None = None,
+    observe: Callable[[EigshState], bool] | None = None,
+    resume: EigshState | None = None,
+) -> Spectrum:
+    """The k algebraically largest or smallest eigenpairs of a symmetric A, or k from each end, listed descending.
+
+    A pair has converged when ``||A v - lambda v|| <= max(rtol |lambda|, atol, 10 eps ||A||)``, ||A|| being the largest
+    norm of a product so far. `residuals` are these norms; they bound the distance of each value to the spectrum. They
+    come from the projected matrix without a product (``||T[j:] s||``, exact for exact products), with 10 eps ||A||
+    added in quadrature for the rounding of the products, which is typical and not a bound. ``which="both"`` gives 2 k
+    pairs, or all n where the ends meet. `vectors` ``(n, k)`` are orthonormal. A NaN raises `NonFinite` with the number
+    of the product.
+
+    - `max_products` (default 50 times the basis) ends a run with status ``max_iterations`` and the best pairs so far,
+      fewer than k if it allows fewer than k products. `basis` (default max(2 k + 30, 40)) vectors are kept.
+    - `storage` says where they are kept: ``"host"``, or rounded to ``"float16"``, ``"bfloat16"`` or ``"float32"``
+      (`basis.py`). Rounded ones leave residuals of up to about u ||A||, u = 2^-11, 2^-8 or 2^-24: they are measured by
+      k products more, within `max_products`, and where they miss a tolerance that the iteration has met, the status is
+      ``stagnated``. The value of a pair is better than its residual: by about the residual's square over the distance
+      to the next eigenvalue.
+    - `start` ``(n, j)`` holds guesses of the wanted vectors, such as those of an earlier operator; lanczos starts from
+      their sum, lobpcg from the block.
+    - Two eigenvalues within the tolerance may be taken for one, which shifts the rest of the list. For k > 1 the run
+      goes on to a twentieth of the tolerance: less than 1 % of the runs on uniform random spectra skip an eigenvalue
+      then (`docs/error-bars.md`), for a seventh more products.
+    - A multiple eigenvalue is a blind spot of every method that starts from one vector: it is listed once, unless the
+      Krylov space ends, as for operators of low rank, and rounding does not hide the end. With ``copies=True`` the run
+      goes on from random vectors orthogonal to all that was found, until another copy, or an eigenvalue that `start`
+      had missed, would have shown with probability 0.99. Where locking leaves the residuals open, k products measure
+      them in the end.
+    - An A that is not symmetric, though its facts say so, shows in the projected matrix without a product: ValueError
+      where u'A v and v'A u differ by 5 % of their size (float64: 1e-4). Less than that enters the residuals, and status
+      ``stagnated`` says that it kept them above a tolerance.
+    - ``method="lobpcg"`` works on blocks, takes a positive definite `preconditioner`, about the inverse of A - lambda
+      (of lambda - A for the largest), and finds one end. It pays where such a preconditioner is at hand.
+    - `observe` is called after each test of convergence; True stops with status ``stopped``. `resume` continues.
+
+    Example:
+        >>> import torch
+        >>> from frechet import eigsh, from_diagonal
+        >>> A = from_diagonal(torch.cat([torch.tensor([9.0, 5.0, -7.0]), torch.linspace(0, 1, 97)]))
+        >>> spectrum = eigsh(A, 1, which="both", seed=0, rtol=1e-5)
+        >>> [round(x, 3) for x in spectrum.values.tolist()], bool(spectrum.converged.all())
+        ([9.0, -7.0], True)
+    """
+    wanted = _check(A, k, which, rtol, atol, max_products, method, basis, storage, start, copies, preconditioner)
+    space = A.domain
+    if wanted == 0:
+        empty = torch.zeros(0, dtype=torch.float64)
+        return Spectrum(empty, space.zeros(0), empty, empty.bool(), 0, 0, Status.CONVERGED, space=space)
+    size = min(space.dim, max(2 * wanted + 30, 40) if basis is None else basis)
+    limit = 50 * max(size, 40) if max_products is None else max_products
+    fingerprint = (repr(space), method, k, which, seed, size, copies, storage)
+    if resume is not None and resume.fingerprint != fingerprint:
+        raise ValueError(
+            "eigsh: resume must come from the same call, got (space, method, k, which, seed, basis, copies, storage) = "
+            f"{resume.fingerprint} for {fingerprint}"
+        )
+    run = Run(A, k, which, seed, rtol, atol, limit, fingerprint, observe, resume)
+    if method == "lobpcg":
+        return lobpcg(run, wanted, start, preconditioner)
+    return thick_restart(run, wanted, size, start, copies, storage)
+
+
+def _check(
+    A: LinearOperator, k: int, which: str, rtol: float, atol: float, max_products: int | None, method: str,
+    basis: int | None, storage: Storage, start: Tensor | None, copies: bool, preconditioner: LinearOperator | None,
+) -> int:  # fmt: skip
+    """The number of pairs to find; raises on bad arguments."""
+    check_symmetric(A, "eigsh", "for singular values use svds(A, k)")
+    space, n = A.domain, A.domain.dim
+    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= n:
+        raise ValueError(f"eigsh: k must be an int between 0 and the dimension {n}, got {k!r}")
+    if which not in ("largest", "smallest", "both"):
+        raise ValueError(f"eigsh: which must be 'largest', 'smallest' or 'both', got {which!r}")
+    if method not in ("lanczos", "lobpcg"):
+        raise ValueError(f"eigsh: method must be 'lanczos' or 'lobpcg', got {method!r}")
+    if not (rtol >= 0 and atol >= 0):
+        raise ValueError(f"eigsh: rtol and atol must be non-negative, got {rtol} and {atol}")
+    if max_products is not None and max_products < 1:
+        raise ValueError(f"eigsh: max_products must be positive, got {max_products}")
+    wanted = min(n, 2 * k) if which == "both" else k
+    if method == "lobpcg" and (which == "both" or copies or basis is not None or storage != "device"):
+        raise ValueError(
+            "eigsh: which='both', copies, basis and storage must be left out with method='lobpcg'; use 'lanczos'"
+        )
+    if kept_as(space, storage, "eigsh")[0] != space.dtype and max_products is not None and max_products <= wanted:
+        raise ValueError(
+            f"eigsh: max_products must be above {wanted} with storage='{storage}', whose residuals take one product a "
+            f"pair, got {max_products}"
+        )
+    if method == "lanczos" and preconditioner is not None:
+        raise ValueError("eigsh: preconditioner must be None with method='lanczos', got one; use method='lobpcg'")
+    if preconditioner is not None:
+        check_symmetric(preconditioner, "eigsh", "pass a symmetric positive definite preconditioner")
+        if preconditioner.domain != space:
+            raise ValueError(f"eigsh: preconditioner must act on {space!r}, got {preconditioner!r}")
+    if start is not None:
+        fits = start.ndim == 2 and start.shape[0] == space.length
+        if not fits or start.dtype != space.dtype or start.device != space.device:
+            got = f"{tuple(start.shape)}, {start.dtype}, {start.device}"
+            raise ValueError(f"eigsh: start must be a block ({space.length}, j) of {space!r}, got {got}")
+        if not space.finite(start):
+            raise NonFinite("eigsh: start holds a NaN or an infinity")
+    need = min(n, wanted + 5)
+    if basis is not None and basis < need:
+        raise ValueError(f"eigsh: basis must be at least {need} for {wanted} pairs, got {basis}")
+    return wanted

@@ -1,0 +1,38 @@
+"""Nonlinear least squares, minimization with and without constraints, roots and fixed points."""
+
+from frechet.optimize._constrained.constraint import Constraint
+from frechet.optimize._constrained.run import ConstrainedState
+from frechet.optimize._equations.fixed_point import fixed_point
+from frechet.optimize._equations.root import RootState, root
+from frechet.optimize._least_squares.least_squares import least_squares
+from frechet.optimize._least_squares.least_squares_batch import least_squares_batch
+from frechet.optimize._least_squares.least_squares_batch_result import LeastSquaresBatch
+from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution
+from frechet.optimize._least_squares.run import LeastSquaresState
+from frechet.optimize._nonsmooth.convex import Convex
+from frechet.optimize._nonsmooth.prox_linear import ProxLinearSolution, ProxLinearState, prox_linear
+from frechet.optimize._nonsmooth.stochastic_prox_linear import stochastic_prox_linear
+from frechet.optimize._smooth.minimize import minimize
+from frechet.optimize._smooth.minimize_result import MinimizeSolution
+from frechet.optimize._smooth.newton_loop import MinimizeState
+
+__all__ = [
+    "ConstrainedState",
+    "Constraint",
+    "Convex",
+    "LeastSquaresBatch",
+    "LeastSquaresSolution",
+    "LeastSquaresState",
+    "MinimizeSolution",
+    "MinimizeState",
+    "ProxLinearSolution",
+    "ProxLinearState",
+    "RootState",
+    "fixed_point",
+    "least_squares",
+    "least_squares_batch",
+    "minimize",
+    "prox_linear",
+    "root",
+    "stochastic_prox_linear",
+]

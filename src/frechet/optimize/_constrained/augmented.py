@@ -1,0 +1,190 @@
+"""Newton's method on an exact augmented Lagrangian, for equalities c(x) = 0.
+
+    L_eta(x, y) = f + c'y + eta1/2 norm(c)^2 + eta2/2 norm(grad_x L)^2,    L = f + c'y
+
+has, for eta1 large and eta2 small enough, its unconstrained minima where the problem has its own: x and y are searched
+together, by inexact Newton steps z of the first-order conditions
+
+    [ W + t I  J' ] [dx]     [ grad_x L ]
+    [ J        0  ] [dy] = - [ c        ],      W = Hessian of L in x
+
+and an Armijo search on L_eta. The system is solved only as far as z'grad L_eta <= -eta2/2 norm(grad_x L, c)^2 asks:
+while that fails, the tolerance falls, eta1 grows and eta2 falls. t > 0 is added where W has no positive curvature on
+the null space of J.
+
+`krylov`    dx = least-norm step to J dx = -c plus projected CG; dy by least squares
+`sketched`  block sketch-and-project on the whole system; the curvature is judged by the test of descent alone
+
+**Source.** Hong, Na, Mahoney and Kolar (2023), Constrained optimization via exact augmented Lagrangian and randomized
+iterative sketching, ICML, arXiv 2305.18379, algorithm 1; Pillo and Grippo (1979), doi 10.1137/0317044 (the function).
+
+**Differs from the source.** 1. The gradient of L_eta takes the Hessian of L, not of f, as the published code does.
+2. The bounds on norms and condition numbers that set the tolerance are replaced by the test of descent itself. 3. The
+tolerance also falls with norm(grad_x L, c), which makes the steps superlinear. 4. The shift t is found by curvature met
+in CG, not by eigenvalues of a formed matrix.
+
+**Cost** per iteration: one gradient per trial step; one Hessian product per CG iteration and one for grad L_eta.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frechet.linalg._result import Status
+from frechet.operators._operator import LinearOperator
+from frechet.operators._structured import from_callable
+from frechet.optimize._constrained.kkt import STATIONARY, conditions, stationary_violation
+from frechet.optimize._constrained.program import Point, Program
+from frechet.optimize._constrained.projected_cg import projected_cg
+from frechet.optimize._constrained.projection import Rows, rows_of
+from frechet.optimize._constrained.run import ConstrainedState, Observe, Rules, Run
+from frechet.optimize._constrained.sketch import sketch_and_project
+from frechet.space import Space, euclidean
+
+ETA1, ETA2 = 1.0, 0.1
+GROWTH = 1.5
+DELTA, LEAST_DELTA = 0.1, 1e-12
+ARMIJO = 0.1
+MOST_ETA1, LEAST_ETA2 = 1e10, 1e-10
+SHIFTS = 40
+SMALLEST = 1e-12  # fraction of a step
+TOO_FAR = 1e20
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """(dx, dy), and a direction without positive curvature, if met."""
+
+    dx: Tensor
+    dy: Tensor
+    curvature: Tensor | None
+
+
+def augmented(
+    program: Program, start: Point, rules: Rules, observe: Observe | None, *, seed: int | None = None, block: int = 32
+) -> Run:
+    """Run from `start`; by sketches where `seed` is given. All rows are equalities, and there are no bounds."""
+    space, image = program.domain, program.codomain
+    point = start
+    rows = rows_of(point.J)
+    y = rows.multipliers(point.g)
+    eta1, eta2, delta, shift = ETA1, ETA2, DELTA, 0.0
+    iterations, history, status, bend, drawn = 0, [point.f], None, None, 0
+    while True:
+        c = point.c - program.low
+        gradient = point.g + point.J.T @ y
+        W = point.hessian(y)
+        size = math.hypot(float(space.norm(gradient)), float(image.norm(c)))
+        found = conditions(program, point, y)
+        if observe is not None and observe(
+            ConstrainedState(iterations, point.x, point.f * program.unit, found.residual, found.infeasibility, eta1, 0)
+        ):
+            status = Status.STOPPED
+            break
+        if found.hold(rules.gtol, rules.ctol, strict=True):
+            break
+        if iterations >= rules.max_iterations:
+            status = Status.MAX_ITERATIONS
+            break
+        if point.f < -TOO_FAR or float(space.norm(point.x)) > TOO_FAR:
+            status = Status.UNBOUNDED if found.infeasibility <= 1e-6 else Status.STAGNATED
+            break
+
+        # --- the step
+        bent, pulled, pushed = W @ gradient, point.J.T @ c, point.J @ gradient
+        step, slope, t = None, math.inf, 0.0
+        for _ in range(SHIFTS):
+            rtol = min(delta, size)
+            if seed is None:
+                step = krylov(point, W, t, gradient, c, rows, rtol)
+            else:
+                step = sketched(point, W, t, gradient, c, rtol, seed + drawn, block)
+                drawn += 1
+            slope_x = float(space.inner(gradient + eta2 * bent + eta1 * pulled, step.dx))
+            slope = slope_x + float(image.inner(c + eta2 * pushed, step.dy))
+            if step.curvature is None and slope <= -0.5 * eta2 * size * size:
+                break
+            bend = step.curvature if step.curvature is not None else bend
+            bent_down = seed is not None and float(space.inner(step.dx, W @ step.dx + t * step.dx)) <= 0
+            if step.curvature is not None or bent_down:
+                t = max(4 * t, shift / 4, 1e-3 * max(1.0, _bending(W, step, space)))
+                continue
+            eta1, eta2, delta = GROWTH**2 * eta1, eta2 / GROWTH, max(LEAST_DELTA, delta / GROWTH**4)
+            if eta1 > MOST_ETA1 or eta2 < LEAST_ETA2:
+                break
+        shift = t
+        if step is None or not slope < 0 or not (space.finite(step.dx) and image.finite(step.dy)):
+            status = Status.STAGNATED
+            break
+        iterations += 1
+
+        # --- the search
+        value = _value(program, point, c, gradient, y, eta1, eta2)
+        noise = 10 * program.eps * (abs(point.f) + abs(value) + abs(float(image.inner(c, y))))
+        alpha, accepted = 1.0, None
+        while accepted is None and alpha > SMALLEST:
+            trial = program.point(program.rounded(point.x + alpha * step.dx))
+            if trial is not None:
+                y_trial = y + alpha * step.dy
+                g_trial = trial.g + trial.J.T @ y_trial
+                reached = _value(program, trial, trial.c - program.low, g_trial, y_trial, eta1, eta2)
+                if reached <= value + ARMIJO * alpha * slope + noise:
+                    accepted = trial, y_trial
+            alpha = alpha / 2 if accepted is None else alpha
+        if accepted is None:
+            status = Status.STAGNATED
+            break
+        if bool((accepted[0].x == point.x).all()) and bool((accepted[1] == y).all()):
+            status = Status.STAGNATED
+            break
+        point, y = accepted
+        rows = rows_of(point.J) if seed is None else rows
+        history.append(point.f)
+    ended = status in (Status.STAGNATED, Status.MAX_ITERATIONS)
+    if ended and found.infeasibility > rules.ctol and stationary_violation(program, point, STATIONARY):
+        status = Status.INFEASIBLE
+    values = tuple(f * program.unit for f in history)
+    return Run(point.x, found.y, status, iterations, values, bend)
+
+
+def krylov(point: Point, W: LinearOperator, t: float, gradient: Tensor, c: Tensor, rows: Rows, rtol: float) -> Step:
+    """The step by projections: the rows exactly, the gradient to `rtol`."""
+    space = point.J.domain
+    B = from_callable(lambda V: W @ V + t * V, space, facts="symmetric")
+    v = rows.least_norm(-c)
+    bent = B @ v
+    tangent = projected_cg(B, gradient + bent, rows, radius=math.inf, rtol=rtol)
+    dy = rows.multipliers(gradient + bent + tangent.Bp)
+    return Step(v + tangent.p, dy, tangent.curvature)
+
+
+def sketched(
+    point: Point, W: LinearOperator, t: float, gradient: Tensor, c: Tensor, rtol: float, seed: int, block: int
+) -> Step:
+    """The step by sketches of the whole system."""
+    J, n = point.J, len(gradient)
+
+    def product(V: Tensor) -> Tensor:
+        X, Y = V[:n], V[n:]
+        return torch.cat([W @ X + t * X + J.T @ Y, J @ X])
+
+    K = from_callable(product, euclidean(n + len(c), torch.float64, c.device), facts="symmetric")
+    z = sketch_and_project(K, -torch.cat([gradient, c]), seed=seed, block=block, rtol=rtol).x
+    return Step(z[:n], z[n:], None)
+
+
+def _bending(W: LinearOperator, step: Step, space: Space) -> float:
+    """|curvature| of W along the direction that was met, or of the step."""
+    d = step.dx if step.curvature is None else step.curvature
+    length = float(space.norm(d))
+    return abs(float(space.inner(d, W @ d))) / length**2 if length > 0 else 1.0
+
+
+def _value(program: Program, at: Point, c: Tensor, gradient: Tensor, y: Tensor, eta1: float, eta2: float) -> float:
+    space, image = program.domain, program.codomain
+    penalties = 0.5 * eta1 * float(image.inner(c, c)) + 0.5 * eta2 * float(space.inner(gradient, gradient))
+    return at.f + float(image.inner(c, y)) + penalties

@@ -1,0 +1,382 @@
+"""Nonlinear least squares: min r(x)'r(x) / 2 over l <= x <= u, by the method that the problem calls for.
+
+    method="auto"                Levenberg-Marquardt; with dense Jacobians unless they would be large
+    "levenberg-marquardt"        see levenberg_marquardt.py
+    "adaptive-damping"           damping from norm(r) and norm(J'r): fast where J is singular at the solution
+    "gauss-newton"               undamped steps with a line search
+    "dogleg"                     between steepest descent and the undamped step
+    "interior"                   strictly inside the bounds, by an affine scaling
+
+The choice is made on sizes and bounds before the run and is named in the result; nothing switches on failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from frechet.linalg._result import Status
+from frechet.linalg.systems._arguments import check_start
+from frechet.optimize._box import Bound, Box, check_pair, side
+from frechet.optimize._least_squares.adaptive_damping import adaptive_damping
+from frechet.optimize._least_squares.affine_scaling import SCALINGS, Scaling
+from frechet.optimize._least_squares.curved_model import curved
+from frechet.optimize._least_squares.damped_step import column_scale, factored
+from frechet.optimize._least_squares.dogleg import dogleg
+from frechet.optimize._least_squares.flat_model import falls_on, ran_away
+from frechet.optimize._least_squares.interior import interior
+from frechet.optimize._least_squares.last_digits import in_range
+from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution, uncertainty
+from frechet.optimize._least_squares.levenberg_marquardt import levenberg_marquardt
+from frechet.optimize._least_squares.line_search import gauss_newton_search
+from frechet.optimize._least_squares.matrix_free import LEAST, MatrixFreeRun, matrix_free
+from frechet.optimize._least_squares.optimality import VANISHED, Rules, free_to_move, judged, left_is_rounding
+from frechet.optimize._least_squares.residual import (
+    Linearization,
+    Parameters,
+    Point,
+    Residual,
+    Route,
+    begin,
+    first_linearization,
+    length,
+)
+from frechet.optimize._least_squares.robust import Loss, robust_loss
+from frechet.optimize._least_squares.run import LeastSquaresState, Run
+from frechet.optimize._sparse.levenberg_marquardt import sparse_run
+from frechet.optimize._sparse.structure import Declared
+from frechet.space import Space
+
+Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
+ALGORITHMS: dict[str, Callable[..., Run]] = {
+    "levenberg-marquardt": levenberg_marquardt,
+    "adaptive-damping": adaptive_damping,
+    "gauss-newton": gauss_newton_search,
+    "dogleg": dogleg,
+    "interior": interior,
+}
+ENDED = (Status.STOPPED, Status.MAX_ITERATIONS)
+LARGEST = 1 << 22  # entries of a dense Jacobian
+DEAR = 1 << 31  # m n min(m, n), the cost of its factors: some seconds
+WIDEST = 1 << 9  # columns of a matrix that is made of the caller's operators
+ETA = 1.2  # 1 damps most and 2 converges fastest, where solutions are isolated
+
+
+def least_squares(
+    residual: Callable[..., object],
+    x0: Parameters,
+    *,
+    bounds: tuple[Bound, Bound] | None = None,
+    loss: Loss = "squared",
+    loss_scale: float = 1.0,
+    method: Method = "auto",
+    jacobian: Literal["auto", "dense", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
+    structure: Declared | None = None,
+    gtol: float | None = None,
+    xtol: float | None = None,
+    ftol: float = 0.0,
+    max_evaluations: int | None = None,
+    absolute_sigma: bool = False,
+    eta: float = ETA,
+    scaling: Scaling = "combined",
+    observe: Callable[[LeastSquaresState], bool] | None = None,
+) -> LeastSquaresSolution:
+    """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
+
+    `residual` takes what `x0` is, a tensor of any shape or a dict of tensors, and returns a tensor or a dict of
+    tensors; the result has x in the same form. `bounds` is a pair of lower and upper, each a number, a tensor like x0,
+    or a dict by block; a start outside is moved to the nearest side. No point outside of the bounds is ever evaluated.
+
+    The plain call goes on until rounding leaves nothing to gain. It is converged where one of these holds at the
+    result, for the columns J_j of the Jacobian that no bound holds, the undamped step p, and D the norms of the
+    columns: ``norm(r) <= noise``, ``|J_j'r| <= gtol norm(J_j) norm(r)`` for all j, ``norm(J p)^2 <= max(ftol norm(r)^2,
+    2 noise norm(r))``, or ``norm(D p) <= xtol norm(D x)``, where ``noise = eps (norm(|J| |x|) + norm(r))`` estimates
+    the rounding error of r. `gtol` and `xtol` are eps of the dtype if left out. Larger ones end the run at the first
+    point that meets one.
+
+    Other statuses, each with a sentence in `reason`: `stagnated` (no step reduces the cost, and the point is no
+    solution: a discontinuous residual or a wrong Jacobian), `max_iterations` (`max_evaluations` residuals, 100 (n + 10)
+    if left out), `stopped`. A residual that is not finite at a trial point refuses the step; at x0 it raises
+    `NonFinite`.
+
+    A converged result has the covariance of its parameters and their standard errors, as SciPy's `curve_fit`. Divide
+    each residual by its standard deviation, if these differ. They count as ratios; with ``absolute_sigma=True`` they
+    are taken as they are. A weight of zero marks a residual as missing.
+
+    `loss` is 'huber', 'soft_l1', 'cauchy', 'arctan', 'tukey' or a function rho of z = (r_i / loss_scale)^2 with rho(0)
+    = 0 and rho'(0) = 1: residuals larger than `loss_scale` count less. `jacobian` is derived by automatic
+    differentiation, or from differences, or is a function of x that returns the matrix ``(m, n)``, a dict of blocks or
+    a LinearOperator; "products" never forms it, "dense" always, and "auto" where its factors take seconds at most.
+    `observe` is called once per step; True stops. `eta` in (0, 4) is the
+    power of norm(r) in the damping of "adaptive-damping"; `scaling` is that of "interior": 'coleman-li',
+    'heinkenschloss-ulbrich', 'kanzow-klug', 'hager-mair-zhang' or their convex combination 'combined'.
+
+    `structure` says which parameters a residual reads, where each reads few of many: a dict from the name of a
+    parameter ``(B, ...)`` to a tensor of integers ``(G,)`` or ``(G, k)``, the rows that each of the G groups of equally
+    many residuals reads, -1 for none, or "all"; a dict of such dicts where the residual is a dict; the tensor of
+    integers itself where x0 is a tensor; the pattern ``(m, n)`` of the Jacobian as a sparse matrix or a tensor of
+    booleans; or "find", which finds the pattern by 2 min(m, n) products. Steps then come from sparse normal equations,
+    of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in place of their factors. The
+    structure is compared with the function at every point, and `ValueError` names a parameter that is read undeclared.
+
+    Example:
+        >>> import torch
+        >>> from frechet import least_squares
+        >>> t = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> y = 2 * torch.exp(-0.5 * t)
+        >>> x0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        >>> s = least_squares(lambda b: b[0] * torch.exp(b[1] * t) - y, x0)
+        >>> s.status.value, s.x.round(decimals=12)
+        ('converged', tensor([ 2.0000, -0.5000], dtype=torch.float64))
+    """
+    problem, x = _problem(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
+    _check(method, gtol, xtol, ftol, max_evaluations)
+    _algorithm(method, eta, scaling)
+    problem, start = begin(problem, x)
+    eps = problem.eps
+    rules = Rules(
+        eps if gtol is None else gtol,
+        eps if xtol is None else xtol,
+        ftol,
+        100 * (len(x) + 10) if max_evaluations is None else max_evaluations,
+        _sizes(start.x),
+        tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
+    )
+    if structure is not None:
+        run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
+        run = replace(run, history=tuple(c * problem.square for c in run.history))
+        return replace(_matrix_free(problem, rules, run, start.cost * problem.square), method=how)
+    if _products(jacobian, len(start.r), len(x)):
+        if method not in ("auto", "levenberg-marquardt"):
+            raise ValueError(
+                f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
+            )
+        return _by_products(problem, start, rules, observe)
+    problem, linear = first_linearization(problem, start)
+    chosen = "levenberg-marquardt" if method == "auto" else method
+    algorithm = _algorithm(chosen, eta, scaling)
+    first, start_cost, total, history = linear, linear.cost * problem.square, 0, ()
+    while True:
+        run = algorithm(problem, linear, rules, observe=observe)
+        total, history = total + run.iterations, (*history, *(c * problem.square for c in run.history[bool(history) :]))
+        other, point = in_range(problem, run.linear.point)
+        moved = None if other is problem or run.status in ENDED else other.linearized(point)
+        if moved is None:
+            break
+        problem, linear, rules = other, moved, replace(rules, x0=_sizes(point.x))
+    run = replace(run, iterations=total, history=history)
+    described = f"{chosen}, dense Jacobian by {problem.route}"
+    return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
+
+
+def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
+    """The loop of a method, with what belongs to it alone."""
+    if scaling not in (*SCALINGS, "combined") or (scaling != "combined" and method != "interior"):
+        known = ", ".join(repr(s) for s in (*SCALINGS, "combined"))
+        raise ValueError(
+            f"least_squares: scaling must be one of {known}, and method 'interior', got {scaling!r} and {method!r}"
+        )
+    if not 0 < eta < 4 or (eta != ETA and method != "adaptive-damping"):
+        raise ValueError(
+            f"least_squares: eta must lie in (0, 4), and method be 'adaptive-damping', got {eta} and {method!r}"
+        )
+    if method == "adaptive-damping":
+        return partial(adaptive_damping, eta=eta)
+    return partial(interior, scaling=scaling) if method == "interior" else ALGORITHMS.get(method, levenberg_marquardt)
+
+
+def _sizes(x: Tensor) -> Tensor:
+    """The sizes of the parameters; where one is zero, the largest of all."""
+    return torch.where(x != 0, x.abs(), x.abs().max() if len(x) else 0.0)
+
+
+def _products(jacobian: object, m: int, n: int) -> bool:
+    """Whether J is used through its products alone."""
+    large = m * n > LARGEST or m * n * min(m, n) > DEAR
+    if callable(jacobian):
+        return large or n > WIDEST
+    return jacobian == "products" or (large and jacobian == "auto")
+
+
+def _by_products(
+    problem: Residual, point: Point, rules: Rules, observe: Callable[[LeastSquaresState], bool] | None
+) -> LeastSquaresSolution:
+    """Runs without the matrix J, each in a unit in which the squares of r are numbers."""
+    start, total, history = point.cost * problem.square, 0, ()
+    while True:
+        run = matrix_free(problem, point, rules, observe=observe)
+        total, history = total + run.iterations, (*history, *(c * problem.square for c in run.history[bool(history) :]))
+        other, point = in_range(problem, run.point, LEAST)
+        if other is problem or run.status in ENDED:
+            break
+        problem, rules = other, replace(rules, x0=_sizes(point.x))
+    if problem.rho is None and length(point.r) < LEAST:
+        run = replace(run, status=Status.CONVERGED, reason=VANISHED)
+    return _matrix_free(problem, rules, replace(run, iterations=total, history=history), start)
+
+
+def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost: float) -> LeastSquaresSolution:
+    x, ledger, point, unit, square = run.point.x, problem.ledger, run.point, problem.unit, problem.square
+    active = Box(problem.lower, problem.upper).held(x, run.gradient)
+    found = problem.structured(x)
+    return LeastSquaresSolution(
+        x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
+        status=run.status,
+        reason=run.reason,
+        cost=point.cost * square,
+        residual=length(point.r) * unit,
+        optimality=run.optimality,
+        residuals=point.r * unit,
+        gradient=run.gradient * square,
+        active=active,
+        iterations=run.iterations,
+        residual_evaluations=ledger.residuals,
+        jacobian_evaluations=ledger.jacobians,
+        products=ledger.products,
+        method="levenberg-marquardt by lsmr on products with the Jacobian",
+        start_cost=start_cost,
+        history=run.history,
+        space=problem.space,
+    )
+
+
+def _newton_reduction(linear: Linearization, S: Tensor, free: Tensor) -> float:
+    """What a step with second derivatives would still gain, in units in which each entry bends alike."""
+    return curved(linear, S, (column_scale(linear.columns).square() + S.diagonal().abs()).sqrt(), free).reduction
+
+
+def _rank(linear: Linearization, free: Tensor) -> int:
+    return factored(linear, column_scale(linear.columns), free).rank
+
+
+def _solution(
+    problem: Residual, rules: Rules, run: Run, first: Linearization, start_cost: float, method: str, absolute: bool
+) -> LeastSquaresSolution:
+    linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
+    status, reason, optimality = _judged(problem, linear, rules, run)
+    x = linear.x
+    active = Box(problem.lower, problem.upper).held(x, linear.gradient)
+    known = uncertainty(linear, active == 0, 1 / unit if absolute else None)
+    if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
+        reason += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
+    found = problem.structured(x)
+    return LeastSquaresSolution(
+        x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
+        status=status,
+        reason=reason,
+        cost=linear.cost * square,
+        residual=length(linear.point.r) * unit,
+        optimality=optimality,
+        residuals=linear.point.r * unit,
+        gradient=linear.gradient * square,
+        active=active,
+        iterations=run.iterations,
+        residual_evaluations=ledger.residuals,
+        jacobian_evaluations=ledger.jacobians,
+        products=ledger.products,
+        method=method,
+        start_cost=start_cost,
+        rank=known.rank,
+        observations=known.observations,
+        null_directions=known.null_directions,
+        covariance=known.covariance if status is Status.CONVERGED else None,
+        standard_errors=known.standard_errors if status is Status.CONVERGED else None,
+        history=run.history,
+        space=problem.space,
+    )
+
+
+def _judged(problem: Residual, linear: Linearization, rules: Rules, run: Run) -> tuple[Status, str, float]:
+    """The status, why, and the optimality, recomputed where the run ended."""
+    verdict = judged(problem, linear, rules)
+    free = free_to_move(problem, linear)
+    if not verdict.solved and bool(free.any()):
+        S = problem.curvature(linear)
+        verdict = judged(problem, linear, rules, math.inf if S is None else _newton_reduction(linear, S, free))
+        if verdict.solved and S is not None and falls_on(problem, linear, S, free):
+            return Status.STAGNATED, "the cost falls for ever, less and less: x runs to infinity", verdict.optimality
+    status, reason, optimality = run.status or Status.STAGNATED, verdict.reason, verdict.optimality
+    if verdict.solved or status is Status.STAGNATED:
+        if linear.size > linear.noise and (away := ran_away(problem, linear, free)):
+            named = ", ".join(f"{j} (at {float(linear.x[j]):.3g})" for j in away[:3])
+            reason = f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
+            return Status.STAGNATED, reason, optimality
+        if verdict.solved:
+            return Status.CONVERGED, reason, optimality
+        if rounding := left_is_rounding(problem, linear):
+            return Status.CONVERGED, rounding, optimality
+    if status is Status.MAX_ITERATIONS:
+        reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {optimality:.3g}"
+    elif status is Status.STOPPED:
+        reason = f"observe returned True in iteration {run.iterations}"
+    elif not reason:
+        reason = (
+            f"no step reduces the cost, but the optimality is {optimality:.3g}: the residual may be discontinuous or "
+            "noisy, not have this Jacobian, or end near where the model is not finite"
+        )
+    return status, reason, optimality
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _problem(
+    residual: Callable[..., object],
+    x0: Parameters,
+    bounds: tuple[Bound, Bound] | None,
+    rho: Callable[[Tensor], Tensor] | None,
+    loss_scale: float,
+    jacobian: str | Callable[..., object],
+) -> tuple[Residual, Tensor]:
+    if not callable(residual):
+        raise TypeError(f"least_squares: residual must be a function of x, got {type(residual).__name__}")
+    single = isinstance(x0, Tensor)
+    check_start("least_squares", x0)
+    blocks = {"": x0.detach()} if isinstance(x0, Tensor) else {name: b.detach() for name, b in x0.items()}
+    space = Space.of(blocks)
+    x = space.flatten(blocks).cpu().double()
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"least_squares: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
+    if not 0 < loss_scale < math.inf:
+        raise ValueError(f"least_squares: loss_scale must be a positive number, got {loss_scale}")
+    if bounds is not None:
+        check_pair("least_squares", bounds)
+    lower, upper = (-math.inf, math.inf) if bounds is None else bounds
+    low, high = side("least_squares", space, lower, "lower"), side("least_squares", space, upper, "upper")
+    empty = (low > high).nonzero()
+    if empty.numel():
+        i = int(empty[0])
+        raise ValueError(
+            f"least_squares: bounds must leave a point between them, got lower {float(low[i]):.6g} > upper "
+            f"{float(high[i]):.6g} in entry {i}"
+        )
+    route: Route = "columns"
+    if callable(jacobian):
+        route = "function"
+    elif jacobian in ("2-point", "3-point"):
+        route = "2-point" if jacobian == "2-point" else "3-point"
+    elif jacobian not in ("auto", "dense", "products"):
+        raise ValueError(
+            "least_squares: jacobian must be 'auto', 'dense', 'products', '2-point', '3-point' or a function, got "
+            f"{jacobian!r}"
+        )
+    typical = torch.where(x != 0, x.abs(), 1.0)
+    given = jacobian if callable(jacobian) else None
+    return Residual(residual, space, single, low, high, typical, rho, loss_scale, given, route), x
+
+
+def _check(method: str, gtol: float | None, xtol: float | None, ftol: float, max_evaluations: int | None) -> None:
+    names = Method.__args__  # type: ignore[attr-defined]
+    if method not in names:
+        raise ValueError(f"least_squares: method must be one of {', '.join(map(repr, names))}, got {method!r}")
+    for name, value in (("gtol", gtol), ("xtol", xtol), ("ftol", ftol)):
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"least_squares: {name} must lie in [0, 1), got {value}")
+    if max_evaluations is not None and max_evaluations < 1:
+        raise ValueError(f"least_squares: max_evaluations must be at least 1, got {max_evaluations}")

@@ -1,0 +1,1 @@
+"""Convex functions of smooth ones: the prox-linear method."""

@@ -1,0 +1,1 @@
+"""Minimization of smooth functions, with and without bounds."""
