@@ -22,7 +22,11 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = ("tests/test_foreign_models.py", "tests/operators/test_custom_functions.py", "tests/recording/test_kinds.py")
+FILES = (
+    "tests/test_foreign_models.py",
+    "tests/operators/derivatives/test_custom_functions.py",
+    "tests/recording/test_kinds.py",
+)
 MISSING = re.compile(r"ImportError|has no attribute|unexpected keyword argument|ModuleNotFoundError")
 
 

@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import timing
 
 import s2mpj
-from frechet.optimize._constrained import Constraint, constrained
+from frechet.optimize import Constraint
+from frechet.optimize._constrained.constrained import constrained
 
 EQUALITY = [
     "HS6",

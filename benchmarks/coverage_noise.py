@@ -3,7 +3,8 @@
     python benchmarks/coverage_noise.py [--seeds 2000] [--cases "mean, 1" ...] [--level 0.95]
 
 Data sets of 100 to 300 examples are drawn afresh for every seed, and `frechet.analyze.noise_scale` runs on a
-real model of them. `mean`: a model that predicts one vector, so gradients are Gaussian, isotropic or with a decaying spectrum.
+real model of them.
+`mean`: a model that predicts one vector, so gradients are Gaussian, isotropic or with a decaying spectrum.
 `regression`: least squares at a distance delta from the best weights, residuals from normal to lognormal, so |g|^2 is a
 product of heavy-tailed factors. In both the truth is a closed form. Beside the coverage: misses on either side, the
 share of intervals without an upper end, and the median ratio of the ends of the others. Writes

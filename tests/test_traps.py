@@ -25,8 +25,12 @@ from laws import block, close
 from objective_cases import F64, causal_attention_with_affine_layer_norm, mlp, prepared, ragged, randn, seeded, tanh_mlp
 
 ELSEWHERE = {
-    "P jvp of jacrev through affine layer norm": "operators/test_function.py::test_affine_layer_norm_agrees",
-    "P padding_idx": "operators/test_route.py::test_an_embedding_with_padding_would_not_be_symmetric_in_forward_mode",
+    "P jvp of jacrev through affine layer norm": (
+        "operators/derivatives/test_function.py::test_affine_layer_norm_agrees"
+    ),
+    "P padding_idx": (
+        "operators/derivatives/test_modes.py::test_an_embedding_with_padding_would_not_be_symmetric_in_forward_mode"
+    ),
     "P dropout resampled": "test_training_mode.py::test_the_masks_are_those_of_the_seed_and_the_batch",
     "P dropout under vmap": "test_training_mode.py::test_an_example_has_the_masks_of_its_batch",
     "P fused attention": "objective/test_kernels.py::test_attention_has_second_derivatives_inside_only",
@@ -34,20 +38,26 @@ ELSEWHERE = {
     "P batch norm moves its buffers": "test_training_mode.py::test_every_product_leaves_the_running_statistics_alone",
     "P huber": "operators/test_modules.py::test_what_the_forward_route_cannot_do_it_says",
     "P weight norm": "objective/test_kernels.py::test_torchs_weight_norm_has_a_wrong_second_derivative",
-    "C (b) means of unequal batches": "operators/test_hessian.py::test_the_split_into_batches_does_not_matter",
+    "C (b) means of unequal batches": (
+        "operators/derivatives/test_hessian.py::test_the_split_into_batches_does_not_matter"
+    ),
     "C (d) compiled modules": "objective/test_model.py::test_compiled_parts_run_eagerly_inside_products",
     "C (e) recurrence": "operators/test_modules.py::test_jacobian",
-    "A8 stale operators": "operators/test_gauss_newton.py::test_later_training_changes_no_operator",
+    "A8 stale operators": "operators/derivatives/test_gauss_newton.py::test_later_training_changes_no_operator",
     "A9 global generators": "objective/test_objective.py::test_every_global_generator_is_left_as_it_was",
-    "A10 products inside a loss": "operators/test_products.py::test_a_context_without_gradients_does_not_make_them",
-    "A11 no likelihood": "operators/test_gauss_newton.py::test_what_is_no_likelihood_has_no_fisher",
-    "A11 not convex": "operators/test_gauss_newton.py::test_facts_say_semidefinite_only_where_that_is_certain",
+    "A10 products inside a loss": (
+        "operators/derivatives/test_products.py::test_a_context_without_gradients_does_not_make_them"
+    ),
+    "A11 no likelihood": "operators/derivatives/test_gauss_newton.py::test_what_is_no_likelihood_has_no_fisher",
+    "A11 not convex": (
+        "operators/derivatives/test_gauss_newton.py::test_facts_say_semidefinite_only_where_that_is_certain"
+    ),
     "A13 float32 sums": "space/test_space.py::test_reductions_of_ten_million_float32_entries_are_accurate",
-    "A14 no forward mode": "operators/test_route.py::test_modules_without_forward_mode_are_named",
+    "A14 no forward mode": "operators/derivatives/test_modes.py::test_modules_without_forward_mode_are_named",
     "A15 probes": "space/test_space.py::test_more_probes_never_change_the_first_ones",
     "A16 cuda": "space/test_space.py::test_spaces_compare_by_value_with_cuda_as_its_first_device",
     "A16 arrays": "operators/test_operator.py::test_what_makes_no_sense_is_refused_with_a_sentence",
-    "C12 autocast": "operators/test_hessian.py::test_autocast_inference_mode_and_no_grad_change_nothing",
+    "C12 autocast": "operators/derivatives/test_hessian.py::test_autocast_inference_mode_and_no_grad_change_nothing",
 }
 
 

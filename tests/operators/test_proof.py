@@ -56,7 +56,9 @@ def unguarded(monkeypatch):
     monkeypatch.setattr(model, "put_back", lambda *_: nullcontext())
     monkeypatch.setattr(model, "fresh", lambda tree: tree)
     monkeypatch.setattr(custom_functions, "users_nodes", lambda _: [])
-    of = {name: importlib.import_module(f"frechet.operators.{name}") for name in ("hessian", "gauss_newton")}
+    of = {
+        name: importlib.import_module(f"frechet.operators.derivatives._{name}") for name in ("hessian", "gauss_newton")
+    }
     monkeypatch.setattr(of["hessian"], "refuse_forgotten", lambda *_: None)
     monkeypatch.setattr(of["gauss_newton"], "check_additive", lambda *_: None)
 

@@ -250,7 +250,7 @@ def broken(kind):
     ],
 )
 def test_whatever_a_stage_fails_by_costs_its_own_section_alone(monkeypatch, kind, module, name, lost):
-    monkeypatch.setattr(f"frechet.report.{module}.{name}", broken(kind))
+    monkeypatch.setattr(f"frechet.report._{module}.{name}", broken(kind))
     report, run = measured(objective())
     assert {x.what for x in report.left_out if x.what in WEIGHTS} == lost
     assert set(WEIGHTS) - set(run.results) == lost

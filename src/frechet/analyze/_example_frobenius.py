@@ -3,7 +3,7 @@
     ||H_i||_F^2 = E (z'H_i w)^2,    z and w independent with unit covariance
 
 so k independent pairs of probes give k unbiased values for every example, from one nested reverse-mode product each
-(see `examples.py`) and without a vector per example. The pairs are the same for all examples, so the mean over the
+(see `_examples.py`) and without a vector per example. The pairs are the same for all examples, so the mean over the
 examples has the standard error of its own k values.
 
 **Source.** Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in Statistics 18

@@ -1,6 +1,6 @@
 """The forms g_i'A g_i of every example's gradient in any operator: curvatures along each example's own gradient.
 
-Gradients come a chunk of examples at a time (see `examples.py`), are multiplied by A as one block and forgotten. Their
+Gradients come a chunk of examples at a time (see `_examples.py`), are multiplied by A as one block and forgotten. Their
 mean is tr(A C) with C the uncentered second moment of the gradients, which `trace(A @ empirical_fisher(...))` estimates
 from few products where N of them are too many.
 

@@ -1,6 +1,6 @@
 """The slopes v'g_i of every example along given directions, without a gradient per example.
 
-g_i is the gradient of f_i, whose mean over the N examples is the objective (see `examples.py`). With s_i the score of
+g_i is the gradient of f_i, whose mean over the N examples is the objective (see `_examples.py`). With s_i the score of
 example i in its outputs and J_i their Jacobian, v'g_i = s_i'(J_i v): the tangent of all outputs along v, weighted.
 
 For an operator A that is symmetric, g_i'A v is the slope along A v: one product serves all examples.

@@ -6,7 +6,7 @@ so mean g_i is the objective's gradient and mean H_i its Hessian; an example wit
 a group of processes the examples are those of all ranks, rank 0's first.
 
 Gradients: per chunk of examples, either `vmap` over single forward passes or a loop of them, pulled back from the
-criterion's score; in linear layers that see one vector per example as two factors (`linear_layers.py`). Only |g_i|^2
+criterion's score; in linear layers that see one vector per example as two factors (`_linear_layers.py`). Only |g_i|^2
 and g_i'g leave a chunk. Curvatures v'H_i w come for all examples at once from reverse
 mode alone: with weights c on the examples the product sum_i c_i H_i w is linear in c, and its derivative in c along v
 is v'H_i w for every i.

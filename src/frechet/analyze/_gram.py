@@ -2,7 +2,7 @@
 
     gradient_gram:  K_ij = g_i'g_j ``(N, N)``        ntk_matrix:  K = J J' over (example, output) pairs
 
-In linear layers that see one vector per example the products are those of factors (see `linear_layers.py`). For all
+In linear layers that see one vector per example the products are those of factors (see `_linear_layers.py`). For all
 other parameters rows of the Jacobian are pulled back for chunks of examples by vmap at top level, or one after the
 other, and multiplied by the rows that are held. Where they do not all fit into `memory`, each pass over the data holds
 the next of them.

@@ -5,7 +5,8 @@ diagonal block, and the sums over all blocks add up to Hutchinson's estimate of 
 ratio of two such means; its interval is the set of ratios r at which (block - r whole) is not significant (Fieller).
 
 Standard errors come from the products and not from the spread of a few sums, which is far too small where one
-eigenvalue dominates (`quadratic_forms.py`). With b a block, c the others and off(.) the entries off the diagonal,
+eigenvalue dominates (`linalg/_quadratic_forms.py`). With b a block, c the others and off(.) the entries off the
+diagonal,
 
     Var x_b = 2 off(A_bb)^2 + |A_bc|^2
     Var (x_b - r x) = 2 (1 - r)^2 off(A_bb)^2 + (1 - 2r)^2 |A_bc|^2 + 2 r^2 off(A_cc)^2

@@ -267,7 +267,7 @@ def spectral_density(
     with status ``stopped`` and the finished probes (or the part of the first). `resume` continues after the finished
     ones.
 
-    `storage` says where the Krylov vectors are kept, ``"host"`` or in fewer bits (`basis.py`). How far T then is from
+    `storage` says where the Krylov vectors are kept, ``"host"`` or in fewer bits (`_basis.py`). How far T then is from
     what the rounded vectors make of A shows in the coefficients that would otherwise be zero: it is measured, and
     enters the band and the standard errors in place of the rounding of the vectors' type.
 

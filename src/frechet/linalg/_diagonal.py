@@ -8,7 +8,7 @@ doi 10.1016/j.apnum.2007.01.003. Epperly, Tropp and Webber 2024, XTrace: Making 
 trace estimation, section 2.4 (XDiag), doi 10.1137/23M1548323.
 
 **Differs from the source.** (1) Every entry has a standard error: of `hutchinson` from the sample variance of that
-entry, of `xdiag` with the dependence of the leave-one-out estimates counted (`exchangeable.py`). (2) Rounding floors.
+entry, of `xdiag` with the dependence of the leave-one-out estimates counted (`_exchangeable.py`). (2) Rounding floors.
 
 Cost: `hutchinson` one product per probe and three vectors besides the block of probes; `xdiag` two products per probe,
 half of them with A' where A is not symmetric, and 2k vectors for k probes.

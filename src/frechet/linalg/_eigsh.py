@@ -1,7 +1,7 @@
 """Eigenpairs at the ends of the spectrum of a symmetric A, by products alone.
 
-Two methods: ``lanczos`` with thick restarts (`thick_restart.py`), one product a step, and ``lobpcg`` (`lobpcg.py`), on
-blocks and with a preconditioner. The sources are there.
+Two methods: ``lanczos`` with thick restarts (`_thick_restart.py`), one product a step, and ``lobpcg`` (`_lobpcg.py`),
+on blocks and with a preconditioner. The sources are there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def eigsh(
     - `max_products` (default 50 times the basis) ends a run with status ``max_iterations`` and the best pairs so far,
       fewer than k if it allows fewer than k products. `basis` (default max(2 k + 30, 40)) vectors are kept.
     - `storage` says where they are kept: ``"host"``, or rounded to ``"float16"``, ``"bfloat16"`` or ``"float32"``
-      (`basis.py`). Rounded ones leave residuals of up to about u ||A||, u = 2^-11, 2^-8 or 2^-24: they are measured by
+      (`_basis.py`). Rounded ones leave residuals of up to about u ||A||, u = 2^-11, 2^-8 or 2^-24: they are measured by
       k products more, within `max_products`, and where they miss a tolerance that the iteration has met, the status is
       ``stagnated``. The value of a pair is better than its residual: by about the residual's square over the distance
       to the next eigenvalue.

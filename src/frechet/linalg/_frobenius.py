@@ -4,12 +4,12 @@ Free where the structure shows it, from products with all unit vectors where the
 E ||A z||^2 = ||A||_F^2. `hutch++` first takes the range Q of A' on r probes out, ||A||_F^2 = ||A Q||_F^2 + ||A (I -
 QQ')||_F^2, and samples the second part.
 
-**Source.** Hutchinson's estimator and Hutch++ (see `trace.py`) of A'A. The error of the square root from that of its
+**Source.** Hutchinson's estimator and Hutch++ (see `_trace.py`) of A'A. The error of the square root from that of its
 argument: the delta method, e.g. van der Vaart 1998, Asymptotic Statistics, chapter 3.
 
 **Differs from the source.** (1) The sketch is the range of A' itself and not of A'A: half of the products, and for a
 symmetric A a single pass. (2) The interval is that of the norm, not of its square, with as few degrees of freedom as
-one dominating singular value asks for (`quadratic_forms.py`).
+one dominating singular value asks for (`_quadratic_forms.py`).
 
 Cost: one product per probe; each of the r vectors of the sketch one product with A' and one with A. Memory: r vectors
 and a block of probes.

@@ -4,7 +4,7 @@ tr A = tr(Q'A Q) + tr(P A P) for Q with orthonormal columns and P = I - QQ': the
 averaged over probes. Hutch++ spends a part of its budget on Q. With a tolerance nobody knows the budget before: there
 XTrace runs until its k vectors would weigh, and where that was not enough, the range that it found is the Q.
 
-**Source.** See `trace.py` and `xtrace.py`; the standard errors: `quadratic_forms.py`.
+**Source.** See `_trace.py` and `_xtrace.py`; the standard errors: `_quadratic_forms.py`.
 
 **Differs from the source.** Projected probes are scaled to their expected length (sqrt(n - r)); the bars come from the
 probes after the sketch, which are independent given it.

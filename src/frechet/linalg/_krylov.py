@@ -4,9 +4,9 @@
     arnoldi      A V_m = V_{m+1} H       H upper Hessenberg (m + 1, m)
     golub_kahan  A V_m = U_{m+1} B,  A' U_m = V_m B_m'    B lower bidiagonal (m + 1, m)
 
-with e the last unit vector. Every new vector is orthogonalized twice against the whole basis (`basis.py`), so the bases
-are orthonormal to rounding and no eigenvalue appears twice. A remainder that is rounding noise means that the space is
-invariant: the recurrence ends there with status ``breakdown`` and nothing is divided by it.
+with e the last unit vector. Every new vector is orthogonalized twice against the whole basis (`_basis.py`), so the
+bases are orthonormal to rounding and no eigenvalue appears twice. A remainder that is rounding noise means that the
+space is invariant: the recurrence ends there with status ``breakdown`` and nothing is divided by it.
 
 **Source.** C. Lanczos 1950, doi 10.6028/jres.045.026. W. E. Arnoldi 1951, doi 10.1090/qam/42792. G. Golub and W. Kahan
 1965, "Calculating the singular values and pseudo-inverse of a matrix", doi 10.1137/0702016. Quadrature: G. Golub and
@@ -87,7 +87,7 @@ def lanczos(
     is then invariant and the eigenvalues of T are eigenvalues of A. A NaN in a product raises `NonFinite` with its
     number.
 
-    `storage` says where V is kept, ``"host"`` or in fewer bits (`basis.py`): ``"float16"`` rounds each vector by up to
+    `storage` says where V is kept, ``"host"`` or in fewer bits (`_basis.py`): ``"float16"`` rounds each vector by up to
     2^-11 of its length, and the relation then holds to that much of ||A||; an invariant space may not be noticed.
 
     Example:

@@ -12,7 +12,7 @@ lower bound. Aitken 1926 for the remainder of a geometric sequence, doi 10.1017/
 of the same run give the remainder, which is taken off (the rule of log is an upper bound), and 1.7 times which is added
 to the half-width. Rules far from convergence, with steps much below sqrt K for a condition number K, cannot know it
 better. (2) The variance of a probe is known and comes from the same quadratures. (3) Full orthogonalization
-(`krylov.py`).
+(`_krylov.py`).
 
 Cost: `steps` products per probe; steps + 1 vectors.
 """

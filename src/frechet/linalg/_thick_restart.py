@@ -7,7 +7,7 @@ its best Ritz vectors and P. Lanczos has p = 1; where P is empty (an invariant s
 
 The search for copies locks the pairs found: it keeps them, and a random vector instead of P.
 
-In a basis that is kept in fewer bits (`basis.py`) the relation holds up to their rounding only. The Ritz vectors are
+In a basis that is kept in fewer bits (`_basis.py`) the relation holds up to their rounding only. The Ritz vectors are
 then made orthonormal again in the vectors' own precision, A is projected on them once more, and the residuals are those
 of these products: one product a pair at the end.
 

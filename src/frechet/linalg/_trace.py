@@ -5,11 +5,11 @@ random probes by one of four methods, each with a standard error whose interval 
 
 **Source.** `hutchinson`: Girard 1989 and Hutchinson 1990, A stochastic estimator of the trace of the influence matrix,
 doi 10.1080/03610919008812866. `hutch++`: Meyer, Musco, Musco and Woodruff 2021, Hutch++: Optimal stochastic trace
-estimation, algorithm 1, doi 10.1137/1.9781611976496.16. `xtrace`, `nystrom`: see `xtrace.py`.
+estimation, algorithm 1, doi 10.1137/1.9781611976496.16. `xtrace`, `nystrom`: see `_xtrace.py`.
 
 **Differs from the source.** (1) Closed-form terms of a sum are split off first, so tr(H + c I) costs what tr(H) does.
 (2) Rounding floors: where the sketch holds the whole range, the samples say 1e-16 and the arithmetic does not. (3) A
-run with a tolerance starts as XTrace and goes on with probes behind the sketch (`hutchinson.py`).
+run with a tolerance starts as XTrace and goes on with probes behind the sketch (`_hutchinson.py`).
 
 Cost: `hutchinson` one product per probe; `hutch++` two for each of r vectors of the sketch and one per probe; `xtrace`
 two per probe, `nystrom` one. Memory in vectors: a block of probes; r; k; k.

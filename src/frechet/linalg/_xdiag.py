@@ -7,7 +7,7 @@ unbiased estimate of the second part. The result is the mean over i.
 section 2.4, doi 10.1137/23M1548323.
 
 **Differs from the source.** (1) A standard error for every entry, with the dependence of the estimates counted
-(`exchangeable.py`; at most `PAIRED` probes are paired). (2) Probes are added in blocks.
+(`_exchangeable.py`; at most `PAIRED` probes are paired). (2) Probes are added in blocks.
 
 Cost of k probes: k products with A and k with A' (with A where it is symmetric); 2k vectors, and in reading k more.
 """

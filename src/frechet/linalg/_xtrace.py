@@ -9,7 +9,7 @@ length.
 **Source.** Epperly, Tropp and Webber 2024, XTrace: Making the most of every sample in stochastic trace estimation, SIAM
 J. Matrix Anal. Appl. 45, sections 2.1, 2.3 and appendix, doi 10.1137/23M1548323 (arXiv 2301.07825).
 
-**Differs from the source.** (1) The standard error counts the dependence of the estimates (`exchangeable.py`).
+**Differs from the source.** (1) The standard error counts the dependence of the estimates (`_exchangeable.py`).
 (2) Probes are added in blocks, so a run can be watched, resumed and stopped at a tolerance. (3) Directions of the
 sketch below rounding are dropped instead of shifting A; the trace of a numerically low-rank A is then that of its
 sketch, with the dropped directions as standard error. (4) The small matrices are taken in the basis of the sketch's

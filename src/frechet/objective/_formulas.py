@@ -5,7 +5,7 @@
 3. Layer norm, instance norm and batch norm by batch statistics have silently wrong third derivatives: the double
    backward of their kernels takes mean and deviation for constants. Products of an ordinary model use at most second
    derivatives and keep the kernels; differentiable products, and all derivatives of a function that takes derivatives
-   itself, need the formulas. `functions.py` says which is which.
+   itself, need the formulas. `_functions.py` says which is which.
 
 Measured against finite differences with torch 2.13. **Cost:** a formula takes two to four times a kernel's time.
 """

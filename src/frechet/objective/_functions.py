@@ -2,7 +2,7 @@
 
 A function mode sees every call of a torch function that they make. It does four things:
 
-1. Kernels whose derivatives are missing or wrong are replaced by formulas (`formulas.py`, `activations.py`).
+1. Kernels whose derivatives are missing or wrong are replaced by formulas (`_formulas.py`, `_activations.py`).
 2. A function that takes derivatives itself (a force, a residual of a differential equation, an inner gradient step) is
    noticed. Its derivatives are one order higher than they look, so it runs again with normalizations by formula, and
    with gradients enabled even where only its value is asked for.

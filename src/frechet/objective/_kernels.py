@@ -2,7 +2,7 @@
 
 1. Fused attention and the encoder layer's fast path have neither double backward nor forward mode: turned off.
 2. Recurrent layers of cuDNN have no double backward: it is turned off.
-3. Single functions and layers that need a formula: see `formulas.py`.
+3. Single functions and layers that need a formula: see `_formulas.py`.
 4. A function marked `once_differentiable` counts as a constant in a second derivative where unused inputs are allowed:
    refused.
 5. Activation checkpoints with use_reentrant=True refuse autograd.grad, and lose the gradient where no input of theirs

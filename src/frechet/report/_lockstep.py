@@ -1,6 +1,6 @@
 """Several Krylov spaces at once: the next vectors of all of them are one block, which is one pass over the data.
 
-    density    probes of one operator, for stochastic Lanczos quadrature (`linalg/density.py`)
+    density    probes of one operator, for stochastic Lanczos quadrature (`linalg/_density.py`)
     tops       one vector per module, supported there: the largest eigenvalue of every diagonal block
 
 Each space has its own basis, orthogonalized fully, so that the numbers are those of one run after another. Memory is

@@ -1,6 +1,6 @@
 """The report as data: one frozen tree of plain Python values.
 
-Every field below is a key of the same name in ``report.json`` (`serialize.py`); an absent section has an entry in
+Every field below is a key of the same name in ``report.json`` (`_serialize.py`); an absent section has an entry in
 ``left_out`` that says why. Any change of a field changes the number after the slash of `SCHEMA`, so a reader never
 guesses.
 

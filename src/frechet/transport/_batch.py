@@ -6,7 +6,7 @@ Epsilon falls in stages, as in `sinkhorn`; between two passes of exponentials th
 all problems, on scalings that are taken into the potentials before the range of the dtype ends. A problem that has
 converged goes on with the others, which only makes it better.
 
-**Source.** As `scaling.py`.
+**Source.** As `_scaling.py`.
 
 **Cost.** Two plans of memory; a sweep is two batched products. No Newton steps: for small epsilon and many digits solve
 one by one with `sinkhorn`.

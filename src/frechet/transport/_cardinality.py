@@ -9,8 +9,8 @@ The cardinality makes this nonconvex. Its dual is concave and, with the potentia
 Each inner maximum is a projection onto a simplex of the k largest entries of alpha - c_j. Where the k-th and the next
 entry are apart the function is differentiable, and at such a maximum the projections meet the row sums too: they are
 then a global solution. Where they are tied at the maximum, no choice of projections need meet the row sums; the dual
-value remains a lower bound. Supports near them that carry a plan are then looked for (`rounding.py`), and the best plan
-on these supports, a convex problem of the same form, is what is returned.
+value remains a lower bound. Supports near them that carry a plan are then looked for (`_rounding.py`), and the best
+plan on these supports, a convex problem of the same form, is what is returned.
 
 The maximum is approached by L-BFGS and finished by semismooth Newton steps: on the support S_j of each column the
 projection has the derivative (I - 1 1'/|S_j|) / gamma, so the Hessian is a graph Laplacian on the rows.

@@ -1,6 +1,6 @@
 """Plans with exact marginals and at most k nonzeros per column, near one that misses its row sums.
 
-Where the k-th and the next entry of columns are tied at the dual maximum, the columns of `cardinality.py` need not add
+Where the k-th and the next entry of columns are tied at the dual maximum, the columns of `_cardinality.py` need not add
 up to the rows. A good plan near them with supports of k entries is a mixed-integer linear problem over the few best
 entries of each column and row:
 

@@ -11,10 +11,10 @@ the dual function is nearly sparse, and a handful of Newton steps reach rounding
     "sinkhorn"          sweeps only
 
 **Source.** M. Cuturi (2013), Sinkhorn distances, arXiv 1306.0895; B. Schmitzer (2019), Stabilized sparse scaling
-algorithms for entropy regularized transport problems, doi 10.1137/16M1106018 (epsilon scaling); see `newton.py` for the
-steps.
+algorithms for entropy regularized transport problems, doi 10.1137/16M1106018 (epsilon scaling); see `_newton.py` for
+the steps.
 
-**Cost.** n m numbers for the plan, twice that while exponentials are taken; see `scaling.py` and `newton.py`.
+**Cost.** n m numbers for the plan, twice that while exponentials are taken; see `_scaling.py` and `_newton.py`.
 """
 
 from __future__ import annotations

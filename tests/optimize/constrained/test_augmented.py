@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from frechet.operators.derivatives._hessian import hessian
-from frechet.optimize._constrained import constrained
+from frechet.optimize._constrained.constrained import constrained
 from spectra import F64
 
 START = torch.tensor([1.2, 0.7, -0.4, 0.5, 0.3, -0.2, 0.6, 0.1], dtype=F64)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import s2mpj
-from frechet.optimize._constrained import Constraint, constrained
+from frechet.optimize import Constraint
+from frechet.optimize._constrained.constrained import constrained
 
 INF = math.inf
 # published minima: Hock and Schittkowski (1981), Test examples for nonlinear programming codes; Boggs and Tolle (1989)

@@ -6,7 +6,8 @@ import torch
 
 from frechet.errors import NonFinite, NotConverged
 from frechet.linalg._result import Status
-from frechet.optimize._constrained import Constraint, constrained
+from frechet.optimize import Constraint
+from frechet.optimize._constrained.constrained import constrained
 from spectra import F64, gaussian
 
 INF = math.inf

@@ -6,7 +6,7 @@
 
 Whatever the way, the residual of the result is recomputed, and converged means that it is below the tolerance.
 
-**Source.** See `hypergradient`; `cg.py` and `linalg/precondition.py` for what is used.
+**Source.** See `hypergradient`; `linalg/systems/_cg.py` and `linalg/_precondition.py` for what is used.
 **Cost.** A product per iteration, term or rank, and one for the residual.
 """
 

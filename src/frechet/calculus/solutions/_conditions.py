@@ -4,7 +4,7 @@
     fixed point          g(x, inputs) = x                       F = x - g
     stationary point     of f(x, inputs)                        F = df/dx, a symmetric Jacobian
     least squares        of r(x, inputs)                        F = J'r
-    constrained minimum  f, equalities, inequalities, bounds    the equations of Karush, Kuhn and Tucker (`kkt.py`)
+    constrained minimum  f, equalities, inequalities, bounds    the equations of Karush, Kuhn and Tucker (`_kkt.py`)
 
 `implicit`, `solution_jacobian` take any of these; a plain function counts as a root. All of them are written in torch,
 of tensors that are passed, never closed over; what finds x need not be.

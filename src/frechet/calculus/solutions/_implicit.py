@@ -15,7 +15,7 @@ as the solution of conditions of its own, so derivatives of any order, in both m
 3. Multipliers and active sets are found at the solution (`kkt_conditions`), not asked of the solver.
 
 **Cost** of the forward: the solver's, one evaluation of F with its gradient, one product. Of a derivative: one solve
-(`sensitivity.py`) and one gradient of F. Memory of one graph of F, while it lasts.
+(`_sensitivity.py`) and one gradient of F. Memory of one graph of F, while it lasts.
 """
 
 from __future__ import annotations

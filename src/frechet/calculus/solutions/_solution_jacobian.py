@@ -5,7 +5,7 @@ response of a solution follow from it (`svds`, `frobenius_norm`), and ``D.T @ D`
 solver.
 
 **Source.** As for `implicit`.
-**Cost** of a column: one solve (`sensitivity.py`), one or two gradients of F; per block two evaluations of F.
+**Cost** of a column: one solve (`_sensitivity.py`), one or two gradients of F; per block two evaluations of F.
 """
 
 from __future__ import annotations

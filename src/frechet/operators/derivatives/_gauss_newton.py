@@ -3,7 +3,7 @@
 J is the Jacobian of all outputs in the parameters, C acts on each term's outputs: the criterion's Hessian
 (Gauss-Newton), the covariance of the likelihood's score (Fisher: exact, or from drawn labels), the outer product of the
 actual score (empirical Fisher). Only J v, C and J' are applied, so no per-example gradient is ever stored. An objective
-with `head=` has J and J' of its body only, see `headed.py`.
+with `head=` has J and J' of its body only, see `_chunked_head`.
 
 Forward route: the first column of a block rides on the forward pass as dual numbers, whose primal part keeps the graph
 for J'; further columns cost a forward pass each. Reverse route: J v is the derivative of J'u in a dummy cotangent u.
@@ -52,7 +52,6 @@ from frechet.space import Space, generator
 # where the criterion is the part's, or its like for rows; made anew for each pass
 OnBatch = Callable[[Part, Criterion, Tensor, Tensor], Callable[[Tensor], Tensor]]
 Middle = Callable[[], OnBatch]
-
 
 _CHECKPOINTED = (
     "{}: route='forward' cannot go through activation checkpoints or other hooks on saved tensors; use route='reverse'"

@@ -90,7 +90,7 @@ def constrained(
 
     Example:
         >>> import torch
-        >>> from frechet.optimize._constrained import constrained
+        >>> from frechet.optimize._constrained.constrained import constrained
         >>> a = torch.tensor([3.0, 4.0], dtype=torch.float64)
         >>> s = constrained(lambda x: ((x - a) ** 2).sum(), torch.ones_like(a), lambda x: x @ x - 1.0)
         >>> s.status.value, s.x.round(decimals=8), s.multipliers[0].round(decimals=8)

@@ -6,7 +6,7 @@
     "stepsized", "stepsized-greedy" Newton's direction with stepsizes that need no constant: stepsized_newton.py
     "cubic"                         cubic regularization, accelerated where f is convex: cubic_newton.py
     "projected-newton"              trust region on the faces of the bounds: projected_newton.py
-    "composite", "augmented", "sketched"    under constraints: constrained/constrained.py
+    "composite", "augmented", "sketched"    under constraints: _constrained/constrained.py
 
 The choice is made before the run and is named in the result; nothing switches on failure. At a point where a run ends
 as converged, the curvature is probed; a direction along which f bends downwards leads on.
