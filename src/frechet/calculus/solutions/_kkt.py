@@ -32,8 +32,7 @@ from frechet.calculus.solutions._conditions import Blocks, Conditions, gradient_
 from frechet.linalg.systems._lsmr import lsmr
 from frechet.operators._operator import SYMMETRIC
 from frechet.operators.derivatives._function import function_jacobian
-from frechet.operators.derivatives._products import Point
-from frechet.space import Space
+from frechet.space import Point, Space, like, named
 
 Side = float | Tensor | Mapping[str, Tensor] | Callable[..., object] | None
 DENSE = 1 << 18  # entries of a Jacobian that is made dense
@@ -235,7 +234,7 @@ def _least_squares(
     def held(x: Point) -> Blocks:
         return {n: row for c in constraints for n, row in c.held(x, fixed, inputs).items()}
 
-    plain = x.detach() if isinstance(x, Tensor) else {n: b.detach() for n, b in x.items()}
+    plain = like(x, [b.detach() for b in named(x).values()])
     J = function_jacobian(held, plain, None)
     slope = gradient_of(lambda x: f(x, *inputs), plain)
     b = -J.domain.join([t.detach() for t in _named(slope).values()])
@@ -280,7 +279,7 @@ def _size(blocks: Blocks) -> float:
 
 def _named(x: Point) -> Blocks:
     """The blocks of x by the ending that their multipliers' names have: none for a tensor, .name for a dict."""
-    return {"": x} if isinstance(x, Tensor) else {"." + n: b for n, b in x.items()}
+    return named(x) if isinstance(x, Tensor) else {"." + n: b for n, b in x.items()}
 
 
 def _side(side: Side, x: Point, inputs: Sequence[object], sign: int) -> Blocks:
