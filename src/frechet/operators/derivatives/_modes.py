@@ -10,10 +10,10 @@ in the first product, which then is computed in reverse mode, as are all later o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from frechet.objective._model import backward_hooks
 from frechet.objective._torch_internals import nodes_of
 
 Route = Literal["reverse", "forward"]
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -40,6 +41,16 @@ class Way:
             return False
         self.route, self.reason = "reverse", str(error)
         return True
+
+    def along(self, product: Callable[[], T], again: Callable[[], None] = lambda: None) -> T:
+        """What `product` gives by this route; where it turns, by the other, after `again`."""
+        try:
+            return product()
+        except NotDifferentiable as error:
+            if not self.turns(error):
+                raise
+        again()
+        return product()
 
 
 def lacks_forward(model: nn.Module) -> str | None:
