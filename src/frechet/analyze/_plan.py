@@ -28,7 +28,6 @@ from frechet.linalg._basis import Storage, kept_as, roundoff
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._krylov import gauss_quadrature, lanczos
 from frechet.linalg._shown import Result, Rows
-from frechet.objective._structure import examples_of
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators._structured import from_callable
 from frechet.operators.derivatives._jacobian import OutputJacobian
@@ -278,7 +277,7 @@ def _examples_that_fit(A: LinearOperator, budget: int, peak: int, vector: int) -
     if not isinstance(A, SumOverData | OutputJacobian):
         return None
     batches = (batch for part in A.snapshot.parts for batch in part.batches(A.domain.device))
-    sizes = [examples_of(batch.inputs, batch.targets) for batch in batches]
+    sizes = [batch.examples for batch in batches]
     fixed = 3 * vector  # the vector, its product and a gradient do not depend on the batch
     share = (budget - fixed) / max(1, peak - fixed)
     return max(1, int(max(sizes, default=1) * share))

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frechet.errors import UnusableObjective
 from frechet.objective import Batch, Part, Snapshot
+from frechet.objective._torch_internals import AnyConvolution
 from frechet.operators._operator import LinearOperator
 from frechet.operators._structured import FromCallable
 from frechet.operators.derivatives._gauss_newton import OutputProduct
@@ -217,7 +218,7 @@ def _split(part: Part) -> Callable[[Any], tuple[Any, Any]]:
 def _in_forward_mode(A: Derivative) -> Derivative | None:
     """A in forward mode, for Hessians through convolutions in reverse, whose second backward does needless work."""
     model = A.snapshot.model
-    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    convolves = any(isinstance(m, AnyConvolution) for m in model.modules())
     if convolves and isinstance(A, ObjectiveHessian) and A.route == "reverse" and lacks_forward(model) is None:
         return replace(A, route="forward")
     return None
