@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from frechet.space import Space, Variables, like, named
+from frechet.space import Space
+from frechet.space._variables import Variables, like, named
 
 T = torch.arange(6.0, dtype=torch.float64)
 POINTS = [T, T[0], T.view(2, 3), T[:0], {"a": T.view(3, 2)}, {"b": T[:2], "a": T[2], "": T[3:].view(1, 3)}]
@@ -30,7 +31,7 @@ def test_leaves_are_the_argument_of_a_new_graph(x):
 def test_views_of_a_vector_share_its_memory():
     x = {"a": T[:2], "b": T[2:]}
     v = T.clone()
-    Variables.of(x).unflatten(v)["b"].zero_()
+    named(Variables.of(x).unflatten(v))["b"].zero_()
     assert v.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from frechet.analyze._examples import _one_part
 from frechet.analyze._single_examples import refuse_group
-from frechet.errors import NonFinite, NotDifferentiable
+from frechet.errors import NonFinite
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive
 from frechet.objective.criteria._criterion import per_example
@@ -67,12 +67,7 @@ def example_slopes(
     space = snapshot.space
     require_block("example_slopes", "V", V, space)
     way = Way(chosen(route, snapshot.model, "example_slopes", gauss_newton=True), route is not None)
-    try:
-        return _slopes(objective, snapshot, part, V, way.route)
-    except NotDifferentiable as error:
-        if not way.turns(error):
-            raise
-    return _slopes(objective, snapshot, part, V, way.route)
+    return way.along(lambda: _slopes(objective, snapshot, part, V, way.route))
 
 
 def _slopes(objective: Objective, snapshot: Snapshot, part: Part, V: Tensor, way: Route) -> ExampleSlopes:

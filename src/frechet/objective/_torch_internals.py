@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, loss
 from torch.nn.utils import parametrizations
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
@@ -56,6 +56,14 @@ def backward_inside(mode: AbstractContextManager[Any]) -> Iterator[None]:
         yield
     finally:
         torch.autograd._engine_run_backward = engine  # type: ignore[attr-defined]
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that sees operations as the dispatcher does."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # torch would load its compiler, for a second or two, to keep it out of here
+        return False
 
 
 def outside_of_function_modes() -> AbstractContextManager[None]:

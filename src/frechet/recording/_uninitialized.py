@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frechet.objective._torch_internals import TorchDispatchMode
+from frechet.objective._torch_internals import DispatchMode
 from frechet.recording._copies import storage_of
 
 _EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted", "empty_quantized"}
@@ -71,12 +71,8 @@ def _seen_as(t: Tensor, flags: Tensor) -> Tensor:
     return flags.as_strided(t.shape, t.stride(), t.storage_offset())
 
 
-class FilledWithNaN(TorchDispatchMode):
+class FilledWithNaN(DispatchMode):
     """Inside, memory that operations leave uninitialized holds NaN, or the largest whole number."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:  # torch would load its compiler, for a second or two, to keep it out of here
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

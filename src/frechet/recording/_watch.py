@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frechet.objective._torch_internals import TorchDispatchMode, outside_of_function_modes
+from frechet.objective._torch_internals import DispatchMode, outside_of_function_modes
 from frechet.recording._copies import storage_of
 from frechet.recording._program import (
     Call,
@@ -50,7 +50,7 @@ _SHAPE_ONLY: dict[Any, Callable[[tuple[Any, ...]], float | None]] = {
 _READS_VALUES = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default, aten.nonzero.default}
 
 
-class Watch(TorchDispatchMode):
+class Watch(DispatchMode):
     """Writes down the operations on whatever shares storage with the vector or was made from it.
 
     With `batch`, the tensors of a batch, all others too: their program is `before`.
@@ -64,10 +64,6 @@ class Watch(TorchDispatchMode):
         self.before = None if batch is None else Program(batch, "the batch", most, apart, anew=True)
         self.program = Program(vector, "the vector", most, apart, before=self.before)
         self.failure: Untraceable | MemoryError | None = None
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:  # torch would load its compiler, for a second or two, to keep it out of here
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -32,7 +32,8 @@ from frechet.calculus.solutions._sensitivity import GraphJacobian, Method, Preco
 from frechet.linalg._result import Solution
 from frechet.operators._operator import NONE, Fact, LinearOperator
 from frechet.operators.derivatives._products import second_order
-from frechet.space import Point, Space, named
+from frechet.space import Space
+from frechet.space._variables import Point, named
 
 
 @dataclass(frozen=True, eq=False, repr=False)

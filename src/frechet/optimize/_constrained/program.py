@@ -27,7 +27,8 @@ from frechet.operators._structured import from_callable
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._constrained.constraint import Function
-from frechet.space import Space, Variables, euclidean
+from frechet.space import Space, euclidean
+from frechet.space._variables import Variables
 
 Parameters = Tensor | Mapping[str, Tensor]
 

@@ -19,7 +19,8 @@ from frechet.objective import Objective
 from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import columns, grads, second_order
-from frechet.space import Space, Variables
+from frechet.space import Space
+from frechet.space._variables import Variables
 
 Parameters = Tensor | Mapping[str, Tensor]
 Curvature = Callable[..., LinearOperator]
