@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from frechet.space import Space
-from frechet.space._variables import Variables, like, named
+from frechet.space import Space, Variables, like, named
 
 T = torch.arange(6.0, dtype=torch.float64)
 POINTS = [T, T[0], T.view(2, 3), T[:0], {"a": T.view(3, 2)}, {"b": T[:2], "a": T[2], "": T[3:].view(1, 3)}]

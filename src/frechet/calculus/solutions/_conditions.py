@@ -21,7 +21,7 @@ from torch import Tensor
 from frechet.operators._operator import NONE, PSD, SYMMETRIC, Fact
 from frechet.operators._structured import declared
 from frechet.operators.derivatives._products import grads
-from frechet.space._variables import Point, like, named
+from frechet.space import Point, like, named
 
 Blocks = dict[str, Tensor]
 # the multipliers, and tensors such as masks that are found at the solution and do not vary with it

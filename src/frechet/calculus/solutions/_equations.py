@@ -20,8 +20,7 @@ from frechet.errors import NotConverged
 from frechet.objective._torch_internals import tree_flatten, tree_unflatten
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators.derivatives._products import second_order
-from frechet.space import Space
-from frechet.space._variables import Point, named
+from frechet.space import Point, Space, named
 
 
 @dataclass(eq=False)

@@ -44,8 +44,7 @@ from frechet.linalg._result import Solution
 from frechet.linalg.systems._cg import CGState
 from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator, SymmetricOperator
 from frechet.operators.derivatives._products import grads, second_order
-from frechet.space import Space
-from frechet.space._variables import Point, Variables, named
+from frechet.space import Point, Space, Variables, named
 
 Term = Callable[[Point, Point], Tensor]
 STATIONARY = 1e-3  # as `tolerance` of implicit

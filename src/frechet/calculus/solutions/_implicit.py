@@ -42,7 +42,7 @@ from frechet.calculus.solutions._equations import (
 from frechet.calculus.solutions._plain_function import Nested, Pulled, one_by_one
 from frechet.calculus.solutions._sensitivity import Method, Preconditioner, Rules
 from frechet.linalg._result import Solution
-from frechet.space._variables import Point
+from frechet.space import Point
 
 
 class Solved(torch.autograd.Function):

@@ -32,8 +32,7 @@ from frechet.calculus.solutions._conditions import Blocks, Conditions, gradient_
 from frechet.linalg.systems._lsmr import lsmr
 from frechet.operators._operator import SYMMETRIC
 from frechet.operators.derivatives._function import function_jacobian
-from frechet.space import Space
-from frechet.space._variables import Point, like, named
+from frechet.space import Point, Space, like, named
 
 Side = float | Tensor | Mapping[str, Tensor] | Callable[..., object] | None
 DENSE = 1 << 18  # entries of a Jacobian that is made dense

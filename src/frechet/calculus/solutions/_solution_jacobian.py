@@ -32,8 +32,7 @@ from frechet.calculus.solutions._sensitivity import GraphJacobian, Method, Preco
 from frechet.linalg._result import Solution
 from frechet.operators._operator import NONE, Fact, LinearOperator
 from frechet.operators.derivatives._products import second_order
-from frechet.space import Space
-from frechet.space._variables import Point, named
+from frechet.space import Point, Space, named
 
 
 @dataclass(frozen=True, eq=False, repr=False)

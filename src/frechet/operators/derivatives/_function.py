@@ -26,8 +26,7 @@ from frechet.operators.derivatives._custom_functions import (
 )
 from frechet.operators.derivatives._modes import Route, refuse_padded_embedding
 from frechet.operators.derivatives._products import columns, dual_numbers, grads, second_order
-from frechet.space import Space
-from frechet.space._variables import Point, Variables, named
+from frechet.space import Point, Space, Variables, named
 
 
 def frozen_point(what: str, x: Point) -> tuple[Variables, list[Tensor]]:

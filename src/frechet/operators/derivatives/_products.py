@@ -34,8 +34,7 @@ from frechet.objective._kernels import (
 )
 from frechet.objective._torch_internals import autocast_left_out
 from frechet.operators.derivatives._custom_functions import refused_cuts
-from frechet.space import Space, aligned
-from frechet.space._variables import Point, like, named
+from frechet.space import Point, Space, aligned, like, named
 
 Leaves = tuple[list[Tensor], dict[str, Tensor]]  # differentiable blocks, and all parameters with these among them
 

@@ -27,8 +27,7 @@ from frechet.operators._structured import from_callable
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._constrained.constraint import Function
-from frechet.space import Space, euclidean
-from frechet.space._variables import Variables
+from frechet.space import Space, Variables, euclidean
 
 Parameters = Tensor | Mapping[str, Tensor]
 

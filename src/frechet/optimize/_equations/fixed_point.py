@@ -30,8 +30,7 @@ from frechet.linalg._result import Solution, Status
 from frechet.linalg.systems._arguments import check_numbers
 from frechet.operators.derivatives._function import frozen_point
 from frechet.optimize._equations.root import RootState, image
-from frechet.space import Space
-from frechet.space._variables import like, named
+from frechet.space import Space, like, named
 
 GROWTH = 10.0  # of the residual over the best, at which the run goes back
 LEAST = 1e-4  # mixing

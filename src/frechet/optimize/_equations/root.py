@@ -36,8 +36,7 @@ from frechet.optimize._box import check_pair
 from frechet.optimize._geometric import BETTER, Geometric
 from frechet.optimize._least_squares.least_squares import Bound, least_squares
 from frechet.optimize._stopping import is_rounding
-from frechet.space import Space
-from frechet.space._variables import Variables, like, named
+from frechet.space import Space, Variables, like, named
 
 GAMMA, POWER = 0.9, (1 + math.sqrt(5)) / 2
 FIRST, MOST = 0.1, 0.9  # of the forcing term

@@ -51,7 +51,7 @@ from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import LeastSquaresState, Run
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
-from frechet.space._variables import Variables
+from frechet.space import Variables
 
 Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
 ALGORITHMS: dict[str, Callable[..., Run]] = {

@@ -35,8 +35,7 @@ from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._function import FunctionJacobian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._least_squares.robust import robust_cost, row_scales
-from frechet.space import Space, euclidean
-from frechet.space._variables import Variables
+from frechet.space import Space, Variables, euclidean
 
 Differences = Literal["2-point", "3-point"]
 Route = Literal["columns", "rows", "2-point", "3-point", "function"]

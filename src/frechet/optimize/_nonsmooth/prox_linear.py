@@ -40,8 +40,7 @@ from frechet.operators._structured import from_matrix
 from frechet.operators.derivatives._jacobian import jacobian
 from frechet.optimize._nonsmooth.convex import Convex, Named, convex_function
 from frechet.optimize._nonsmooth.prox_step import prox_step
-from frechet.space import Space, euclidean
-from frechet.space._variables import Variables
+from frechet.space import Space, Variables, euclidean
 
 Parameters = Tensor | Mapping[str, Tensor]
 LARGEST = 1 << 22  # entries of a Jacobian that is formed

@@ -40,8 +40,7 @@ from frechet.optimize._smooth.projected_newton import projected_newton
 from frechet.optimize._smooth.smooth_function import Counts, Curvature, Parameters, SmoothFunction
 from frechet.optimize._smooth.stepsized_newton import stepsized_newton
 from frechet.optimize._smooth.trust_region import trust_region
-from frechet.space import Space
-from frechet.space._variables import like, named
+from frechet.space import Space, like, named
 
 Method = Literal[
     "auto",

@@ -19,8 +19,7 @@ from frechet.objective import Objective
 from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import columns, grads, second_order
-from frechet.space import Space
-from frechet.space._variables import Variables
+from frechet.space import Space, Variables
 
 Parameters = Tensor | Mapping[str, Tensor]
 Curvature = Callable[..., LinearOperator]

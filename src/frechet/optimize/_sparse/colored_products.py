@@ -31,8 +31,7 @@ from frechet.optimize._least_squares.robust import row_scales
 from frechet.optimize._sparse.block_jacobian import BlockJacobian
 from frechet.optimize._sparse.gathered_rows import row_graph
 from frechet.optimize._sparse.structure import Structure
-from frechet.space import euclidean
-from frechet.space._variables import Variables
+from frechet.space import Variables, euclidean
 
 CANCELLED = 100.0  # times the rounding of the largest column that another one may have
 COARSE = 1e-2  # how well differences along a random direction agree with those by columns

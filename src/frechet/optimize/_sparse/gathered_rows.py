@@ -22,7 +22,7 @@ from frechet.operators.derivatives._products import second_order
 from frechet.optimize._least_squares.residual import Point, Residual
 from frechet.optimize._sparse.block_jacobian import BlockJacobian
 from frechet.optimize._sparse.structure import Structure
-from frechet.space._variables import Variables
+from frechet.space import Variables
 
 TAKES = (Tensor.__getitem__, torch.index_select, Tensor.index_select)
 
