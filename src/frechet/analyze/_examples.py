@@ -281,12 +281,7 @@ def example_curvatures(
     """
     snapshot, part = _one_part("example_curvatures", objective, x)
     space = snapshot.space
-    for name, block in (("V", V), ("W", V if W is None else W)):
-        if block.ndim != 2 or block.shape[0] != space.dim or block.dtype != space.dtype or block.device != space.device:
-            got = f"{block.dtype} on {block.device} of shape {tuple(block.shape)}"
-            raise ValueError(f"example_curvatures: {name} must be a block ({space.dim}, k) of {space!r}, got {got}")
-    if paired and W is not None and W.shape != V.shape:
-        raise ValueError(f"example_curvatures: W must have V's {V.shape[1]} columns to be paired, got {W.shape[1]}")
+    _check_directions(space, V, W, paired)
     paired = paired or W is None
     with ordinary_mode(space.device):
         leaves, blocks = snapshot.leaves(space)
@@ -339,6 +334,15 @@ def example_curvatures(
             "point, its data and the directions"
         )
     return ExampleCurvatures(values, len(values), count, passes=1)
+
+
+def _check_directions(space: Space, V: Tensor, W: Tensor | None, paired: bool) -> None:
+    for name, block in (("V", V), ("W", V if W is None else W)):
+        if block.ndim != 2 or block.shape[0] != space.dim or block.dtype != space.dtype or block.device != space.device:
+            got = f"{block.dtype} on {block.device} of shape {tuple(block.shape)}"
+            raise ValueError(f"example_curvatures: {name} must be a block ({space.dim}, k) of {space!r}, got {got}")
+    if paired and W is not None and W.shape != V.shape:
+        raise ValueError(f"example_curvatures: W must have V's {V.shape[1]} columns to be paired, got {W.shape[1]}")
 
 
 def _one_part(what: str, objective: Objective, x: Tensor | None) -> tuple[Snapshot, Part]:

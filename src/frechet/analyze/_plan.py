@@ -37,6 +37,7 @@ from frechet.operators.derivatives._gauss_newton import OutputProduct
 from frechet.operators.derivatives._hessian import ObjectiveHessian
 from frechet.operators.derivatives._jacobian import OutputJacobian
 from frechet.recording import free_memory, peak_above, start_peak
+from frechet.space import Space
 
 MOST_AT_ONCE = 256  # vectors: more bring no speed
 SAMPLE = 30  # products that tell how many eigsh will take
@@ -143,36 +144,16 @@ def plan(
     (first, peak), (second, higher) = (_measured(A, V) for V in (one, two))
     vector = space.dim * one.element_size()
     more, added = max(0.0, second - first), None
-    room = budget - (peak or 0)
     if peak is not None and higher is not None:
         added = max(higher - peak, 2 * vector)  # the vector and its product at least
-        if (MANY - 1) * added <= room:  # the second vector may cost more than the third
+        if peak + (MANY - 1) * added <= budget:  # the second vector may cost more than the third
             longer, highest = _measured(A, space.random(range(MANY), 0))
             more = max(0.0, longer - first) / (MANY - 1)
             added = max(((highest or peak) - peak) // (MANY - 1), 2 * vector)
-    at_once = 1 if added is None else max(1, min(MOST_AT_ONCE, 1 + room // added))
-
-    def job(name: str, count: int, basis: int, vectors: int, block: int) -> Job:
-        block = min(block, at_once)
-        seconds = count * (first + (block - 1) * more) / block
-        if peak is None or added is None:
-            return Job(name, count, seconds, None, basis + vectors, None)
-        beside = peak + (block - 1) * added + vectors * vector
-        need = beside + basis * vector
-        made = Job(name, count, seconds, need, basis + vectors, need <= budget)
-        for storage in get_args(Storage) if basis else ():
-            dtype, device = kept_as(space, storage, "plan")
-            kept = basis * space.length * dtype.itemsize
-            here = beside + (kept if device == space.device else 0)
-            elsewhere = device == space.device or kept <= free_memory(device)
-            if here <= budget and elsewhere and storage != "bfloat16":  # float16 is as small, and more precise
-                loss = roundoff(space, storage, "plan")
-                return replace(made, storage=storage, stored_bytes=here, roundoff=loss)
-        return made
-
+    cost = _Cost(space, budget, first, more, peak, added, vector)
     basis = min(space.dim, max(2 * k + 30, 40))
     # beside the basis: what is made orthogonal, its copy and coefficients, and the vectors found
-    pairs = job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
+    pairs = cost.job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
     if pairs.fits is not False:
         count = _eigsh_products(A, k, basis, max(4 * k, SAMPLE) if sample is None else sample)
         pairs = replace(pairs, products=count, seconds=count * first)
@@ -180,15 +161,55 @@ def plan(
     sketch = products if Fact.POSITIVE_SEMIDEFINITE in A.facts else products // 2
     jobs = (
         pairs,
-        job("trace", min(products, space.dim), 0, 2 * sketch + 16 if products < space.dim else 64, 16),
-        job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 4, 1),
+        cost.job("trace", min(products, space.dim), 0, 2 * sketch + 16 if products < space.dim else 64, 16),
+        cost.job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 4, 1),
     )
     rows, examples = None, None
     if peak is not None and peak > budget:
         rows, rest = _rows_that_fit(A, budget, peak, one)
         examples = None if rest <= budget else _examples_that_fit(A, budget, rest, vector)
-    kept = max(0, room // vector)
-    return Plan(repr(A), budget, first, peak, more, added, at_once, kept, examples, rows, jobs)
+    kept = max(0, cost.room // vector)
+    return Plan(repr(A), budget, first, peak, cost.more, added, cost.at_once, kept, examples, rows, jobs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cost:
+    """What a product takes: `first` seconds and `peak` bytes, and `more` and `added` for each further vector."""
+
+    space: Space
+    budget: int
+    first: float
+    more: float
+    peak: int | None
+    added: int | None
+    vector: int  # bytes
+
+    @property
+    def room(self) -> int:
+        return self.budget - (self.peak or 0)
+
+    @property
+    def at_once(self) -> int:
+        return 1 if self.added is None else max(1, min(MOST_AT_ONCE, 1 + self.room // self.added))
+
+    def job(self, name: str, count: int, basis: int, vectors: int, block: int) -> Job:
+        """`count` products in blocks, beside a basis that may be stored in fewer bits, and other vectors."""
+        block = min(block, self.at_once)
+        seconds = count * (self.first + (block - 1) * self.more) / block
+        if self.peak is None or self.added is None:
+            return Job(name, count, seconds, None, basis + vectors, None)
+        beside = self.peak + (block - 1) * self.added + vectors * self.vector
+        need = beside + basis * self.vector
+        made = Job(name, count, seconds, need, basis + vectors, need <= self.budget)
+        for storage in get_args(Storage) if basis else ():
+            dtype, device = kept_as(self.space, storage, "plan")
+            kept = basis * self.space.length * dtype.itemsize
+            here = beside + (kept if device == self.space.device else 0)
+            elsewhere = device == self.space.device or kept <= free_memory(device)
+            if here <= self.budget and elsewhere and storage != "bfloat16":  # float16 is as small, and more precise
+                loss = roundoff(self.space, storage, "plan")
+                return replace(made, storage=storage, stored_bytes=here, roundoff=loss)
+        return made
 
 
 def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:

@@ -17,10 +17,17 @@ from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kro
 
 def normal_form(A: LinearOperator) -> LinearOperator:
     """The same map as one structure where that is possible, `A` itself otherwise (see the module)."""
-    if isinstance(A, Product) and (factors := _factors(A)) is not None:
-        return LowRank(*factors, A.domain, A.facts)
-    if not isinstance(A, Scaled | Sum):
-        return A
+    match A:
+        case Product() if (factors := _factors(A)) is not None:
+            return LowRank(*factors, A.domain, A.facts)
+        case Scaled() | Sum():
+            return _added_up(A)
+        case _:
+            return A
+
+
+def _added_up(A: LinearOperator) -> LinearOperator:
+    """A sum, or a multiple of one: all its scalars and diagonals as one diagonal, and its other terms as one."""
     shift, diagonal, rest = 0.0, None, []
     for c, term in _flat(A, 1.0):
         match term:
@@ -31,31 +38,44 @@ def normal_form(A: LinearOperator) -> LinearOperator:
             case _:
                 rest.append((c, term))
     added = shift * Identity(A.domain) if diagonal is None else from_diagonal(diagonal + shift, domain=A.domain)
-    plain = diagonal is None and shift == 0
     if not rest:
         return added
+    return _beside(A, None if diagonal is None and shift == 0 else added, rest)
+
+
+def _beside(
+    A: LinearOperator, added: LinearOperator | None, rest: list[tuple[float, LinearOperator]]
+) -> LinearOperator:
+    """The sum A of a diagonal or a multiple of the identity, where there is one, and of multiples of other terms."""
     if any(isinstance(_untransposed(t), Matrix) for _, t in rest):
-        parts = [_entries(t) for _, t in rest]
-        if any(p is None for p in parts):
-            return A
-        total = torch.stack([c * p for (c, _), p in zip(rest, parts, strict=True) if p is not None]).sum(0)
-        if not plain:
-            n = A.domain.dim
-            total = total + torch.diag(total.new_full((n,), shift) if diagonal is None else diagonal + shift)
-        return Matrix(total, A.domain, A.codomain, A.facts)
+        return _dense(A, added, rest)
     if all(isinstance(t, BlockDiagonal) for _, t in rest):
-        return _blockwise(A, rest, None if plain else added)
+        return _blockwise(A, rest, added)
     if all(_factors(t) is not None for _, t in rest):
         pairs = [(c, *f) for c, t in rest if (f := _factors(t)) is not None]
         s = torch.cat([c * s for c, _, s in pairs])
         facts = PSD if bool((s >= 0).all()) else SYMMETRIC
         L = LowRank(torch.cat([U for _, U, _ in pairs], dim=1), s, A.domain, facts)
-        return L if plain else Sum((added, L))
-    if len(rest) == 1 and isinstance(rest[0][1], Kronecker) and diagonal is None:
-        c, K = rest[0]
-        K = K if c == 1.0 else Kronecker(c * K.A, K.B)
-        return K if plain else Sum((added, K))
+        return L if added is None else Sum((added, L))
+    match added, rest:
+        case Scaled() | None, [(c, Kronecker(B, C) as K)]:
+            K = K if c == 1.0 else Kronecker(c * B, C)
+            return K if added is None else Sum((added, K))
     return A
+
+
+def _dense(A: LinearOperator, added: LinearOperator | None, rest: list[tuple[float, LinearOperator]]) -> LinearOperator:
+    """The sum A of dense terms, and of what stands beside them, as one dense matrix."""
+    parts = [_entries(t) for _, t in rest]
+    if any(p is None for p in parts):
+        return A
+    total = torch.stack([c * p for (c, _), p in zip(rest, parts, strict=True) if p is not None]).sum(0)
+    match added:
+        case Scaled(c):
+            total = total + torch.diag(total.new_full((A.domain.dim,), c))
+        case Diagonal(d):
+            total = total + torch.diag(d)
+    return Matrix(total, A.domain, A.codomain, A.facts)
 
 
 def _flat(A: LinearOperator, c: float) -> list[tuple[float, LinearOperator]]:

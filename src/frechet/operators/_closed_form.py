@@ -111,14 +111,42 @@ def structured_inverse(A: LinearOperator) -> LinearOperator:
     if A.shape[0] != A.shape[1]:
         raise ValueError(f"inverse: A must be square, got shape {A.shape}; for least squares use lsmr(A, b)")
     match normal_form(A):
-        case Identity() as I:
-            return I
+        case Sum(terms=(first, second)):
+            return _inverse_of_sum(A, first, second)
+        case Identity() | Restriction() | Diagonal() | Matrix() | LowRank() | Eigendecomposed() as B:
+            return _inverse_of_arrays(B)
+        case B:
+            return _inverse_of_parts(A, B)
+
+
+def _inverse_of_arrays(A: LinearOperator) -> LinearOperator:
+    """The inverse of what its own entries or eigenvalues tell."""
+    match A:
+        case Identity():
+            return A
         case Restriction(domain, codomain) if domain == codomain:
             return Identity(domain)
         case Diagonal(d, domain):
             return from_diagonal(_reciprocal(d, domain), domain=domain)
-        case Matrix() as M:
-            return _dense_inverse(M)
+        case Matrix():
+            return _dense_inverse(A)
+        case LowRank():
+            V, mu = orthonormal_factors(A)
+            if V.shape[1] < A.shape[0]:
+                raise ValueError(
+                    f"inverse: A must be nonsingular, got rank {V.shape[1]} on R^{A.shape[0]}; "
+                    "add c * identity(A.domain)"
+                )
+            return _low_rank(V, 1 / mu, A.domain)
+        case Eigendecomposed(Q, values):
+            return spectral(Q, _reciprocal(values, A.domain))
+        case _:
+            raise no_closed_form("inverse", A)
+
+
+def _inverse_of_parts(A: LinearOperator, B: LinearOperator) -> LinearOperator:
+    """The inverse of A, in normal form B, by those of the operators that it is made of."""
+    match B:
         case Scaled(c, operator):
             if c == 0:
                 raise ValueError(f"inverse: A must be nonsingular, got 0 times {operator!r}")
@@ -127,26 +155,27 @@ def structured_inverse(A: LinearOperator) -> LinearOperator:
             return structured_inverse(operator).T
         case Product(factors):
             return _known(_product_inverse(A, factors), _inverse_facts(A))
-        case Kronecker(B, C):
-            _check_square_parts((B, C), "factor of a Kronecker product")
-            return Kronecker(structured_inverse(B), structured_inverse(C))
+        case Kronecker(left, right):
+            _check_square_parts((left, right), "factor of a Kronecker product")
+            return Kronecker(structured_inverse(left), structured_inverse(right))
         case BlockDiagonal(blocks, domain, codomain):
             _check_square_parts(blocks, "block")
             return BlockDiagonal(tuple(structured_inverse(b) for b in blocks), codomain, domain)
-        case LowRank() as L:
-            V, mu = orthonormal_factors(L)
-            if V.shape[1] < A.shape[0]:
-                raise ValueError(
-                    f"inverse: A must be nonsingular, got rank {V.shape[1]} on R^{A.shape[0]}; "
-                    "add c * identity(A.domain)"
-                )
-            return _low_rank(V, 1 / mu, L.domain)
-        case Sum(terms=(Scaled(c, Identity(domain)), LowRank() as L)):
+        case Proved(operator):
+            return _known(structured_inverse(operator), _inverse_facts(A))
+        case _:
+            raise no_closed_form("inverse", A)
+
+
+def _inverse_of_sum(A: LinearOperator, first: LinearOperator, second: LinearOperator) -> LinearOperator:
+    """The inverse of A, in normal form the sum of two terms, by Woodbury's identity or by common eigenvectors."""
+    match first, second:
+        case Scaled(c, Identity(domain)), LowRank() as L:
             V, mu = orthonormal_factors(L)
             _check_shift(c, mu, domain.eps)
             B = (1 / c) * Identity(domain) + _low_rank(V, -mu / (c * (c + mu)), domain)
             return _known(B, PD if c > 0 and bool((c + mu > 0).all()) else _inverse_facts(A))
-        case Sum(terms=(Diagonal(d, domain), LowRank(U, s))):
+        case Diagonal(d, domain), LowRank(U, s):
             if not bool((d > 0).all()):
                 raise NoClosedForm(
                     f"inverse: the diagonal added to a low-rank operator must be positive, got the entry "
@@ -157,14 +186,10 @@ def structured_inverse(A: LinearOperator) -> LinearOperator:
             _check_shift(1.0, mu, domain.eps)
             B = from_diagonal(1 / d, domain=domain) + _low_rank(V * w[:, None], -mu / (1 + mu), domain)
             return _known(B, PD if bool((1 + mu > 0).all()) else SYMMETRIC)
-        case Sum(terms=(Scaled(c), Kronecker() as K)) if Fact.SYMMETRIC in K.facts:
+        case Scaled(c), Kronecker() as K if Fact.SYMMETRIC in K.facts:
             E = eigendecomposition(K, "inverse")
             _check_shift(c, E.values, K.domain.eps)
             return spectral(E.Q, 1 / (c + E.values))
-        case Eigendecomposed(Q, values):
-            return spectral(Q, _reciprocal(values, A.domain))
-        case Proved(operator):
-            return _known(structured_inverse(operator), _inverse_facts(A))
         case _:
             raise no_closed_form("inverse", A)
 
@@ -192,16 +217,10 @@ def square_root(A: LinearOperator) -> LinearOperator:
         )
     A = by_examples(A)
     match normal_form(A):
-        case Identity() as I:
-            return I
-        case Restriction(domain):
-            return Identity(domain)
-        case Diagonal(d, domain):
-            return from_diagonal(_root(d, 0.0), domain=domain)
-        case Matrix(_, domain) as M:
-            values, Q = torch.linalg.eigh((double(M.matrix) + double(M.matrix).T) / 2)
-            root = _root(values, domain.eps)
-            return Matrix(((Q * root) @ Q.T).to(M.matrix), domain, domain, M.facts | sign(root))
+        case Identity() | Restriction() | Diagonal() | Matrix() | LowRank() as B:
+            return _root_of_arrays(B)
+        case Sum(terms=(Scaled(c, Identity()), LowRank() as L)):
+            return _root_of_shifted(c, L)
         case Scaled(c, operator) if c >= 0:
             return math.sqrt(c) * (square_root(operator) if c else Identity(A.domain))
         case Product(factors=(B, C)) if B is C:
@@ -213,21 +232,47 @@ def square_root(A: LinearOperator) -> LinearOperator:
             return Kronecker(square_root(B), square_root(C))
         case BlockDiagonal(blocks, domain, codomain):
             return BlockDiagonal(tuple(square_root(b) for b in blocks), domain, codomain)
-        case LowRank() as L:
-            V, mu = orthonormal_factors(L)
-            return _low_rank(V, _root(mu, L.domain.eps), L.domain)
-        case Sum(terms=(Scaled(c, Identity(domain)), LowRank() as L)):
-            V, mu = orthonormal_factors(L)
-            if c < 0 and V.shape[1] < domain.dim:
-                raise ValueError(f"square_root: A must be positive semidefinite, got the eigenvalue {c:.3g}")
-            low, top = math.sqrt(max(c, 0.0)), _root(c + mu, domain.eps)
-            gain = top if c < 0 else mu / (top + low)  # sqrt(c + mu) - sqrt(c) without cancellation
-            return _known(low * Identity(domain) + _low_rank(V, gain, domain), sign(top) if c > 0 else PSD)
-        case Kronecker() | Scaled() | Sum(terms=(Scaled(operator=Identity()), Kronecker())) | Eigendecomposed() as B:
-            E = eigendecomposition(B, "square_root")
-            return spectral(E.Q, _root(E.values, A.domain.eps))
         case Proved(operator):
             return _known(square_root(operator), A.facts)
+        case B:
+            return _root_by_eigenvectors(A, B)
+
+
+def _root_of_arrays(A: LinearOperator) -> LinearOperator:
+    """The square root of what its own entries tell."""
+    match A:
+        case Restriction(domain):
+            return Identity(domain)
+        case Diagonal(d, domain):
+            return from_diagonal(_root(d, 0.0), domain=domain)
+        case Matrix(M, domain):
+            values, Q = torch.linalg.eigh((double(M) + double(M).T) / 2)
+            root = _root(values, domain.eps)
+            return Matrix(((Q * root) @ Q.T).to(M), domain, domain, A.facts | sign(root))
+        case LowRank():
+            V, mu = orthonormal_factors(A)
+            return _low_rank(V, _root(mu, A.domain.eps), A.domain)
+        case _:  # the identity
+            return A
+
+
+def _root_of_shifted(c: float, L: LowRank) -> LinearOperator:
+    """The square root of c I + L."""
+    V, mu = orthonormal_factors(L)
+    domain = L.domain
+    if c < 0 and V.shape[1] < domain.dim:
+        raise ValueError(f"square_root: A must be positive semidefinite, got the eigenvalue {c:.3g}")
+    low, top = math.sqrt(max(c, 0.0)), _root(c + mu, domain.eps)
+    gain = top if c < 0 else mu / (top + low)  # sqrt(c + mu) - sqrt(c) without cancellation
+    return _known(low * Identity(domain) + _low_rank(V, gain, domain), sign(top) if c > 0 else PSD)
+
+
+def _root_by_eigenvectors(A: LinearOperator, B: LinearOperator) -> LinearOperator:
+    """The square root of A, in normal form B, where its eigenvectors are known."""
+    match B:
+        case Kronecker() | Scaled() | Sum(terms=(Scaled(operator=Identity()), Kronecker())) | Eigendecomposed():
+            E = eigendecomposition(B, "square_root")
+            return spectral(E.Q, _root(E.values, A.domain.eps))
         case _:
             raise no_closed_form("square_root", A)
 
@@ -314,8 +359,7 @@ def _product_inverse(A: LinearOperator, factors: tuple[LinearOperator, ...]) -> 
     if any(f.shape[0] != f.shape[1] for f in factors):
         raise no_closed_form("inverse", A)
     bases = [f.operator if isinstance(f, Adjoint) else f for f in factors]
-    known = {
-        id(b): structured_inverse(b) for b in bases
-    }  # one inverse per operator, so that J'C J stays recognizably symmetric
+    # one inverse per operator, so that J'C J stays recognizably symmetric
+    known = {id(b): structured_inverse(b) for b in bases}
     inverses = [known[id(b)] if f is b else known[id(b)].T for f, b in zip(factors, bases, strict=True)]
     return reduce(matmul, reversed(inverses))

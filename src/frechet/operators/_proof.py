@@ -38,11 +38,14 @@ from frechet.objective._remembered import Remembered
 from frechet.objective._structure import Layout, examples_of, fresh
 from frechet.objective._torch_internals import autocast_left_out
 from frechet.objective.criteria._custom import criterion_for
-from frechet.operators._differences import CLOSE, SINGLE, STEPS, compare, linear, squared
+from frechet.operators._differences import CLOSE, SINGLE, STEPS, Noise, compare, linear, squared
+from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._gauss_newton import empirical_fisher, gauss_newton
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import differentiating
 from frechet.space import generator
+
+Pick = Callable[["_Measured"], float | None]
 
 
 def check(objective: Objective) -> Check:
@@ -92,7 +95,9 @@ def _proved(objective: Objective, steps: tuple[float, ...], seen: Check, attribu
     slope = float(objective.space.inner(gradient, d))
     told = _Told(False)
     if objective.group is None and objective.space.shard is None:
-        found += _of_live_model(objective, x, d, slope, steps, attributes, told, ours)
+        snapshot = replace(objective.snapshot(x), attributes=attributes)
+        live = _LiveModel(objective, snapshot, x, d, steps, told, ours, Remembered(snapshot))
+        found += [live.value(), live.slope(slope), *live.products()]
     scale = _scale(objective, x)
 
     def curved(h: float) -> Tensor:
@@ -177,87 +182,90 @@ class _Sums:
     count: float = 0.0
 
 
-def _of_live_model(
-    objective: Objective,
-    x: Tensor,
-    d: Tensor,
-    slope: float,
-    steps: tuple[float, ...],
-    attributes: Attributes,
-    told: _Told,
-    ours: Remembered,
-) -> list[Proved]:
-    """The claims about the value, the slope, Gauss-Newton and the second moment."""
-    snapshot = replace(objective.snapshot(x), attributes=attributes)
-    measured: dict[float, _Measured] = {}
-    theirs = Remembered(snapshot)
+@dataclass(eq=False)
+class _LiveModel:
+    """The claims that the model proves that the user calls, at x and along d."""
 
-    def at(h: float) -> _Measured:
-        if h not in measured:
-            with theirs:
-                measured[h] = _measured(snapshot, x, d, h)
-        return measured[h]
+    objective: Objective
+    snapshot: Snapshot
+    x: Tensor
+    d: Tensor
+    steps: tuple[float, ...]
+    told: _Told
+    ours: Remembered
+    theirs: Remembered
+    measured: dict[float, _Measured] = field(default_factory=dict)
 
-    eps, h = objective.space.eps, steps[0]
-    off = 0.0
-    for place, loss in ((x, at(h).loss), (x + h * d, at(h).ahead)):
-        with ours:
-            value = float(objective.value(place))
-        size = max(abs(loss), at(h).size, 1e-300)
-        off = max(off, abs(loss - value) / size)
-        if off > 1e4 * eps * max(1.0, abs(value) / size):
-            raise UnusableObjective(
-                f"check: the model called as it is gives the loss {loss:.8g}, and {value:.8g} in a pass of frechet: "
-                "it reads something that is not its parameters, buffers, attributes or inputs, or it computes another "
-                "way without gradients"
-            )
-    found = [Proved("the loss is that of the model as you call it", True, off)]
-    noise = linear(eps * at(h).size)
-    exact = torch.tensor([slope], dtype=torch.float64)
-    claim = "the gradient is the slope of the loss"
+    def at(self, h: float) -> _Measured:
+        """What the model tells with its parameters at x + h d and x - h d."""
+        if h not in self.measured:
+            with self.theirs:
+                self.measured[h] = _measured(self.snapshot, self.x, self.d, h)
+        return self.measured[h]
 
-    def sloped() -> Proved:
-        return compare(claim, lambda h: torch.tensor([at(h).slope], dtype=torch.float64), exact, steps, noise)
+    def value(self) -> Proved:
+        """The loss at both ends of a step is the objective's value."""
+        eps, h, off = self.objective.space.eps, self.steps[0], 0.0
+        for place, loss in ((self.x, self.at(h).loss), (self.x + h * self.d, self.at(h).ahead)):
+            with self.ours:
+                value = float(self.objective.value(place))
+            size = max(abs(loss), self.at(h).size, 1e-300)
+            off = max(off, abs(loss - value) / size)
+            if off > 1e4 * eps * max(1.0, abs(value) / size):
+                raise UnusableObjective(
+                    f"check: the model called as it is gives the loss {loss:.8g}, and {value:.8g} in a pass of "
+                    "frechet: it reads something that is not its parameters, buffers, attributes or inputs, or it "
+                    "computes another way without gradients"
+                )
+        return Proved("the loss is that of the model as you call it", True, off)
 
-    try:
-        found.append(sloped())
-    except NotDifferentiable:
-        told.changed = _changes_gradients(objective, x)
-        found.append(told.of(claim, sloped))
-    for claim, pick, size_of, make in (
-        (
-            "Gauss-Newton products are those of the outputs' Jacobian",
-            lambda m: m.quadratic,
-            lambda m: m.outputs,
-            lambda: gauss_newton(objective, x=x),
-        ),
-        (
-            "the second moment is that of the examples' slopes",
-            lambda m: m.squares,
-            lambda m: m.terms,
-            lambda: empirical_fisher(objective, per="example", x=x),
-        ),
-    ):
-        if pick(at(h)) is None:
-            continue
+    def slope(self, slope: float) -> Proved:
+        """`slope` is that of the loss; where it is not because gradients are changed on purpose, that is told."""
+        claim = "the gradient is the slope of the loss"
+        rounding = linear(self.objective.space.eps * self.at(self.steps[0]).size)
+        compared = partial(self._compared, claim, lambda m: m.slope, slope, rounding)
         try:
-            with ours:
-                value = float(objective.space.inner(d, make() @ d))
-        except (ValueError, UnusableObjective):  # of a question that has no answer for this model and criterion
-            continue
+            return compared()
         except NotDifferentiable:
-            if not told.changed:
+            self.told.changed = _changes_gradients(self.objective, self.x)
+            return self.told.of(claim, compared)
+
+    def products(self) -> Iterator[Proved]:
+        """Gauss-Newton and the second moment, where the model and the criterion have them."""
+        at = self.at(self.steps[0])
+        if at.quadratic is not None:
+            claim = "Gauss-Newton products are those of the outputs' Jacobian"
+            yield from self._form(
+                claim, lambda m: m.quadratic, at.outputs, lambda: gauss_newton(self.objective, x=self.x)
+            )
+        if at.squares is not None:
+            claim = "the second moment is that of the examples' slopes"
+            yield from self._form(
+                *(claim, lambda m: m.squares, at.terms),
+                lambda: empirical_fisher(self.objective, per="example", x=self.x),
+            )
+
+    def _form(self, claim: str, pick: Pick, size: float, make: Callable[[], LinearOperator]) -> Iterator[Proved]:
+        """d'A d of the operator that `make` gives is what `pick` takes of a difference."""
+        space = self.objective.space
+        try:
+            with self.ours:
+                value = float(space.inner(self.d, make() @ self.d))
+        except (ValueError, UnusableObjective):  # of a question that has no answer for this model and criterion
+            return
+        except NotDifferentiable:
+            if not self.told.changed:
                 raise
-            found.append(told.left_open(claim))
-            continue
+            yield self.told.left_open(claim)
+            return
+        rounding = squared(space.eps, abs(value), size)
+        yield self.told.of(claim, partial(self._compared, claim, pick, value, rounding))
 
-        def difference(h: float, pick: Callable[[_Measured], float | None] = pick) -> Tensor:
-            return torch.tensor([pick(at(h))], dtype=torch.float64)
+    def _compared(self, claim: str, pick: Pick, value: float, rounding: Noise) -> Proved:
+        def difference(h: float) -> Tensor:
+            return torch.tensor([pick(self.at(h))], dtype=torch.float64)
 
-        exact = torch.tensor([value], dtype=torch.float64)
-        rounding = squared(eps, abs(value), size_of(at(h)))
-        found.append(told.of(claim, partial(compare, claim, difference, exact, steps, rounding)))
-    return found
+        return compare(claim, difference, torch.tensor([value], dtype=torch.float64), self.steps, rounding)
 
 
 def _changes_gradients(objective: Objective, x: Tensor) -> bool:

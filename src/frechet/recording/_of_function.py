@@ -34,7 +34,7 @@ def recorded_function(
         play(served, [], V, space, Sums(rows))
         return torch.stack([row for [row] in rows]).T
 
-    budget.hold_apart(A.x.values())
+    budget.hold_apart(A.x)
     inputs, outputs = flat(A.domain), flat(A.codomain)
     with torch.no_grad():
         forward = transposed = Recordings(budget, inputs).serve(Product("push", (), lambda _: push, push))

@@ -54,10 +54,8 @@ def _encoded(x: Any) -> Any:
 def _decoded(kind: Any, x: Any, place: str) -> Any:
     origin = get_origin(kind)
     if origin is UnionType:
-        if x is None:
-            return None
         (inner,) = (t for t in get_args(kind) if t is not NoneType)
-        return _decoded(inner, x, place)
+        return None if x is None else _decoded(inner, x, place)
     if origin is tuple:
         if not isinstance(x, list):
             raise _wrong(place, "an array", x)
@@ -66,14 +64,22 @@ def _decoded(kind: Any, x: Any, place: str) -> Any:
         if x not in get_args(kind):
             raise _wrong(place, f"one of {', '.join(get_args(kind))}", x)
         return x
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(x, Mapping):
-            raise _wrong(place, "an object", x)
-        hints = get_type_hints(kind)
-        if x.keys() != hints.keys():
-            missing, unknown = sorted(hints.keys() - x.keys()), sorted(x.keys() - hints.keys())
-            raise ValueError(f"from_json: {place} must have the keys of {SCHEMA}, missing {missing}, unknown {unknown}")
-        return kind(**{name: _decoded(hints[name], x[name], f"{place}.{name}") for name in hints})
+    if dataclasses.is_dataclass(kind):
+        return _object(kind, x, place)
+    return _plain(kind, x, place)
+
+
+def _object(kind: Any, x: Any, place: str) -> Any:
+    if not isinstance(x, Mapping):
+        raise _wrong(place, "an object", x)
+    hints = get_type_hints(kind)
+    if x.keys() != hints.keys():
+        missing, unknown = sorted(hints.keys() - x.keys()), sorted(x.keys() - hints.keys())
+        raise ValueError(f"from_json: {place} must have the keys of {SCHEMA}, missing {missing}, unknown {unknown}")
+    return kind(**{name: _decoded(hints[name], x[name], f"{place}.{name}") for name in hints})
+
+
+def _plain(kind: type, x: Any, place: str) -> bool | int | float | str:
     if kind is float:
         if isinstance(x, str) and x in ("inf", "-inf", "nan"):
             return float(x)

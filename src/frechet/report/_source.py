@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from frechet.objective import Objective
@@ -52,20 +52,7 @@ def _load(source: str) -> tuple[Objective, str]:
             return PROBLEMS[source](), source
         except ImportError as error:
             raise BadSource(str(error)) from error
-    path, colon, name = source.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise BadSource(
-            f"source must be one of {', '.join(PROBLEMS)} or path/to/file.py:function, got '{source}'"
-            + (f"; did you mean {source}:make?" if source.endswith(".py") else "")
-        )
-    file = Path(path)
-    if not file.is_file():
-        raise BadSource(f"file '{path}' does not exist; give path/to/file.py:function")
-    function = getattr(_module(file), name, None)
-    if function is None:
-        raise BadSource(f"'{path}' has no function '{name}'; it must be a function that returns a frechet.Objective")
-    if not callable(function):
-        raise BadSource(f"'{name}' in '{path}' must be a function without arguments, got {type(function).__name__}")
+    function, file, name = _named(source)
     try:
         objective = function()
     except Exception as error:
@@ -80,6 +67,25 @@ def _load(source: str) -> tuple[Objective, str]:
             "p.full_tensor() into a model of its own"
         )
     return objective, f"{file.stem}:{name}"
+
+
+def _named(source: str) -> tuple[Callable[[], object], Path, str]:
+    """The function that ``path/to/file.py:function`` means, with its file and its name."""
+    path, colon, name = source.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise BadSource(
+            f"source must be one of {', '.join(PROBLEMS)} or path/to/file.py:function, got '{source}'"
+            + (f"; did you mean {source}:make?" if source.endswith(".py") else "")
+        )
+    file = Path(path)
+    if not file.is_file():
+        raise BadSource(f"file '{path}' does not exist; give path/to/file.py:function")
+    function = getattr(_module(file), name, None)
+    if function is None:
+        raise BadSource(f"'{path}' has no function '{name}'; it must be a function that returns a frechet.Objective")
+    if not callable(function):
+        raise BadSource(f"'{name}' in '{path}' must be a function without arguments, got {type(function).__name__}")
+    return function, file, name
 
 
 def _module(file: Path) -> object:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from frechet.operators._operator import NONE, PSD, SYMMETRIC, Fact
 from frechet.operators._structured import declared
-from frechet.operators.derivatives._products import Point, grads
+from frechet.operators.derivatives._products import grads
+from frechet.space import Point, like, named
 
 Blocks = dict[str, Tensor]
 # the multipliers, and tensors such as masks that are found at the solution and do not vary with it
@@ -134,13 +135,11 @@ def least_squares_conditions(r: Callable[..., object], *, gauss_newton: bool = F
 
 def gradient_of(f: Callable[[Point], object], x: Point) -> Point:
     """df/dx shaped like x, a node of the graph wherever x or what f closes over are."""
-    blocks = [x] if isinstance(x, Tensor) else list(x.values())
-    opened = [b.view_as(b) if b.requires_grad else b.detach().requires_grad_() for b in blocks]
-    value = f(opened[0] if isinstance(x, Tensor) else dict(zip(x, opened, strict=True)))
+    opened = [b.view_as(b) if b.requires_grad else b.detach().requires_grad_() for b in named(x).values()]
+    value = f(like(x, opened))
     if not isinstance(value, Tensor):
         raise TypeError(f"stationary_conditions: f must return a scalar tensor, got {type(value).__name__}")
-    found = grads(value.sum(), opened, None, create_graph=True)
-    return found[0] if isinstance(x, Tensor) else dict(zip(x, found, strict=True))
+    return like(x, grads(value.sum(), opened, None, create_graph=True))
 
 
 def tensors_of(value: object) -> list[Tensor]:

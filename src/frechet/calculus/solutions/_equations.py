@@ -18,8 +18,8 @@ from frechet.calculus.solutions._plain_function import Pulled, Pushed, TensorFun
 from frechet.calculus.solutions._sensitivity import GraphJacobian, Rules, solved
 from frechet.errors import NotConverged
 from frechet.operators._operator import Fact, LinearOperator
-from frechet.operators.derivatives._products import Point, second_order
-from frechet.space import Space
+from frechet.operators.derivatives._products import second_order
+from frechet.space import Point, Space, named
 
 
 @dataclass(eq=False)
@@ -155,7 +155,7 @@ def complete(
 ) -> list[Tensor]:
     """z and what is held fixed at x; fills in the layout."""
     layout.single = isinstance(x, Tensor)
-    blocks = {"": x} if isinstance(x, Tensor) else dict(x)
+    blocks = named(x)
     layout.names = tuple(blocks)
     m: dict[str, Tensor] = {}
     fixed: dict[str, Tensor] = {}

@@ -43,8 +43,8 @@ from frechet.errors import NotConverged
 from frechet.linalg._result import Solution
 from frechet.linalg.systems._cg import CGState
 from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
-from frechet.operators.derivatives._products import Point, grads, second_order
-from frechet.space import Space
+from frechet.operators.derivatives._products import grads, second_order
+from frechet.space import Point, Space, Variables, named
 
 Term = Callable[[Point, Point], Tensor]
 STATIONARY = 1e-3  # as `tolerance` of implicit
@@ -155,7 +155,10 @@ def hypergradient(
     for name, data in (("outer_data", outer_data), ("inner_data", inner_data)):
         if isinstance(data, Iterator):
             raise TypeError(f"hypergradient: {name} must be iterable more than once, got an iterator; pass a list")
-    problem = _Problem(_terms(outer, outer_data), _terms(inner, inner_data), _blocks("x", x), _blocks("theta", theta))
+    problem = _Problem(
+        *(_terms(outer, outer_data), _terms(inner, inner_data), Variables.of(x), Variables.of(theta)),
+        *([b.detach() for b in named(x).values()], [b.detach() for b in named(theta).values()]),
+    )
     space = problem.space
     with second_order("hypergradient", space.device):
         value, slope = problem.outer_slope()
@@ -170,7 +173,7 @@ def hypergradient(
         if strict and not correct and curvature is None:
             _check_stationary(problem, size, float(space.norm(v)), stationarity)
         found = Hypergradient(
-            gradient=problem.shaped(gradient, theta),
+            gradient=problem.theta.unflatten(gradient),
             value=value,
             solve=s,
             residual=s.residual / size if size else 0.0,
@@ -191,7 +194,7 @@ def hypergradient(
             error = _length(problem.theta_space, correction)
             found = replace(
                 found,
-                correction=problem.shaped(correction, theta),
+                correction=problem.theta.unflatten(correction),
                 error=error,
                 products=found.products + p.products + w.products,
             )
@@ -213,32 +216,28 @@ class _Problem:
 
     outer: Callable[[], Iterable[Term]]
     inner: Callable[[], Iterable[Term]]
-    x: tuple[dict[str, Tensor], bool]
-    theta: tuple[dict[str, Tensor], bool]
+    x: Variables
+    theta: Variables
+    xs: list[Tensor]
+    thetas: list[Tensor]
 
     @property
     def space(self) -> Space:
-        return Space.of(self.x[0])
+        return self.x.space
 
     @property
     def theta_space(self) -> Space:
-        return Space.of(self.theta[0])
-
-    def shaped(self, t: Tensor, theta: Point) -> Tensor | dict[str, Tensor]:
-        found = self.theta_space.unflatten(t)
-        return found[""] if isinstance(theta, Tensor) else found
+        return self.theta.space
 
     def opened(self, with_theta: bool) -> tuple[list[Tensor], list[Tensor], Callable[[Term], Tensor]]:
         """Leaves for x and theta, and how a term is evaluated at them."""
-        xs = [b.detach().requires_grad_() for b in self.x[0].values()]
-        ts = [b.detach().requires_grad_(with_theta) for b in self.theta[0].values()]
-        at = [
-            blocks[0] if single else dict(zip(names, blocks, strict=True))
-            for blocks, (names, single) in ((xs, self.x), (ts, self.theta))
-        ]
+        xs, x = self.x.leaves(self.xs)
+        ts, theta = self.theta.leaves(self.thetas)
+        for t in ts:
+            t.requires_grad_(with_theta)
 
         def value(f: Term) -> Tensor:
-            y = f(at[0], at[1])
+            y = f(x, theta)
             if not isinstance(y, Tensor) or y.ndim:
                 got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
                 raise ValueError(f"hypergradient: outer and inner must return a scalar tensor, got {got}")
@@ -344,7 +343,7 @@ class SummedHessian(LinearOperator):
 
 def _check_stationary(problem: _Problem, size: float, length: float, stationarity: float) -> None:
     """Raise where x is no minimum of inner: `size` is norm(H v), `length` norm(v) of the system that was solved."""
-    reach = math.sqrt(sum(b.numel() * spread(b) ** 2 for b in problem.x[0].values()))
+    reach = math.sqrt(sum(b.numel() * spread(b) ** 2 for b in problem.xs))
     allowed = STATIONARY * size / length * reach if length > 0 else math.inf
     if not stationarity <= allowed:
         raise NotConverged(
@@ -362,9 +361,3 @@ def _terms(f: Callable[..., Tensor], data: Iterable[Any] | None) -> Callable[[],
 
 def _length(space: Space, t: Tensor) -> float:
     return float(space.norm(t))
-
-
-def _blocks(name: str, x: Point) -> tuple[dict[str, Tensor], bool]:
-    blocks = {"": x} if isinstance(x, Tensor) else dict(x)
-    Space.of(blocks)
-    return {n: b.detach() for n, b in blocks.items()}, isinstance(x, Tensor)

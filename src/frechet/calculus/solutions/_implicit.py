@@ -35,7 +35,7 @@ from frechet.calculus.solutions._equations import Equations, Layout, at_solution
 from frechet.calculus.solutions._plain_function import Nested, Pulled, one_by_one
 from frechet.calculus.solutions._sensitivity import Method, Preconditioner, Rules
 from frechet.linalg._result import Solution
-from frechet.operators.derivatives._products import Point
+from frechet.space import Point
 
 
 class Solved(torch.autograd.Function):

@@ -22,6 +22,7 @@ shapes do not depend on the active set, which may then differ between the proble
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -31,8 +32,7 @@ from frechet.calculus.solutions._conditions import Blocks, Conditions, gradient_
 from frechet.linalg.systems._lsmr import lsmr
 from frechet.operators._operator import SYMMETRIC
 from frechet.operators.derivatives._function import function_jacobian
-from frechet.operators.derivatives._products import Point
-from frechet.space import Space
+from frechet.space import Point, Space, like, named
 
 Side = float | Tensor | Mapping[str, Tensor] | Callable[..., object] | None
 DENSE = 1 << 18  # entries of a Jacobian that is made dense
@@ -73,116 +73,168 @@ def kkt_conditions(
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.0000]])
     """
+    if weakly_active not in ("raise", "hold", "free"):
+        raise ValueError(f"kkt_conditions: weakly_active must be 'raise', 'hold' or 'free', got {weakly_active!r}")
+
+    constraints = _constraints(equality, inequality, bounds)
+
+    def equations(x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> tuple[Point, Blocks]:
+        def lagrangian(x: Point) -> Tensor:
+            value = f(x, *inputs).sum()
+            for constraint in constraints:
+                for term in constraint.terms(x, m, fixed, inputs):
+                    value = value + term
+            return value
+
+        rows = {n: row for c in constraints for n, row in c.rows(x, m, fixed, inputs).items()}
+        return gradient_of(lagrangian, x), rows
+
+    def complete(x: Point, inputs: Sequence[object], returned: object) -> tuple[Blocks, Blocks]:
+        blocks = _named(x)
+        space = Space.of(blocks)
+        tolerance = space.eps**0.4 if active_tolerance is None else active_tolerance
+        near = tolerance * _size(blocks)
+        fixed = {n: mask for c in constraints for n, mask in c.active(x, inputs, near).items()}
+        if multipliers is None:
+            m = _least_squares(f, constraints, x, inputs, fixed)
+        else:
+            m = {n: t.detach().to(space.device, space.dtype) for n, t in multipliers(returned).items()}
+        wanted = {n for c in constraints for n in c.multipliers(x)}
+        if set(m) != wanted:
+            raise ValueError(f"kkt_conditions: multipliers must return {sorted(wanted)}, got {sorted(m)}")
+        return m, _with_force(m, fixed, tolerance * _size(m), weakly_active)
+
+    return Conditions("constrained minimum", equations, SYMMETRIC, complete)
+
+
+# --- the constraints --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Equality:
+    """h(x) = 0.
+
+    Each constraint has `terms` of the Lagrangian, `rows` of the equations, the masks of what is `active` at a
+    solution, the names of its `multipliers`, and the rows that are `held` there.
+    """
+
+    h: Callable[..., Tensor]
+
+    def multipliers(self, x: Point) -> list[str]:
+        return ["equality"]
+
+    def active(self, x: Point, inputs: Sequence[object], near: float) -> Blocks:
+        return {}
+
+    def terms(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> list[Tensor]:
+        return [(m["equality"] * self.h(x, *inputs)).sum()]
+
+    def rows(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        return {"equality": self.h(x, *inputs)}
+
+    def held(self, x: Point, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        return {"equality": self.h(x, *inputs)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Inequality:
+    """g(x) <= 0."""
+
+    g: Callable[..., Tensor]
+
+    def multipliers(self, x: Point) -> list[str]:
+        return ["inequality"]
+
+    def active(self, x: Point, inputs: Sequence[object], near: float) -> Blocks:
+        g = self.g(x, *inputs).detach()
+        _refuse_violated("inequality(x) must be <= 0", g, near)
+        return {"inequality": g >= -near}
+
+    def terms(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> list[Tensor]:
+        return [(fixed["inequality"] * m["inequality"] * self.g(x, *inputs)).sum()]
+
+    def rows(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        return {"inequality": torch.where(fixed["inequality"], self.g(x, *inputs), m["inequality"])}
+
+    def held(self, x: Point, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        g = self.g(x, *inputs)
+        return {"inequality": torch.where(fixed["inequality"], g, torch.zeros_like(g))}
+
+
+@dataclass(frozen=True, eq=False)
+class _Bounds:
+    """l <= x <= u, with one multiplier for both sides of a block."""
+
+    sides: tuple[Side, Side]
+
+    def at(self, x: Point, inputs: Sequence[object]) -> tuple[Blocks, Blocks]:
+        return _side(self.sides[0], x, inputs, -1), _side(self.sides[1], x, inputs, 1)
+
+    def multipliers(self, x: Point) -> list[str]:
+        return ["bounds" + name for name in _named(x)]
+
+    def active(self, x: Point, inputs: Sequence[object], near: float) -> Blocks:
+        fixed: Blocks = {}
+        low, high = self.at(x, inputs)
+        for name, b in _named(x).items():
+            _refuse_violated("lower - x must be <= 0", low[name].detach() - b, near)
+            _refuse_violated("x - upper must be <= 0", b - high[name].detach(), near)
+            fixed["lower" + name] = b <= low[name].detach() + near
+            fixed["upper" + name] = b >= high[name].detach() - near
+        return fixed
+
+    def terms(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> list[Tensor]:
+        return [
+            ((fixed["lower" + name] | fixed["upper" + name]) * m["bounds" + name] * b).sum()
+            for name, b in _named(x).items()
+        ]
+
+    def rows(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        found: Blocks = {}
+        low, high = self.at(x, inputs)
+        for name, b in _named(x).items():
+            free = torch.where(fixed["upper" + name], b - high[name], m["bounds" + name])
+            found["bounds" + name] = torch.where(fixed["lower" + name], b - low[name], free)
+        return found
+
+    def held(self, x: Point, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        return {
+            "bounds" + name: torch.where(fixed["lower" + name] | fixed["upper" + name], b, torch.zeros_like(b))
+            for name, b in _named(x).items()
+        }
+
+
+_Constraint = _Equality | _Inequality | _Bounds
+
+
+def _constraints(
+    equality: Callable[..., Tensor] | None,
+    inequality: Callable[..., Tensor] | None,
+    bounds: tuple[Side, Side] | None,
+) -> list[_Constraint]:
     if equality is None and inequality is None and bounds is None:
         raise ValueError(
             "kkt_conditions: needs equality=, inequality= or bounds=, got none; use stationary_conditions(f)"
         )
     if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
         raise TypeError(f"kkt_conditions: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
-    if weakly_active not in ("raise", "hold", "free"):
-        raise ValueError(f"kkt_conditions: weakly_active must be 'raise', 'hold' or 'free', got {weakly_active!r}")
-
-    def equations(x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> tuple[Point, Blocks]:
-        def lagrangian(x: Point) -> Tensor:
-            value = f(x, *inputs).sum()
-            if equality is not None:
-                value = value + (m["equality"] * equality(x, *inputs)).sum()
-            if inequality is not None:
-                value = value + (fixed["inequality"] * m["inequality"] * inequality(x, *inputs)).sum()
-            if bounds is not None:
-                for name, b in _named(x).items():
-                    value = value + ((fixed["lower" + name] | fixed["upper" + name]) * m["bounds" + name] * b).sum()
-            return value
-
-        rest: Blocks = {}
-        if equality is not None:
-            rest["equality"] = equality(x, *inputs)
-        if inequality is not None:
-            rest["inequality"] = torch.where(fixed["inequality"], inequality(x, *inputs), m["inequality"])
-        if bounds is not None:
-            low, high = (_side(side, x, inputs, sign) for side, sign in zip(bounds, (-1, 1), strict=True))
-            for name, b in _named(x).items():
-                free = torch.where(fixed["upper" + name], b - high[name], m["bounds" + name])
-                rest["bounds" + name] = torch.where(fixed["lower" + name], b - low[name], free)
-        return gradient_of(lagrangian, x), rest
-
-    def complete(x: Point, inputs: Sequence[object], returned: object) -> tuple[Blocks, Blocks]:
-        blocks = _named(x)
-        space = Space.of(blocks)
-        largest = max((float(b.abs().max()) for b in blocks.values() if b.numel()), default=0.0)
-        tolerance = space.eps**0.4 if active_tolerance is None else active_tolerance
-        near = tolerance * max(1.0, largest)
-        fixed: Blocks = {}
-        if inequality is not None:
-            g = inequality(x, *inputs).detach()
-            _refuse_violated("inequality(x) must be <= 0", g, near)
-            fixed["inequality"] = g >= -near
-        if bounds is not None:
-            low, high = (_side(side, x, inputs, sign) for side, sign in zip(bounds, (-1, 1), strict=True))
-            for name, b in blocks.items():
-                _refuse_violated("lower - x must be <= 0", low[name].detach() - b, near)
-                _refuse_violated("x - upper must be <= 0", b - high[name].detach(), near)
-                fixed["lower" + name] = b <= low[name].detach() + near
-                fixed["upper" + name] = b >= high[name].detach() - near
-        if multipliers is None:
-            m = _least_squares(f, equality, inequality, x, inputs, fixed)
-        else:
-            m = {n: t.detach().to(space.device, space.dtype) for n, t in multipliers(returned).items()}
-        wanted = {"equality"} if equality is not None else set()
-        wanted |= {"inequality"} if inequality is not None else set()
-        wanted |= {"bounds" + n for n in blocks} if bounds is not None else set()
-        if set(m) != wanted:
-            raise ValueError(f"kkt_conditions: multipliers must return {sorted(wanted)}, got {sorted(m)}")
-        weak = tolerance * max([1.0, *(float(t.abs().max()) for t in m.values() if t.numel())])
-        for mask, sign in [(k, 1.0 if k[:5] != "lower" else -1.0) for k in fixed]:
-            name = mask if mask == "inequality" else "bounds" + mask[5:]
-            twin = fixed.get(("upper" if mask[:5] == "lower" else "lower") + mask[5:])
-            single = fixed[mask] if twin is None else fixed[mask] & ~twin  # a fixed variable has a force of any sign
-            force = torch.where(single, sign * m[name], torch.inf)
-            if bool((force < -weak).any()):
-                raise ValueError(
-                    f"kkt_conditions: the multiplier of an active {_title(mask)} must be >= 0, got "
-                    f"{float(force.min()):.3g} in entry {int(force.argmin())}: x is no minimum, or the constraint is "
-                    "meant the other way; write inequality(x) <= 0"
-                )
-            kink = force <= weak
-            if bool(kink.any()) and weakly_active == "raise":
-                raise ValueError(
-                    f"kkt_conditions: an active {_title(mask)} must have a multiplier > {weak:.3g}, got "
-                    f"{float(force.min()):.3g} in entry {int(force.argmin())}: the solution has a kink there and no "
-                    "derivative; choose weakly_active='hold' or 'free', or a smaller active_tolerance"
-                )
-            if weakly_active == "free":
-                fixed[mask] = fixed[mask] & ~kink
-        return m, fixed
-
-    return Conditions("constrained minimum", equations, SYMMETRIC, complete)
+    given = (
+        None if equality is None else _Equality(equality),
+        None if inequality is None else _Inequality(inequality),
+        None if bounds is None else _Bounds(bounds),
+    )
+    return [c for c in given if c is not None]
 
 
 def _least_squares(
-    f: Callable[..., Tensor],
-    equality: Callable[..., Tensor] | None,
-    inequality: Callable[..., Tensor] | None,
-    x: Point,
-    inputs: Sequence[object],
-    fixed: Blocks,
+    f: Callable[..., Tensor], constraints: list[_Constraint], x: Point, inputs: Sequence[object], fixed: Blocks
 ) -> Blocks:
     """The multipliers that minimize the gradient of the Lagrangian; zero where inactive, of least norm if many."""
 
     def held(x: Point) -> Blocks:
-        rows: Blocks = {}
-        if equality is not None:
-            rows["equality"] = equality(x, *inputs)
-        if inequality is not None:
-            g = inequality(x, *inputs)
-            rows["inequality"] = torch.where(fixed["inequality"], g, torch.zeros_like(g))
-        for name, b in _named(x).items():
-            if "lower" + name in fixed:
-                held = fixed["lower" + name] | fixed["upper" + name]
-                rows["bounds" + name] = torch.where(held, b, torch.zeros_like(b))
-        return rows
+        return {n: row for c in constraints for n, row in c.held(x, fixed, inputs).items()}
 
-    plain = x.detach() if isinstance(x, Tensor) else {n: b.detach() for n, b in x.items()}
+    plain = like(x, [b.detach() for b in named(x).values()])
     J = function_jacobian(held, plain, None)
     slope = gradient_of(lambda x: f(x, *inputs), plain)
     b = -J.domain.join([t.detach() for t in _named(slope).values()])
@@ -193,9 +245,41 @@ def _least_squares(
     return J.codomain.unflatten(found)
 
 
+def _with_force(m: Blocks, fixed: Blocks, weak: float, weakly_active: Literal["raise", "hold", "free"]) -> Blocks:
+    """What is held fixed, less what has no force where that is to be free; raises where a force has the wrong sign."""
+    kept = dict(fixed)
+    for mask in fixed:
+        name = mask if mask == "inequality" else "bounds" + mask[5:]
+        lower = mask[:5] == "lower"
+        twin = kept.get(("upper" if lower else "lower") + mask[5:])
+        single = kept[mask] if twin is None else kept[mask] & ~twin  # a fixed variable has a force of any sign
+        force = torch.where(single, (-1.0 if lower else 1.0) * m[name], torch.inf)
+        if bool((force < -weak).any()):
+            raise ValueError(
+                f"kkt_conditions: the multiplier of an active {_title(mask)} must be >= 0, got "
+                f"{float(force.min()):.3g} in entry {int(force.argmin())}: x is no minimum, or the constraint is "
+                "meant the other way; write inequality(x) <= 0"
+            )
+        kink = force <= weak
+        if bool(kink.any()) and weakly_active == "raise":
+            raise ValueError(
+                f"kkt_conditions: an active {_title(mask)} must have a multiplier > {weak:.3g}, got "
+                f"{float(force.min()):.3g} in entry {int(force.argmin())}: the solution has a kink there and no "
+                "derivative; choose weakly_active='hold' or 'free', or a smaller active_tolerance"
+            )
+        if weakly_active == "free":
+            kept[mask] = kept[mask] & ~kink
+    return kept
+
+
+def _size(blocks: Blocks) -> float:
+    """The largest entry, 1 at least."""
+    return max([1.0, *(float(b.abs().max()) for b in blocks.values() if b.numel())])
+
+
 def _named(x: Point) -> Blocks:
     """The blocks of x by the ending that their multipliers' names have: none for a tensor, .name for a dict."""
-    return {"": x} if isinstance(x, Tensor) else {"." + n: b for n, b in x.items()}
+    return named(x) if isinstance(x, Tensor) else {"." + n: b for n, b in x.items()}
 
 
 def _side(side: Side, x: Point, inputs: Sequence[object], sign: int) -> Blocks:

@@ -32,8 +32,8 @@ from frechet.calculus.solutions._plain_function import opened_for_gradients
 from frechet.calculus.solutions._sensitivity import GraphJacobian, Method, Preconditioner, Rules, solved
 from frechet.linalg._result import Solution
 from frechet.operators._operator import NONE, Fact, LinearOperator
-from frechet.operators.derivatives._products import Point, second_order
-from frechet.space import Space
+from frechet.operators.derivatives._products import second_order
+from frechet.space import Point, Space, named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -141,8 +141,8 @@ def solution_jacobian(
     z = complete(given, x, rebuilt(p), None, layout, batch)
     args = [*z, *p]
     check_solution("solution_jacobian", equations, args, layout, given.name, tolerance)
-    named = {"": theta} if isinstance(theta, Tensor) else theta
-    moved = range(len(z) + first, len(z) + first + len(named))
+    domain = Space.of(named(theta))
+    moved = range(len(z) + first, len(z) + first + len(domain.names))
     unknowns = len(layout.names) + len(layout.multipliers)
     codomain = Space.of(dict(zip(layout.names, z, strict=False)))
-    return SolutionJacobian(equations, args, unknowns, moved, Space.of(named), codomain)
+    return SolutionJacobian(equations, args, unknowns, moved, domain, codomain)

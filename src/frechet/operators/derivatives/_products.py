@@ -14,7 +14,7 @@ with a dummy cotangent: Townsend, "A new trick for calculating Jacobian vector p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -35,9 +35,8 @@ from frechet.objective._kernels import (
 )
 from frechet.objective._torch_internals import autocast_left_out
 from frechet.operators.derivatives._custom_functions import refused_cuts
-from frechet.space import Space, aligned
+from frechet.space import Point, Space, aligned, like, named
 
-Point = Tensor | Mapping[str, Tensor]
 Leaves = tuple[list[Tensor], dict[str, Tensor]]  # differentiable blocks, and all parameters with these among them
 
 
@@ -163,26 +162,18 @@ def grads(
     return [g if g.layout is torch.strided else g.to_dense() for g in found]
 
 
-def _blocks(x: Point) -> list[Tensor]:
-    return [x] if isinstance(x, Tensor) else list(x.values())
-
-
-def _like(x: Point, blocks: list[Tensor]) -> Tensor | dict[str, Tensor]:
-    return blocks[0] if isinstance(x, Tensor) else dict(zip(x, blocks, strict=True))
-
-
 def _opened(x: Point) -> tuple[Point, list[Tensor]]:
     """`x` with blocks that can be differentiated, keeping the graph of those that already can."""
-    opened = [b if b.requires_grad else ordinary(b).detach().requires_grad_() for b in _blocks(x)]
-    return _like(x, opened), opened
+    opened = [b if b.requires_grad else ordinary(b).detach().requires_grad_() for b in named(x).values()]
+    return like(x, opened), opened
 
 
 def _vector(name: str, x: Point, v: Point) -> list[Tensor]:
     same_kind = isinstance(x, Tensor) == isinstance(v, Tensor)
     if not same_kind or (not isinstance(x, Tensor) and not isinstance(v, Tensor) and list(x) != list(v)):
         raise TypeError(f"{name}: v must be structured like x (a tensor, or a dict with the same keys in order)")
-    blocks = _blocks(v)
-    for a, b in zip(_blocks(x), blocks, strict=True):
+    blocks = list(named(v).values())
+    for a, b in zip(named(x).values(), blocks, strict=True):
         if a.shape != b.shape:
             raise ValueError(f"{name}: v must have the shape of x, got {tuple(b.shape)} for {tuple(a.shape)}")
     return [ordinary(b) for b in blocks]
@@ -208,7 +199,7 @@ def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | di
         if value.ndim:
             raise ValueError(f"hessian_product: f must return a scalar, got shape {tuple(value.shape)}")
         gs = grads(value, xs, None, create_graph=True)
-        return _like(x, grads(gs, xs, vs, create_graph=True))
+        return like(x, grads(gs, xs, vs, create_graph=True))
 
 
 def jacobian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor:
@@ -250,4 +241,4 @@ def gauss_newton_product(
         Jv = grads(grads(y, xs, [u], create_graph=True), [u], vs, create_graph=True)[0]
         HJv = hessian_product(loss, y, Jv)
         assert isinstance(HJv, Tensor)  # y is a tensor
-        return _like(x, grads(y, xs, [HJv], create_graph=True))
+        return like(x, grads(y, xs, [HJv], create_graph=True))

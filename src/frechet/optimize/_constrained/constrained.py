@@ -41,7 +41,6 @@ from frechet.optimize._constrained.program import Parameters, Point, Program
 from frechet.optimize._constrained.run import ConstrainedState, Observe, Rules, Run
 from frechet.optimize._constrained.scaling import bending, lengths, mattering, measures, scales
 from frechet.optimize._smooth.minimize_result import MinimizeSolution
-from frechet.space import Space
 
 Method = Literal["auto", "composite", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -237,14 +236,14 @@ def _program(
         raise TypeError(f"minimize: f must be a function of x, got {type(f).__name__}")
     items = as_list(constraints)
     check_start("minimize", x0)
-    blocks, single = frozen_point("minimize", x0)
-    space = Space.of(blocks)
+    variables, blocks = frozen_point("minimize", x0)
+    space, single = variables.space, variables.single
     if bounds is not None:
         check_pair("minimize", bounds)
     nothing = torch.zeros(0, dtype=torch.float64)
     bare = Program(f, tuple(c.function for c in items), space, single, nothing, nothing, nothing, nothing)
     wide = bare.domain.device
-    x = space.flatten(blocks).to(wide, torch.float64)
+    x = space.join(blocks).to(wide, torch.float64)
     if not bare.domain.finite(x):
         raise ValueError(f"minimize: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
     lower, upper = (-math.inf, math.inf) if bounds is None else bounds

@@ -30,7 +30,7 @@ from frechet.linalg._result import Solution, Status
 from frechet.linalg.systems._arguments import check_numbers
 from frechet.operators.derivatives._function import frozen_point
 from frechet.optimize._equations.root import RootState, image
-from frechet.space import Space
+from frechet.space import Space, like, named
 
 GROWTH = 10.0  # of the residual over the best, at which the run goes back
 LEAST = 1e-4  # mixing
@@ -73,18 +73,16 @@ def fixed_point(
         >>> round(float(s.x), 12), s.iterations < 10
         (0.739085133215, True)
     """
-    blocks, single = frozen_point(
-        "fixed_point", x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
-    )
-    space = Space.of(blocks)
+    variables, blocks = frozen_point("fixed_point", like(x0, [b.detach() for b in named(x0).values()]))
+    space = variables.space
     tolerance = space.eps**0.75 if rtol is None else rtol
     check_numbers("fixed_point", rtol=tolerance, atol=atol, max_iterations=max_iterations)
     if memory < 0:
         raise ValueError(f"fixed_point: memory must be >= 0, got {memory}")
     if not 0 < mixing <= 1:
         raise ValueError(f"fixed_point: mixing must lie in (0, 1], got {mixing}")
-    x = space.flatten(blocks)
-    f = image(g, space, x, single) - x
+    x = space.join(blocks)
+    f = image(g, variables, x) - x
     norm = float(space.norm(f))
     if not math.isfinite(norm):
         raise NonFinite(f"fixed_point: g must be finite at x0, got norm(g(x0) - x0) = {norm}")
@@ -104,7 +102,7 @@ def fixed_point(
             break
         step = _mixed(space, f, dX, dF, mixing)
         moved = x + step
-        f_new = image(g, space, moved, single) - moved
+        f_new = image(g, variables, moved) - moved
         norm_new = float(space.norm(f_new))
         iterations += 1
         if not norm_new <= GROWTH * best[0]:  # also NaN
@@ -125,7 +123,7 @@ def fixed_point(
                 mixing = min(most, 2 * mixing)
     if status is not Status.CONVERGED:
         norm, x, f = best
-    found = x.view(space.shapes[0]) if single else x
+    found = x.view(space.shapes[0]) if variables.single else x
     return Solution(found, status, norm, iterations, 0, tuple(history), f"fixed_point by Anderson mixing{WHY[status]}")
 
 

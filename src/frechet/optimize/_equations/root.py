@@ -36,7 +36,7 @@ from frechet.optimize._box import check_pair
 from frechet.optimize._geometric import BETTER, Geometric
 from frechet.optimize._least_squares.least_squares import Bound, least_squares
 from frechet.optimize._stopping import is_rounding
-from frechet.space import Space
+from frechet.space import Space, Variables, like, named
 
 GAMMA, POWER = 0.9, (1 + math.sqrt(5)) / 2
 FIRST, MOST = 0.1, 0.9  # of the forcing term
@@ -84,19 +84,17 @@ def root(
         tensor([1.4142, 3.0000], dtype=torch.float64)
     """
     check_start("root", x0)
-    blocks, single = frozen_point(
-        "root", x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
-    )
-    space = Space.of(blocks)
+    variables, blocks = frozen_point("root", like(x0, [b.detach() for b in named(x0).values()]))
+    space = variables.space
     tolerance = space.eps**0.75 if rtol is None else rtol
     check_numbers("root", rtol=tolerance, atol=atol, max_iterations=max_iterations)
     if bounds is not None:
         return _bounded(F, x0, space, bounds, tolerance, atol, max_iterations, observe)
 
     def value(x: Tensor) -> Tensor:
-        return image(F, space, x, single)
+        return image(F, variables, x)
 
-    x = space.flatten(blocks)
+    x = space.join(blocks)
     r = value(x)
     norm = _length(space, r)
     if not math.isfinite(norm):
@@ -104,8 +102,7 @@ def root(
     eta, iterations, products, history, status, message = FIRST, 0, 0, [norm], None, "root by newton-gmres"
     pace = Geometric(space.inner)
     while True:  # one branch for each way to end, and for the trials of the line search
-        point = dict(zip(space.names, space.split(x), strict=True))
-        J = FunctionJacobian(F, point, single, "reverse", space)
+        J = FunctionJacobian(F, variables, space.split(x), "reverse", space)
         scale = _length(space, J @ x) if norm > 0 else 0.0
         target, products = max(tolerance * scale, atol), products + (norm > 0)
         if norm <= target:
@@ -162,20 +159,20 @@ def root(
         quick = GAMMA * (norm / last) ** POWER
         slow = GAMMA * eta**POWER
         eta = min(MOST, max(quick, slow) if slow > 0.1 else quick)
-    found = x.view(space.shapes[0]) if single else x
+    found = x.view(space.shapes[0]) if variables.single else x
     return Solution(found, status, norm, iterations, products, tuple(history), message)
 
 
-def image(F: Callable[..., object], space: Space, x: Tensor, single: bool) -> Tensor:
+def image(F: Callable[..., object], variables: Variables, x: Tensor) -> Tensor:
     """F(x) as a vector of the space."""
-    y = F(x.view(space.shapes[0]) if single else space.unflatten(x))
+    y = F(variables.unflatten(x))
     if not isinstance(y, Tensor | Mapping):
         raise TypeError(f"root: F must return a tensor or a dict of tensors, got {type(y).__name__}")
     v = y.reshape(-1) if isinstance(y, Tensor) else torch.cat([b.reshape(-1) for b in y.values()])
-    if len(v) != space.dim:
+    if len(v) != variables.space.dim:
         raise ValueError(
-            f"root: F must return as many numbers as x0 has, got {len(v)} for {space.dim}; for other counts use "
-            "least_squares(F, x0)"
+            f"root: F must return as many numbers as x0 has, got {len(v)} for {variables.space.dim}; for other counts "
+            "use least_squares(F, x0)"
         )
     return v.detach()
 
@@ -225,8 +222,7 @@ def _bounded(
         )
     found = s.x if isinstance(s.x, Tensor) else space.flatten(s.x)
     x = found.reshape(-1)
-    point = dict(zip(space.names, space.split(x), strict=True))
-    J = FunctionJacobian(F, point, isinstance(x0, Tensor), "reverse", space)
+    J = FunctionJacobian(F, Variables(space, isinstance(x0, Tensor)), space.split(x), "reverse", space)
     solved = s.residual <= max(rtol * _length(space, J @ x), atol)
     status = Status.CONVERGED if solved else Status.STAGNATED if s.converged else s.status
     end = f"norm(F) = {s.residual:.3g} is zero to the tolerance" if solved else s.reason

@@ -35,7 +35,7 @@ from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._function import FunctionJacobian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._least_squares.robust import robust_cost, row_scales
-from frechet.space import Space, euclidean
+from frechet.space import Space, Variables, euclidean
 
 Differences = Literal["2-point", "3-point"]
 Route = Literal["columns", "rows", "2-point", "3-point", "function"]
@@ -242,11 +242,9 @@ class Residual:
                     f"{type(J).__name__}; wrap a matrix with from_matrix"
                 )
             return J if self.unit == 1 else J * (1 / self.unit)
-        blocks = dict(
-            zip(self.space.names, self.space.split(point.x.to(self.space.device, self.space.dtype)), strict=True)
-        )
+        blocks = self.space.split(point.x.to(self.space.device, self.space.dtype))
         image = euclidean(point.r.numel(), self.space.dtype, self.space.device)
-        return FunctionJacobian(self._vector, blocks, self.single, "reverse", image)
+        return FunctionJacobian(self._vector, Variables(self.space, self.single), blocks, "reverse", image)
 
     def _vector(self, x: Parameters) -> Tensor:
         return self.flat(self.function(x)) / self.unit

@@ -263,9 +263,9 @@ def _function(
             raise TypeError("minimize: x0 must be given for a function, got None; write minimize(f, x0)")
         check_start("minimize", x0)
         detached = x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
-        blocks, single = frozen_point("minimize", detached)
-        space = Space.of(blocks)
-        x = space.flatten(blocks).clone()
+        variables, blocks = frozen_point("minimize", detached)
+        space, single = variables.space, variables.single
+        x = space.join(blocks)
     if not space.dim:
         raise ValueError("minimize: x0 must have at least one entry, got none")
     if not space.finite(x):
