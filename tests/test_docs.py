@@ -190,7 +190,8 @@ def test_every_public_name_is_in_the_manual_and_has_a_docstring():
     places = [name for name in {*public_names(), *(f"frechet.{n}" for n in frechet.__all__)} if "__" not in name]
     values = {name: resolved(name) for name in places}
     shown = {n: v for n, v in values.items() if isinstance(v, type) or inspect.isfunction(v)}
-    inside = {"Group", "aligned", "digest", "generator", "free_memory", "peak_above", "ran_out", "start_peak"}
+    inside = {"Group", "aligned", "digest", "generator", "Variables", "like", "named"}  # for the other rooms
+    inside |= {"free_memory", "peak_above", "ran_out", "start_peak"}
     missing = [n for n, v in shown.items() if not any(v is w for w in listed) and n.split(".")[-1] not in inside]
     assert missing == []
     assert [n for n, v in shown.items() if not v.__doc__] == []
@@ -257,6 +258,44 @@ def test_links_between_pages_lead_somewhere():
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+# rooms whose public functions list their parameters; what has one parameter needs no list
+LISTED = ("analyze", "calculus")
+
+
+def unlisted(function: Any) -> list[str]:
+    """The parameters of a function of two or more that its docstring does not list under ``Args:``."""
+    names = list(inspect.signature(function).parameters)
+    section = re.search(r"^Args:\n((?:    .*\n|\n)+)", (inspect.getdoc(function) or "") + "\n", re.M)
+    found = set(re.findall(r"^    \**(\w+): \S", section[1], re.M)) if section else set()
+    return [name for name in names if name not in found] if len(names) > 1 else []
+
+
+def public_functions(rooms_of: tuple[str, ...] = LISTED) -> list[Any]:
+    values = [resolved(name) for name in public_names() if name.split(".")[1] in rooms_of]
+    return [value for value in values if inspect.isfunction(value)]
+
+
+def test_public_functions_list_their_parameters():
+    assert {f.__name__: missing for f in public_functions() if (missing := unlisted(f))} == {}
+
+
+def test_public_functions_say_first_what_they_do():
+    verb = re.compile(r"(Return|Solve|Estimate|Tell|Evaluate|Minimize|Find|Fit|Draw|Compute|Propagate|Record|Test) ")
+    assert [f.__name__ for f in public_functions() if not verb.match(inspect.getdoc(f) or "")] == []
+
+
+def test_a_parameter_that_is_not_listed_is_found():
+    def scale(x, by, times=1):
+        """Return x times a number.
+
+        Args:
+            x: a number.
+            by: what it is multiplied by.
+        """
+
+    assert unlisted(scale) == ["times"]
 
 
 # --- the schema of report.json ----------------------------------------------------------------------------------------

@@ -46,10 +46,16 @@ class ExampleSlopes:
 def example_slopes(
     objective: Objective, V: Tensor, *, x: Tensor | None = None, route: Route | None = None
 ) -> ExampleSlopes:
-    """The slopes v'g_i of every example's function along the columns v of V ``(n, k)``, exact.
+    """Return the slopes v'g_i of every example's loss along given directions v, exactly.
 
-    Their mean over the examples is v'g with g the objective's gradient. The model must treat the examples of a batch
-    independently, as `example_gradients` checks. ``route="forward"`` is the default where the model has a forward mode.
+    Their mean over the examples is v'g, where g is the objective's gradient.
+
+    Args:
+        objective: the objective. Its model must treat the examples of a batch independently, as `example_gradients`
+            checks.
+        V: the directions as columns ``(n, k)``.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        route: ``"forward"`` or ``"reverse"``. Default: forward, where the model has a forward mode.
 
     Example:
         >>> import torch

@@ -117,12 +117,20 @@ def plan(
     steps: int = 40,
     sample: int | None = None,
 ) -> Plan:
-    """What products with A cost, what fits into `budget` bytes (default: what is free), and what jobs will take.
+    """Tell what products with A cost, what fits into memory, and what three common jobs will take.
 
-    The jobs are the defaults of `eigsh` for the `k` largest pairs, `trace` with `products` products, and
-    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum, of which
-    `sample` products, max(4 k, 30), are made where they fit. With ``sample=0`` it is assumed to end with its first
-    basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
+    The jobs are the defaults of `eigsh` for the k largest pairs, of `trace` and of `spectral_density`. Times scale with
+    the load of the machine.
+
+    Args:
+        A: a square operator.
+        budget: bytes that may be used. Default: what is free.
+        k: the number of eigenpairs of the first job.
+        products: the products of the trace.
+        probes: the probes of the spectral density.
+        steps: the steps of each of these probes.
+        sample: how many products with A tell the number that `eigsh` will take. Default: max(4 k, 30), where their
+            vectors fit. With 0, `eigsh` is assumed to end with its first basis of max(2 k + 30, 40) vectors.
 
     Example:
         >>> import torch
