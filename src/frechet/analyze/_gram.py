@@ -40,7 +40,7 @@ from frechet.analyze._single_examples import (
 )
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._kernels import ordinary_mode
-from frechet.objective._structure import examples_of, has_rows
+from frechet.objective._structure import has_rows
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.space import Space
 
@@ -116,7 +116,7 @@ def _gradient_gram(objective: Objective, x: Tensor | None, route: ExampleRoute, 
 
         def visit(part: Part, batch: Batch) -> None:
             nonlocal row
-            size = examples_of(batch.inputs, batch.targets)
+            size = batch.examples
             if row + size > start:
                 outputs, _, score = walk.scored(part, walk.blocks, batch)
                 for a in range(max(0, start - row), size, step):

@@ -33,9 +33,8 @@ from frechet.linalg._krylov import Lanczos, lanczos
 from frechet.linalg._shown import Result, Rows
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators._structured import from_callable
-from frechet.operators.derivatives._gauss_newton import OutputProduct
-from frechet.operators.derivatives._hessian import ObjectiveHessian
 from frechet.operators.derivatives._jacobian import OutputJacobian
+from frechet.operators.derivatives._sum_over_data import SumOverData
 from frechet.recording import free_memory, peak_above, start_peak
 from frechet.space import Space
 
@@ -274,7 +273,7 @@ def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: Tensor) -> tu
 
     Not in a group: its processes measure different peaks, and must all make the same products.
     """
-    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian) or A.snapshot.group is not None:
+    if not isinstance(A, SumOverData | OutputJacobian) or A.snapshot.group is not None:
         return None, peak
     chunks = [
         min(part.head.chunk(A.domain.dtype), batch.targets.numel())
@@ -291,7 +290,7 @@ def _rows_that_fit(A: LinearOperator, budget: int, peak: int, one: Tensor) -> tu
     return rows, peak
 
 
-def _with_rows(A: ObjectiveHessian | OutputProduct | OutputJacobian, rows: int) -> LinearOperator:
+def _with_rows(A: SumOverData | OutputJacobian, rows: int) -> LinearOperator:
     dtype = A.domain.dtype
     parts = [
         p if p.head is None else replace(p, head=replace(p.head, rows=min(rows, p.head.chunk(dtype))))
@@ -302,9 +301,10 @@ def _with_rows(A: ObjectiveHessian | OutputProduct | OutputJacobian, rows: int) 
 
 def _examples_that_fit(A: LinearOperator, budget: int, peak: int, vector: int) -> int | None:
     """Examples per batch for which a product stays within the budget, memory growing in proportion to them."""
-    if not isinstance(A, ObjectiveHessian | OutputProduct | OutputJacobian):
+    if not isinstance(A, SumOverData | OutputJacobian):
         return None
-    sizes = [len(batch.targets) for part in A.snapshot.parts for batch in part.batches(A.domain.device)]
+    batches = (batch for part in A.snapshot.parts for batch in part.batches(A.domain.device))
+    sizes = [batch.examples for batch in batches]
     fixed = 3 * vector  # the vector, its product and a gradient do not depend on the batch
     share = (budget - fixed) / max(1, peak - fixed)
     return max(1, int(max(sizes, default=1) * share))

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
 from frechet.objective._data import Batch, untouched_generators
-from frechet.objective._torch_internals import nodes_of, padding_rows
+from frechet.objective._torch_internals import dtypes_of, nodes_of, padding_rows, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from frechet.objective._objective import Objective
@@ -274,7 +273,7 @@ def _first(part: Part, device: torch.device) -> tuple[Any, Batch | None]:
     batch = next(part.batches(device), None)
     if part.head is None or batch is None:  # none in an empty shard
         return raw, batch
-    size = len(batch.targets)
+    size = batch.examples
     counts = (i for i in range(size) if float(part.criterion.count(batch.targets[i : i + 1])) > 0)
     i = next(counts, 0)
     inputs, targets = (_cut(tree, size, i) for tree in (batch.inputs, batch.targets))
@@ -339,7 +338,7 @@ def _graph(snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
         reached |= {name for name, leaf in zip(snapshot.space.names, leaves, strict=True) if id(leaf) in owners}
         for node in nodes:
             operation = type(node).__name__.split("Backward")[0]
-            halves = {m.dtype for m in node._input_metadata} & {torch.float16, torch.bfloat16}
+            halves = dtypes_of(node) & {torch.float16, torch.bfloat16}
             if halves:
                 raise UnusableObjective(
                     f"check: operation '{operation}' runs in {halves.pop()}, though the parameters have "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from frechet.errors import UnusableObjective
 from frechet.objective._data import Batch
-from frechet.objective._structure import Layout, examples_of, has_rows, leaves_of, rows_of
+from frechet.objective._structure import Layout, has_rows, leaves_of, rows_of
 from frechet.objective.criteria._criterion import Criterion
 from frechet.objective.criteria._custom import Custom
 
@@ -100,7 +100,7 @@ def couplings_seen(snapshot: Snapshot) -> tuple[str, ...]:
     with torch.no_grad(), snapshot.running(), snapshot.installed(blocks):
         for part in snapshot.parts:
             batch = next(part.batches(snapshot.space.device), None)
-            size = 0 if batch is None else examples_of(batch.inputs, batch.targets)
+            size = 0 if batch is None else batch.examples
             if batch is None or size < 2:
                 continue
             outputs = snapshot.forward(blocks, batch, part.head)
@@ -150,7 +150,7 @@ def prove_pieces(snapshot: Snapshot, examples: int) -> None:
             batch = next(part.batches(snapshot.space.device), None)
             if batch is None:  # an empty shard
                 continue
-            size = examples_of(batch.inputs, batch.targets)
+            size = batch.examples
             if size > examples:
                 _prove(snapshot, part, blocks, batch, examples, size)
 

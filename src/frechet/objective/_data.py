@@ -41,6 +41,11 @@ class Batch:
     model: nn.Module | None = None  # that takes the inputs; None: the objective's
     layout: Layout = field(default_factory=Layout)  # how what the model returned last lies in one tensor
 
+    @property
+    def examples(self) -> int:
+        """How many examples it has."""
+        return examples_of(self.inputs, self.targets)
+
 
 def default_split(batch: Any) -> tuple[Any, Any]:
     """(inputs, targets) of a pair, or of a dict with ``labels`` (the rest are the model's keyword arguments)."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import weight_norm
 
 
 def _embedding_bag(
@@ -156,7 +157,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 LAYERS: dict[Any, Callable[..., Tensor]] = {
     F.embedding_bag: _embedding_bag,
     F.hardsigmoid: _hardsigmoid,
-    torch._weight_norm: _weight_norm,  # type: ignore[attr-defined]
+    weight_norm: _weight_norm,
     torch.ops.aten._weight_norm: _weight_norm,
     torch.ops.aten._weight_norm.default: _weight_norm,
 }

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from frechet.objective._activations import ACTIVATIONS
 from frechet.objective._formulas import LAYERS, NORMS
-from frechet.objective._torch_internals import backward_inside
+from frechet.objective._torch_internals import backward_inside, make_dual
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ Place = tuple[dict[str, Any], str]  # a dict in which a module keeps a parameter
 
 _FORMULAS: dict[Any, Callable[..., Any]] = {**LAYERS, **ACTIVATIONS}
 _BACKWARD = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
-_DERIVATIVES = _BACKWARD | {torch._C._VariableFunctions._make_dual}  # type: ignore[attr-defined]
+_DERIVATIVES = _BACKWARD | {make_dual}
 _HOOKS = {Tensor.register_hook}
 _NOTICED = _DERIVATIVES | _HOOKS
 

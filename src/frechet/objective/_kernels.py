@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from frechet.errors import NotDifferentiable
 from frechet.objective._torch_internals import (
+    ParametrizedWeightNorm,
     function_of,
     nodes_of,
     reentrant_checkpoints_call,
@@ -67,7 +67,9 @@ def unfused_attention() -> Iterator[None]:
 
 
 def has_weight_norm(m: nn.Module) -> bool:
-    return isinstance(m, _WeightNorm) or any(isinstance(h, WeightNorm) for h in m._forward_pre_hooks.values())
+    return isinstance(m, ParametrizedWeightNorm) or any(
+        isinstance(h, WeightNorm) for h in m._forward_pre_hooks.values()
+    )
 
 
 @contextmanager

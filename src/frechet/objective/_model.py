@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.rnn import PackedSequence
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -27,7 +23,13 @@ from frechet.objective._kernels import (
     unfused_attention,
 )
 from frechet.objective._structure import fresh, is_distribution, is_record, tensors_of
-from frechet.objective._torch_internals import autocast_left_out
+from frechet.objective._torch_internals import (
+    AnyDropout,
+    AnyInstanceNorm,
+    AnyNorm,
+    ParametrizedSpectralNorm,
+    autocast_left_out,
+)
 from frechet.space import Space
 
 
@@ -113,7 +115,7 @@ def refuse_unusable(model: nn.Module, seeded: bool) -> None:
     """Raise, without a pass, for modules that are random, unless their draws are `seeded`, or change their state."""
     for name, m in model.named_modules():
         where = f"module '{name}' ({type(m).__name__})"
-        drops = (isinstance(m, _DropoutNd) and m.p > 0) or (
+        drops = (isinstance(m, AnyDropout) and m.p > 0) or (
             isinstance(m, nn.MultiheadAttention | nn.RNNBase) and float(m.dropout) > 0
         )
         if m.training and drops and not seeded:
@@ -144,7 +146,7 @@ def refuse_unusable(model: nn.Module, seeded: bool) -> None:
 
 def _by_the_batch(m: nn.Module, training: bool) -> bool:
     """Whether a module normalizes by the statistics of the batch."""
-    return isinstance(m, _NormBase) and not isinstance(m, _InstanceNorm) and (training or m.running_mean is None)
+    return isinstance(m, AnyNorm) and not isinstance(m, AnyInstanceNorm) and (training or m.running_mean is None)
 
 
 def couplings(model: nn.Module, flags: tuple[bool, ...]) -> tuple[str, ...]:
@@ -171,7 +173,7 @@ def moving_buffers(model: nn.Module, places: Places) -> tuple[str, ...]:
 
 def _iterates_spectral_norm(m: nn.Module) -> bool:
     hooked = any(isinstance(h, SpectralNorm) for h in m._forward_pre_hooks.values())
-    return hooked or isinstance(m, _SpectralNorm)
+    return hooked or isinstance(m, ParametrizedSpectralNorm)
 
 
 def _runs_users_code(m: nn.Module) -> bool:

@@ -37,7 +37,7 @@ from frechet.objective._model import (
     writes_inputs,
 )
 from frechet.objective._parts import Part, Penalty
-from frechet.objective._structure import examples_of, tensors_of
+from frechet.objective._structure import tensors_of
 from frechet.objective._torch_internals import differentiable, in_transform, without_needless_graph
 from frechet.objective.criteria._criterion import Criterion
 from frechet.objective.criteria._custom import Custom, criterion_for
@@ -146,12 +146,12 @@ class Snapshot:
 
     def criterion(self, part: Part, batch: Batch) -> Criterion:
         """The criterion of a part as a function of what `forward` returned last for this batch."""
-        return criterion_for(part.criterion, batch.layout, examples_of(batch.inputs, batch.targets))
+        return criterion_for(part.criterion, batch.layout, batch.examples)
 
     def count(self, part: Part, batch: Batch) -> Tensor:
         """The number of a batch's terms that count."""
         if isinstance(part.criterion, Custom) and part.criterion.counter is None:
-            return torch.tensor(examples_of(batch.inputs, batch.targets), dtype=torch.float64)
+            return torch.tensor(batch.examples, dtype=torch.float64)
         return part.criterion.count(batch.targets)
 
     @property
@@ -332,7 +332,7 @@ class Snapshot:
             for batch in part.batches(self.space.device):
                 sums, terms = add(part, batch, sums), self.count(part, batch)
                 count = terms if count is None else count + terms
-                examples += examples_of(batch.inputs, batch.targets)
+                examples += batch.examples
                 at = batch.index + 1
             number = 0.0 if count is None else float(count)  # on a device this waits, once per pass
         except Exception as error:

@@ -14,9 +14,27 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._ops import OpOverload as OpOverload
 from torch.amp import autocast_mode
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
+from torch.nn.modules import batchnorm, conv, dropout, instancenorm, loss
+from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_unflatten as tree_unflatten
+
+AnyConvolution = conv._ConvNd
+AnyDropout = dropout._DropoutNd
+AnyInstanceNorm = instancenorm._InstanceNorm
+AnyLoss = loss._Loss
+AnyNorm = batchnorm._NormBase  # by batch or by instance
+ParametrizedSpectralNorm = parametrizations._SpectralNorm
+ParametrizedWeightNorm = parametrizations._WeightNorm
+make_dual = torch._C._VariableFunctions._make_dual  # type: ignore[attr-defined]  # what forward_ad.make_dual calls
+weight_norm = torch._weight_norm  # type: ignore[attr-defined]  # what the modules' weight norm calls
 
 
 @contextmanager
@@ -38,6 +56,23 @@ def backward_inside(mode: AbstractContextManager[Any]) -> Iterator[None]:
         yield
     finally:
         torch.autograd._engine_run_backward = engine  # type: ignore[attr-defined]
+
+
+def outside_of_function_modes() -> AbstractContextManager[None]:
+    """Function modes do not see the operations inside."""
+    return torch._C.DisableTorchFunction()
+
+
+@contextmanager
+def vmap_without_loops() -> Iterator[None]:
+    """`vmap` raises inside for an operation without a rule, where it would print and fall back to a loop."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    loops = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(loops)
 
 
 @contextmanager
@@ -144,13 +179,18 @@ def nodes_of(ys: Sequence[Tensor]) -> KeysView[Any]:
     return nodes.keys()
 
 
+def padding_row(node: Any) -> int | None:
+    """The number of the row of an embedding that gets no gradient; None: the node is of another operation."""
+    padded = type(node).__name__ == "EmbeddingBackward0" and 0 <= node._saved_padding_idx < 1 << 62
+    return int(node._saved_padding_idx) if padded else None
+
+
 def padding_rows(nodes: Iterable[Any]) -> Iterator[tuple[Tensor, int]]:
-    """The leaves that are weights of embeddings with a padding row, which gets no gradient, and its number."""
+    """The leaves that are weights of embeddings with a padding row, and its number."""
     for node in nodes:
-        if type(node).__name__ == "EmbeddingBackward0" and 0 <= node._saved_padding_idx < 1 << 62:
-            behind = node.next_functions[0][0]
-            if hasattr(behind, "variable"):
-                yield behind.variable, int(node._saved_padding_idx)
+        row = padding_row(node)
+        if row is not None and hasattr(behind := node.next_functions[0][0], "variable"):
+            yield behind.variable, row
 
 
 def function_of(node: Any) -> type[torch.autograd.Function] | None:

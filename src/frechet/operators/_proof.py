@@ -35,7 +35,7 @@ from frechet.objective._data import fixed_draws
 from frechet.objective._kernels import ordinary_mode
 from frechet.objective._model import arguments_of, backward_hooks, outputs_of
 from frechet.objective._remembered import Remembered
-from frechet.objective._structure import Layout, examples_of, fresh
+from frechet.objective._structure import Layout, fresh
 from frechet.objective._torch_internals import autocast_left_out
 from frechet.objective.criteria._custom import criterion_for
 from frechet.operators._differences import CLOSE, SINGLE, STEPS, Noise, compare, linear, squared
@@ -340,10 +340,10 @@ def _add(
     for i, t in enumerate(terms):
         sums.losses[i] += float(t.sum())
     sums.count += float(snapshot.count(part, batch))
-    sums.examples += examples_of(batch.inputs, batch.targets)
+    sums.examples += batch.examples
     sums.terms += float(terms[0].square().sum())
     sums.squares += float((((terms[1] - terms[2]) / (2 * h)) ** 2).sum())
-    asked[1] = asked[1] and part.criterion.additive and len(terms[0]) == examples_of(batch.inputs, batch.targets)
+    asked[1] = asked[1] and part.criterion.additive and len(terms[0]) == batch.examples
     criterion = criterion_for(part.criterion, layout)
     moved = (outputs[1] - outputs[2]) / (2 * h)
     with _placed(snapshot, x), differentiating("check", snapshot.space.device):

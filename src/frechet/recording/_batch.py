@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from frechet.objective._torch_internals import tree_flatten, tree_map, tree_unflatten
 from frechet.recording._copies import copies, fills_its_memory, stretches
 from frechet.recording._program import Untraceable, is_ordinary
 

@@ -29,7 +29,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from frechet.errors import NotDifferentiable
 from frechet.operators._operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
 from frechet.operators.derivatives import hessian
 from frechet.operators.derivatives._function import FunctionHessian, FunctionJacobian
@@ -239,13 +238,7 @@ class _Linearizing:
     def _along(self, way: Way, record: Callable[[], Found]) -> Found:
         """What `record` finds by the route of an operator, which its products may turn, as without recordings."""
         before = len(self.budget.replays)
-        try:
-            return record()
-        except NotDifferentiable as error:
-            if not way.turns(error):
-                raise
-        self.budget.forget(before)
-        return record()
+        return way.along(record, lambda: self.budget.forget(before))
 
     def _noted(self, found: Found) -> LinearOperator:
         recorded, served, route = found

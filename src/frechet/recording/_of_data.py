@@ -7,21 +7,22 @@ Batches that no recording serves go by the operator itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frechet.errors import UnusableObjective
 from frechet.objective import Batch, Part, Snapshot
+from frechet.objective._torch_internals import AnyConvolution
 from frechet.operators._operator import LinearOperator
 from frechet.operators._structured import FromCallable
 from frechet.operators.derivatives._gauss_newton import OutputProduct
 from frechet.operators.derivatives._hessian import ObjectiveHessian
 from frechet.operators.derivatives._modes import lacks_forward
-from frechet.operators.derivatives._products import Adding, Leaves, Sums, columns, differentiating
+from frechet.operators.derivatives._products import Leaves, Sums, differentiating
+from frechet.operators.derivatives._sum_over_data import Adding, SumOverData
 from frechet.recording._batch import own, seen, without_numbers
 from frechet.recording._budget import Budget
 from frechet.recording._program import Untraceable
@@ -56,33 +57,43 @@ class _NeedsModel(Exception):
     """A batch that was recorded goes by the operator itself now, in a pass in which the model is not prepared."""
 
 
-@dataclass(frozen=True, eq=False)
-class OfData:
+@dataclass(eq=False)
+class _How:
     """How an operator's product on each batch is computed; `absent` are those that are not read again."""
 
-    A: Derivative
-    served: dict[Key, Served]
-    absent: dict[Key, _Absent]
+    served: dict[Key, Served] = field(default_factory=dict)
+    absent: dict[Key, _Absent] = field(default_factory=dict)
 
-    @property
-    def plain(self) -> bool:
-        """Whether batches go by the operator itself; on several processes, whether one could."""
-        if any(isinstance(served, Plain) for served in self.served.values()):
-            return True
-        return self.A.snapshot.group is not None and len(self.absent) < len(self.served)
 
-    def of(self, s: Snapshot, part: Part, batch: Batch, model: bool) -> tuple[Served, list[Tensor]]:
-        """How the product on a batch is computed, and from which tensors."""
-        served = self.served.get((s.parts.index(part), batch.index))
-        if served is None:
-            raise UnusableObjective(
-                f"{self.A.name}: the data must give the same batches each time, but batch {batch.index} was not among "
-                "those with which it was linearized"
-            )
-        found, tensors = still(self.A.name, served, batch)
-        if isinstance(found, Plain) and not model:
-            raise _NeedsModel
-        return found, tensors
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class _Played(SumOverData):
+    """`plain` from recordings, batch by batch; from its own products where there is none, if the model runs."""
+
+    plain: Derivative
+    how: _How
+
+    def adding(self) -> Adding:
+        by_itself = self.plain.adding()
+
+        def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], sums: Sums) -> None:
+            served = self.how.served.get((self.snapshot.parts.index(part), batch.index))
+            if served is None:
+                raise UnusableObjective(
+                    f"{self.name}: the data must give the same batches each time, but batch {batch.index} was not "
+                    "among those with which it was linearized"
+                )
+            found, tensors = still(self.name, served, batch)
+            if not isinstance(found, Plain):
+                play(found, tensors, vectors, self.domain, sums)
+            elif self.runs:
+                by_itself(leaves, part, batch, vectors, sums)
+            else:
+                raise _NeedsModel
+
+        return add
+
+    def _of_penalties(self, leaves: Leaves, vectors: list[list[Tensor]]) -> Tensor:
+        return self.plain._of_penalties(leaves, vectors)
 
 
 def still(what: str, served: Served, batch: Batch) -> tuple[Served, list[Tensor]]:
@@ -105,11 +116,10 @@ def still(what: str, served: Served, batch: Batch) -> tuple[Served, list[Tensor]
 def recorded_product(A: Derivative, budget: Budget) -> tuple[LinearOperator, list[tuple[Served, ...]], str]:
     """A by a recording for each batch, or by its own products; how each is served; and the route of recordings."""
     s, space = A.snapshot, A.domain
-    drawn = isinstance(A, OutputProduct) and A.drawn
     if space.shard is not None:
         return A, [(Plain("the parameters are sharded (fully_shard) and gathered for each product"),)], A.route
     if len({id(p) for p in s.parts}) < len(s.parts):
-        if drawn:
+        if A.drawn:
             return A, [(Plain("labels are drawn for a data term that the objective holds twice"),)], A.route
         s = replace(s, parts=tuple(replace(p) for p in s.parts))
         A = replace(A, snapshot=s)
@@ -117,22 +127,21 @@ def recorded_product(A: Derivative, budget: Budget) -> tuple[LinearOperator, lis
     recordings = Recordings(budget, space)
     with differentiating(A.name, space.device), torch.no_grad():
         how = _served(A, recordings)
-    if drawn and not all(isinstance(one, Recorded) for one in how.served.values()):
+    if A.drawn and not all(isinstance(one, Recorded) for one in how.served.values()):
         budget.forget(before)
         why = Plain(f"labels are drawn in one stream for all batches, and {recordings.why}")
         return A, [(why,) for _ in how.served], A.route
-    route, matmat = "forward" if recordings.other else A.route, _matmat(how)
+    route, matmat = "forward" if recordings.other else A.route, _matmat(A, how)
     return FromCallable(matmat, matmat, space, space, A.facts), [(one,) for one in how.served.values()], route
 
 
-def _served(A: Derivative, recordings: Recordings) -> OfData:
+def _served(A: Derivative, recordings: Recordings) -> _How:
     """Decide how the product on each batch is computed, in one pass."""
     s, space = A.snapshot, A.domain
-    leaves, how = s.leaves(space), OfData(A, {}, {})
+    leaves, how = s.leaves(space), _How()
     recordings.budget.hold_apart([s.x, *s.constants.values(), *leaves[1].values()])
     # two streams of labels, where they are drawn: what is recorded and what it is compared with draw the same
     add, plain, other = A.adding(), A.adding(), _in_forward_mode(A)
-    drawn = isinstance(A, OutputProduct) and A.drawn
 
     def visit(part: Part, batch: Batch) -> None:
         key = (s.parts.index(part), batch.index)
@@ -147,7 +156,7 @@ def _served(A: Derivative, recordings: Recordings) -> OfData:
             _product(plain, leaves, part, batch),
             None if other is None else through(other.adding()),
             # the constants of a head in chunks would be all at once what the chunks avoid
-            anew=part.head is None and not drawn,
+            anew=part.head is None and not A.drawn,
         )
         served = how.served[key] = recordings.serve(product)
         if isinstance(served, Recorded) and served.kept:
@@ -155,8 +164,7 @@ def _served(A: Derivative, recordings: Recordings) -> OfData:
 
     with s.installed(leaves[1]):
         s.sweep(visit)
-    if isinstance(A, ObjectiveHessian):
-        A.prove()
+    A.prove()
     return how
 
 
@@ -169,41 +177,30 @@ def _product(add: Adding, leaves: Leaves, part: Part, batch: Batch) -> Map:
     return product
 
 
-def _matmat(how: OfData) -> Callable[[Tensor], Tensor]:
-    A, space = how.A, how.A.domain
-    rests = {plain: _without(A.snapshot if plain else A.snapshot.without_model(), how) for plain in (False, True)}
-
-    def product(V: Tensor, plain: bool) -> Tensor:
-        rest = rests[plain]
-        with differentiating(A.name, space.device):
-            vectors = columns(space, V)
-            leaves = rest.leaves(space) if plain or rest.penalties else ([], {})
-            add = A.adding()
-
-            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                served, tensors = how.of(rest, part, batch, plain)
-                if isinstance(served, Plain):
-                    add(leaves, part, batch, vectors, Sums(rows))
-                else:
-                    play(served, tensors, V, space, Sums(rows))
-
-            with rest.installed(leaves[1]) if plain else nullcontext():
-                squared = isinstance(A, OutputProduct) and A.squared
-                mean = rest.average_rows(contribute, space, len(vectors), A.name, A.scale, V, squared)
-            if isinstance(A, OutputProduct) and not A.penalized:
-                return mean.T
-            return rest.plus_penalty(A.name, mean, lambda: A.of_penalty(leaves, vectors)).T
+def _matmat(A: Derivative, how: _How) -> Callable[[Tensor], Tensor]:
+    with_model, without = (
+        _Played(
+            **{f.name: getattr(A, f.name) for f in fields(SumOverData)} | {"snapshot": _without(s, how), "runs": runs},
+            plain=A,
+            how=how,
+        )
+        for s, runs in ((A.snapshot, True), (A.snapshot.without_model(), False))
+    )
+    # on several processes, whether one of them could need it
+    apart = A.snapshot.group is not None and len(how.absent) < len(how.served)
+    if apart or any(isinstance(served, Plain) for served in how.served.values()):
+        return with_model._matmat
 
     def matmat(V: Tensor) -> Tensor:
         try:
-            return product(V, how.plain)
+            return without._matmat(V)
         except _NeedsModel:
-            return product(V, True)
+            return with_model._matmat(V)
 
     return matmat
 
 
-def _without(s: Snapshot, how: OfData) -> Snapshot:
+def _without(s: Snapshot, how: _How) -> Snapshot:
     """The snapshot whose passes do not read the batches whose constants are kept."""
     parts = []
     for j, part in enumerate(s.parts):
@@ -221,7 +218,7 @@ def _split(part: Part) -> Callable[[Any], tuple[Any, Any]]:
 def _in_forward_mode(A: Derivative) -> Derivative | None:
     """A in forward mode, for Hessians through convolutions in reverse, whose second backward does needless work."""
     model = A.snapshot.model
-    convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    convolves = any(isinstance(m, AnyConvolution) for m in model.modules())
     if convolves and isinstance(A, ObjectiveHessian) and A.route == "reverse" and lacks_forward(model) is None:
         return replace(A, route="forward")
     return None

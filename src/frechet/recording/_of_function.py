@@ -8,7 +8,7 @@ from torch import Tensor
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators._structured import FromCallable
 from frechet.operators.derivatives._function import FunctionHessian, FunctionJacobian
-from frechet.operators.derivatives._products import Sums
+from frechet.operators.derivatives._products import Sums, columns
 from frechet.recording._budget import Budget
 from frechet.recording._recordings import Plain, Product, Recordings, Served, play
 from frechet.space import Space
@@ -31,7 +31,7 @@ def recorded_function(
     def played(served: Served, space: Space, V: Tensor) -> Tensor:
         assert not isinstance(served, Plain)
         rows: list[list[Tensor]] = [[] for _ in range(V.shape[1])]
-        play(served, [], V, space, Sums(rows))
+        play(served, [], columns(space, V), space, Sums(rows))
         return torch.stack([row for [row] in rows]).T
 
     budget.hold_apart(A.x)

@@ -60,14 +60,15 @@ class _Products:
 
     def matmat(self, V: Tensor) -> Tensor:
         space, rows = self.A.domain, []
+        vectors = columns(space, V)
 
         def use(on: _OnBatch, batch: Batch, leaves: Leaves) -> None:
             served, tensors = still("jacobian", on.push, batch)
             if isinstance(served, Plain):
-                pushed = self.A.push(leaves, batch, columns(space, V))
+                pushed = self.A.push(leaves, batch, vectors)
             else:
-                sums = Sums([[] for _ in range(V.shape[1])])
-                play(served, tensors, V, space, sums)
+                sums = Sums([[] for _ in vectors])
+                play(served, tensors, vectors, space, sums)
                 pushed = [row[0] for row in sums.rows]
             rows.append(torch.stack([p.reshape(-1) for p in pushed]))
             if not _finite(rows[-1]):
@@ -92,7 +93,7 @@ class _Products:
         if isinstance(served, Plain):
             self.A.pull(leaves, batch, [u.contiguous() for u in some.T], sums)
         else:
-            play(served, tensors, some, on.space, sums)
+            play(served, tensors, columns(on.space, some), on.space, sums)
 
     def _look(self, on: _OnBatch, batch: Batch, leaves: Leaves, U: Tensor) -> None:
         sums = Sums([[] for _ in range(U.shape[1])])

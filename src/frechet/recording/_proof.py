@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from frechet.objective._torch_internals import vmap_without_loops
 from frechet.recording._replay import Replay
 from frechet.space import Space, aligned
 
@@ -69,14 +70,10 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor], eps: float) 
 def goes_in_blocks(replay: Replay, space: Space) -> bool:
     """Whether vmap plays a recording back without falling back to a loop, with the numbers of single playbacks."""
     vectors = [probe(space, i) for i in BLOCK]
-    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # else vmap falls back to a loop, and prints
-    loops = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
     try:
-        together = replay.block([torch.stack(list(column)) for column in zip(*vectors, strict=True)])
+        with vmap_without_loops():
+            together = replay.block([torch.stack(list(column)) for column in zip(*vectors, strict=True)])
     except (RuntimeError, NotImplementedError):  # vmap has no rule for an operation
         return False
-    finally:
-        functorch._set_vmap_fallback_enabled(loops)
     alone = [replay(v) for v in vectors]
     return not any(difference(a, [t[i] for t in together], space.eps) for i, a in enumerate(alone))

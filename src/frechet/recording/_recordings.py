@@ -33,7 +33,7 @@ from frechet.recording._proof import PROBE, RECORDED, difference, finite, goes_i
 from frechet.recording._replay import Replay, record
 from frechet.recording._uninitialized import FilledWithNaN
 from frechet.recording._watch import Map
-from frechet.space import Space, aligned
+from frechet.space import Space
 
 SMALL = 1 << 24  # bytes: a recording of at most this size spends its time in calls rather than in arithmetic
 TOGETHER = 8  # vectors that go through such a recording at once: more would leave the caches
@@ -201,19 +201,18 @@ class Recordings:
         return self.budget.hold(replay)
 
 
-def play(served: Recorded, tensors: list[Tensor], V: Tensor, space: Space, sums: Sums) -> None:
-    """Add the product with each column of `V`, on a batch of these tensors."""
+def play(served: Recorded, tensors: list[Tensor], vectors: list[list[Tensor]], space: Space, sums: Sums) -> None:
+    """Add the product with each vector, given by its blocks, on a batch of these tensors."""
     replay = served.replay if served.kept else served.replay.at(begun_anew(tensors))
-    k = V.shape[1]
+    k = len(vectors)
     if k > 1 and served.blocks is None:
         served.blocks = replay.bytes <= SMALL and goes_in_blocks(replay, space)
     if k == 1 or not served.blocks:
-        for i, v in enumerate(V.T):
-            sums.add(i, replay([aligned(block) for block in space.split(v)]))
+        for i, v in enumerate(vectors):
+            sums.add(i, replay(v))
         return
     for a in range(0, k, TOGETHER):
-        some = V.T[a : a + TOGETHER]
-        pieces = zip(some.split(space.sizes, 1), space.shapes, strict=True)
-        together = replay.block([torch.stack([row.view(shape) for row in rows.contiguous()]) for rows, shape in pieces])
+        some = vectors[a : a + TOGETHER]
+        together = replay.block([torch.stack(blocks) for blocks in zip(*some, strict=True)])
         for i in range(len(some)):
             sums.add(a + i, [t[i] for t in together])

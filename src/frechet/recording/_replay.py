@@ -32,8 +32,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
+from frechet.objective._torch_internals import OpOverload, outside_of_function_modes
 from frechet.recording._copies import copies, place_of, storage_of
 from frechet.recording._program import Cell, Constant, Program, Slot, Step
 from frechet.recording._simplify import simplified
@@ -61,7 +61,7 @@ class Replay:
         return self if self.before is None else replace(self, constants=self.before(batch), before=None)
 
     def __call__(self, vector: Sequence[Tensor]) -> list[Tensor]:
-        with torch._C.DisableTorchFunction():  # modes saw the operations above those that are recorded
+        with outside_of_function_modes():  # modes saw the operations above those that are recorded
             return self.run(vector, self.constants, self.calls)
 
     def block(self, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -70,7 +70,7 @@ class Replay:
         def run(*v: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.run(v, self.constants, self.calls))
 
-        with torch._C.DisableTorchFunction():
+        with outside_of_function_modes():
             return torch.vmap(run)(*vectors)
 
     def compiled(self) -> Replay:

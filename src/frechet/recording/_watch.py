@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from frechet.objective._torch_internals import TorchDispatchMode, outside_of_function_modes
 from frechet.recording._copies import storage_of
 from frechet.recording._program import (
     Call,
@@ -72,7 +72,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        with torch._C.DisableTorchFunction():  # else modes above would see each look at a tensor
+        with outside_of_function_modes():  # else modes above would see each look at a tensor
             return self._watched(func, args, kwargs or {})
 
     def _watched(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

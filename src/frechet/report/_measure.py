@@ -18,11 +18,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.utils._pytree import tree_leaves
-
 from frechet.errors import LostRank, NonFinite, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
 from frechet.objective._remembered import Remembered
+from frechet.objective._torch_internals import tree_leaves
 from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._gauss_newton import gauss_newton
 from frechet.operators.derivatives._hessian import hessian

@@ -17,6 +17,7 @@ from frechet.calculus.solutions._conditions import Conditions, tensors_of
 from frechet.calculus.solutions._plain_function import Pulled, Pushed, TensorFunction, opened_for_gradients
 from frechet.calculus.solutions._sensitivity import GraphJacobian, Rules, solved
 from frechet.errors import NotConverged
+from frechet.objective._torch_internals import tree_flatten, tree_unflatten
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators.derivatives._products import second_order
 from frechet.space import Point, Space, named
@@ -107,6 +108,20 @@ class Equations:
             return [a + b for a, b in zip(self.product(args, n, d), push(*args, *t), strict=True)]
 
         return Equations(find, residual, self.rules, self.facts)
+
+
+def tensors_among(inputs: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """The tensors in nested inputs, and what makes such inputs of other tensors."""
+    leaves, tree = tree_flatten(inputs)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def rebuilt(tensors: Sequence[Tensor]) -> Any:
+        filled = list(leaves)
+        for i, t in zip(places, tensors, strict=True):
+            filled[i] = t
+        return tree_unflatten(filled, tree)
+
+    return [leaves[i] for i in places], rebuilt
 
 
 def at_solution(

@@ -28,10 +28,17 @@ import numpy as np
 import torch
 from scipy.optimize import OptimizeResult
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from frechet.calculus.solutions._conditions import Conditions, as_conditions
-from frechet.calculus.solutions._equations import Equations, Layout, at_solution, check_solution, check_status, complete
+from frechet.calculus.solutions._equations import (
+    Equations,
+    Layout,
+    at_solution,
+    check_solution,
+    check_status,
+    complete,
+    tensors_among,
+)
 from frechet.calculus.solutions._plain_function import Nested, Pulled, one_by_one
 from frechet.calculus.solutions._sensitivity import Method, Preconditioner, Rules
 from frechet.linalg._result import Solution
@@ -135,17 +142,9 @@ def implicit(
     rules = Rules(method, preconditioner, rtol, max_iterations, batch, strict, observe).checked("implicit")
 
     def solution(*inputs: object) -> Any:
-        leaves, tree = pytree.tree_flatten(inputs)
-        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        if not any(leaves[i].is_floating_point() for i in places):
+        tensors, rebuilt = tensors_among(inputs)
+        if not any(t.is_floating_point() for t in tensors):
             raise TypeError("implicit: inputs must hold a floating tensor, got none; there is nothing to differentiate")
-
-        def rebuilt(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-            filled = list(leaves)
-            for i, t in zip(places, tensors, strict=True):
-                filled[i] = t
-            return tuple(pytree.tree_unflatten(filled, tree))
-
         layout = Layout()
         equations = at_solution(given, rules, rebuilt, layout)
 
@@ -159,7 +158,7 @@ def implicit(
             check_solution("implicit", equations, [*z, *p], layout, given.name, tolerance)
             return z
 
-        found = Solved.apply(replace(equations, find=find), *[leaves[i] for i in places])
+        found = Solved.apply(replace(equations, find=find), *tensors)
         return layout.point(found[: len(layout.names)])
 
     return solution

@@ -10,13 +10,11 @@ solver.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from frechet.calculus.solutions._conditions import Conditions, as_conditions
 from frechet.calculus.solutions._equations import (
@@ -27,6 +25,7 @@ from frechet.calculus.solutions._equations import (
     check_status,
     complete,
     point_of,
+    tensors_among,
 )
 from frechet.calculus.solutions._plain_function import opened_for_gradients
 from frechet.calculus.solutions._sensitivity import GraphJacobian, Method, Preconditioner, Rules, solved
@@ -132,24 +131,16 @@ def solution_jacobian(
         raise TypeError(
             f"solution_jacobian: inputs[{wrt}] must be a tensor or a dict of tensors, got {type(theta).__name__}"
         )
-    leaves, tree = pytree.tree_flatten(inputs)
-    if any(isinstance(t, Tensor) and t.requires_grad for t in [*leaves, *pytree.tree_leaves(x)]):
+    tensors, rebuilt = tensors_among(inputs)
+    if any(t.requires_grad for t in [*tensors, *tensors_among(x)[0]]):
         raise ValueError(
             "solution_jacobian: x and inputs must not require grad: an operator carries no graph; use implicit, or "
             "detach them"
         )
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    first = len([t for t in pytree.tree_leaves(inputs[:wrt]) if isinstance(t, Tensor)])
-
-    def rebuilt(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-        filled = list(leaves)
-        for i, t in zip(places, tensors, strict=True):
-            filled[i] = t
-        return tuple(pytree.tree_unflatten(filled, tree))
-
+    first = len(tensors_among(inputs[:wrt])[0])
     layout = Layout()
     equations = at_solution(given, rules, rebuilt, layout)
-    p = [leaves[i].clone() for i in places]
+    p = [t.clone() for t in tensors]
     z = complete(given, x, rebuilt(p), None, layout, batch)
     args = [*z, *p]
     check_solution("solution_jacobian", equations, args, layout, given.name, tolerance)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 import torch.nn.functional as F
 from torch import nn
 
+from frechet.objective._torch_internals import AnyLoss
 from frechet.objective.criteria import _criterion as c
 from frechet.objective.criteria._criterion import Criterion
 from frechet.objective.criteria._cross_entropy import cross_entropy
@@ -52,7 +53,7 @@ def as_criterion(loss: object) -> Criterion:
             raise TypeError(f"Objective: criterion {name} cannot be used: {refused}")
         if loss in _UNCALLED or isinstance(loss, type):
             raise TypeError(f"Objective: criterion must be a criterion, got {name} itself; call it: {name}()")
-        if isinstance(loss, nn.modules.loss._Loss):
+        if isinstance(loss, AnyLoss):
             return _from_module(loss)
         if callable(loss) and loss in _FUNCTIONS:
             return _FUNCTIONS[loss]()
@@ -62,7 +63,7 @@ def as_criterion(loss: object) -> Criterion:
     )
 
 
-def _from_module(loss: nn.modules.loss._Loss) -> Criterion:
+def _from_module(loss: AnyLoss) -> Criterion:
     name = type(loss).__name__
     if loss.reduction != "mean":
         raise ValueError(

@@ -18,7 +18,7 @@ to 2.5 (3.3 with convolutions) and 1.1 to 1.4 (2.5). One pass over the data per 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from frechet.errors import NotDifferentiable
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive, refuse_unseen
 from frechet.objective._head import Head
@@ -45,7 +44,8 @@ from frechet.operators.derivatives._joint import (
     reads_parameters,
 )
 from frechet.operators.derivatives._modes import Route, Way, chosen, forward_only, refuse_padded_embedding
-from frechet.operators.derivatives._products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
+from frechet.operators.derivatives._products import Leaves, Sums, dual_numbers, grads
+from frechet.operators.derivatives._sum_over_data import Adding, SumOverData
 from frechet.space import Space, generator
 
 # the middle factor on one batch, or on some rows of it in order: (part, criterion, outputs, targets) -> (u -> C u),
@@ -58,26 +58,14 @@ _CHECKPOINTED = (
 )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class OutputProduct(LinearOperator):
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class OutputProduct(SumOverData):
     """J' C J of an objective at one moment, on the blocks of `domain`; `name` says which C."""
 
-    name: str
-    snapshot: Snapshot
-    domain: Space
     way: Way
-    facts: frozenset[Fact]
     middle: Middle
-    scale: Callable[[float, int], float] | None
-    penalized: bool
-    drawn: bool  # the middle factor draws random numbers, batch after batch
-    coupled: bool  # C couples the rows of an example: it is the outer product of the example's score
+    coupled: bool = False  # C couples the rows of an example: it is the outer product of the example's score
     of_criterion: OfCriterion | None = None  # the product where the criterion reads parameters itself
-    squared: bool = False  # it is a second moment of gradients: a factor c on the objective is c^2
-
-    @property
-    def codomain(self) -> Space:
-        return self.domain
 
     @property
     def route(self) -> Route:
@@ -88,33 +76,9 @@ class OutputProduct(LinearOperator):
         return super().__repr__().replace(type(self).__name__, self.name, 1)
 
     def _matmat(self, V: Tensor) -> Tensor:
-        if self.domain.shard is not None:
-            whole = replace(self, snapshot=self.snapshot.gathered(), domain=self.domain.unsharded)
-            return self.domain.own(whole._matmat(self.domain.whole(V)))
-        try:
-            return self._product(V)
-        except NotDifferentiable as error:
-            if not self.way.turns(error):
-                raise
-        return self._product(V)
-
-    def _product(self, V: Tensor) -> Tensor:
-        s, space = self.snapshot, self.domain
-        with differentiating(self.name, space.device):
-            leaves, vectors = s.leaves(space), columns(space, V)
-            add = self.adding()
-
-            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                add(leaves, part, batch, vectors, Sums(rows))
-
-            with s.installed(leaves[1]):
-                product = s.average_rows(contribute, space, len(vectors), self.name, self.scale, V, self.squared)
-            if not self.penalized:
-                return product.T
-            return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
+        return self.way.along(partial(super()._matmat, V))
 
     def adding(self) -> Adding:
-        """How the unscaled product on a batch is computed, for one pass over the data."""
         middle = self.middle()
 
         def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], sums: Sums) -> None:
@@ -136,13 +100,6 @@ class OutputProduct(LinearOperator):
                     sums.add(i, grads(y, leaves[0], [u], retain_graph=i + 1 < len(vectors)))
 
         return add
-
-    def of_penalty(self, leaves: Leaves, vectors: list[list[Tensor]]) -> Tensor:
-        """The convex penalties' Hessian times each vector, as rows."""
-        with torch.enable_grad():
-            gradient = grads(self.snapshot.penalty(leaves[1], convex_only=True), leaves[0], None, create_graph=True)
-            products = [grads(gradient, leaves[0], v, retain_graph=True) for v in vectors]
-        return torch.stack([self.domain.join(p) for p in products])
 
     def _push(
         self,
@@ -179,9 +136,6 @@ class OutputProduct(LinearOperator):
         if batch.index == 0:
             refuse_padded_embedding(y, self.name)
         return y, lambda i: first if i == 0 else tangent(s, space, blocks, vectors[i], batch, what=self.name)
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
 
 
 def prove_adjoint(
@@ -246,27 +200,17 @@ def primal_and_tangent(
         return primal, torch.zeros_like(primal) if derivative is None else derivative.detach()
 
 
-def _made(
+def _place(
     name: str,
     objective: Objective,
     x: Tensor | Mapping[str, Tensor] | None,
     restrict: str | list[str] | None,
     route: Route | None,
-    facts: frozenset[Fact],
-    middle: Middle,
-    scale: Callable[[float, int], float] | None = None,
-    penalized: bool = False,
-    drawn: bool = False,
-    coupled: bool = False,
-    of_criterion: OfCriterion | None = None,
-    squared: bool = False,
-) -> OutputProduct:
+) -> tuple[Snapshot, Space, Way]:
+    """The moment, the blocks and the route of an operator."""
     snapshot = objective.snapshot(x, pieces=True)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
-    way = Way(chosen(route, snapshot.model, name, gauss_newton=True), route is not None)
-    return OutputProduct(
-        *(name, snapshot, space, way, facts, middle, scale, penalized, drawn, coupled, of_criterion, squared)
-    )
+    return snapshot, space, Way(chosen(route, snapshot.model, name, gauss_newton=True), route is not None)
 
 
 def _require_objective(name: str, objective: object) -> None:
@@ -307,8 +251,16 @@ def gauss_newton(
     def middle() -> OnBatch:
         return lambda _part, criterion, y, targets: lambda u: criterion.hessian_product(y, targets, u)
 
-    return _made(
-        *("gauss_newton", objective, x, restrict, route, facts, middle), penalized=True, of_criterion=joint_product
+    snapshot, space, way = _place("gauss_newton", objective, x, restrict, route)
+    return OutputProduct(
+        name="gauss_newton",
+        snapshot=snapshot,
+        domain=space,
+        facts=facts,
+        penalties="convex",
+        way=way,
+        middle=middle,
+        of_criterion=joint_product,
     )
 
 
@@ -352,8 +304,16 @@ def fisher(
 
         return on_batch
 
-    middle = exact if seed is None else drawn
-    return _made("fisher", objective, x, restrict, route, _signed(objective), middle, drawn=seed is not None)
+    snapshot, space, way = _place("fisher", objective, x, restrict, route)
+    return OutputProduct(
+        name="fisher",
+        snapshot=snapshot,
+        domain=space,
+        facts=_signed(objective),
+        drawn=seed is not None,
+        way=way,
+        middle=exact if seed is None else drawn,
+    )
 
 
 def empirical_fisher(
@@ -390,11 +350,17 @@ def empirical_fisher(
         return examples / count**2
 
     coupled = per == "example"
-    made = _made(
-        *("empirical_fisher", objective, x, restrict, route, PSD, middle, per_example if coupled else None),
+    snapshot, space, way = _place("empirical_fisher", objective, x, restrict, route)
+    snapshot.refuse_coupled("empirical_fisher")
+    return OutputProduct(
+        name="empirical_fisher",
+        snapshot=snapshot,
+        domain=space,
+        facts=PSD,
+        scale=per_example if coupled else None,
+        squared=True,
+        way=way,
+        middle=middle,
         coupled=coupled,
         of_criterion=joint_second_moment if coupled else joint_by_term,
-        squared=True,
     )
-    made.snapshot.refuse_coupled("empirical_fisher")
-    return made

@@ -20,41 +20,21 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
-from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective import Batch, Objective, Part
 from frechet.objective._model import backward_hooks
-from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
+from frechet.operators._operator import SYMMETRIC, LinearOperator
 from frechet.operators.derivatives._custom_functions import CHANGES, refuse_changed, refuse_forgotten
 from frechet.operators.derivatives._function import FunctionHessian, frozen_point
 from frechet.operators.derivatives._modes import Route, chosen, refuse_padded_embedding
-from frechet.operators.derivatives._products import Adding, Leaves, Sums, columns, differentiating, dual_numbers, grads
-from frechet.space import Space
+from frechet.operators.derivatives._products import Leaves, Sums, dual_numbers, grads
+from frechet.operators.derivatives._sum_over_data import Adding, SumOverData
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ObjectiveHessian(LinearOperator):
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ObjectiveHessian(SumOverData):
     """The Hessian of an objective at one moment, on the blocks of `domain`."""
 
-    snapshot: Snapshot
-    domain: Space
     route: Route
-    name = "hessian"
-    scale = None  # of a sum over a data set: one over the number of terms
-
-    @property
-    def codomain(self) -> Space:
-        return self.domain
-
-    @property
-    def facts(self) -> frozenset[Fact]:
-        return SYMMETRIC
-
-    def _matmat(self, V: Tensor) -> Tensor:
-        if self.domain.shard is not None:
-            whole = replace(self, snapshot=self.snapshot.gathered(), domain=self.domain.unsharded)
-            return self.domain.own(whole._matmat(self.domain.whole(V)))
-        product = self._product(V)
-        self.prove()
-        return product
 
     def prove(self) -> None:
         """Raise, once for each operator and after a first product, where its gradients are those of no function."""
@@ -100,21 +80,7 @@ class ObjectiveHessian(LinearOperator):
         with here.installed(blocks):
             return here.average_rows(contribute, space, 1, self.name)[0]
 
-    def _product(self, V: Tensor) -> Tensor:
-        s, space = self.snapshot, self.domain
-        with differentiating("hessian", space.device):
-            leaves, vectors = s.leaves(space), columns(space, V)
-            add = self.adding()
-
-            def contribute(part: Part, batch: Batch, rows: list[list[Tensor]]) -> None:
-                add(leaves, part, batch, vectors, Sums(rows))
-
-            with s.installed(leaves[1]):
-                product = s.average_rows(contribute, space, len(vectors), self.name, V=V)
-            return s.plus_penalty(self.name, product, lambda: self.of_penalty(leaves, vectors)).T
-
     def adding(self) -> Adding:
-        """How the unscaled product on a batch is computed, for one pass over the data."""
         s, product = self.snapshot, _reverse if self.route == "reverse" else _forward
 
         def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], sums: Sums) -> None:
@@ -134,15 +100,6 @@ class ObjectiveHessian(LinearOperator):
         refuse_forgotten(total, leaves[0])
         assert s.functions is not None
         s.functions.proved = True
-
-    def of_penalty(self, leaves: Leaves, vectors: list[list[Tensor]]) -> Tensor:
-        """The penalties' Hessian times each vector, as rows."""
-        sums = Sums([[] for _ in vectors])
-        _reverse(self.snapshot.penalty, *leaves, vectors, sums)
-        return torch.stack([self.domain.join(row) for row in sums.rows])
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
 
 
 def _reverse(
@@ -212,7 +169,10 @@ def hessian(
         return FunctionHessian(of, *frozen_point("hessian", x), _known(route))
     snapshot = of.snapshot(x, pieces=True)
     space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
-    return ObjectiveHessian(snapshot, space, chosen(route, snapshot.model, "hessian", gauss_newton=False))
+    way = chosen(route, snapshot.model, "hessian", gauss_newton=False)
+    return ObjectiveHessian(
+        name="hessian", snapshot=snapshot, domain=space, facts=SYMMETRIC, penalties="all", route=way
+    )
 
 
 def _known(route: Route | None) -> Route:

@@ -44,12 +44,7 @@ class OutputJacobian(LinearOperator):
         return NONE
 
     def _matmat(self, V: Tensor) -> Tensor:
-        try:
-            return self._product(V)
-        except NotDifferentiable as error:
-            if not self.way.turns(error):
-                raise
-        return self._product(V)
+        return self.way.along(lambda: self._product(V))
 
     def _product(self, V: Tensor) -> Tensor:
         s, space = self.snapshot, self.domain

@@ -10,10 +10,10 @@ in the first product, which then is computed in reverse mode, as are all later o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from frechet.errors import NotDifferentiable
 from frechet.objective._functions import Functions
 from frechet.objective._model import backward_hooks
-from frechet.objective._torch_internals import nodes_of
+from frechet.objective._torch_internals import nodes_of, padding_row
 
 Route = Literal["reverse", "forward"]
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -40,6 +41,16 @@ class Way:
             return False
         self.route, self.reason = "reverse", str(error)
         return True
+
+    def along(self, product: Callable[[], T], again: Callable[[], None] = lambda: None) -> T:
+        """What `product` gives by this route; where it turns, by the other, after `again`."""
+        try:
+            return product()
+        except NotDifferentiable as error:
+            if not self.turns(error):
+                raise
+        again()
+        return product()
 
 
 def lacks_forward(model: nn.Module) -> str | None:
@@ -89,8 +100,9 @@ def forward_only(what: str, functions: Functions | None) -> Iterator[None]:
 def refuse_padded_embedding(y: Tensor, what: str) -> None:
     """Raise where the graph of `y` holds a functional embedding with a padding row: forward mode does not mask it."""
     for node in nodes_of([y]):
-        if type(node).__name__ == "EmbeddingBackward0" and 0 <= node._saved_padding_idx < 1 << 62:
+        row = padding_row(node)
+        if row is not None:
             raise NotDifferentiable(
-                f"{what}: an embedding with padding_idx={node._saved_padding_idx} has a forward mode that is not the "
+                f"{what}: an embedding with padding_idx={row} has a forward mode that is not the "
                 "adjoint of its backward (its padding row is not masked); use route='reverse'"
             )

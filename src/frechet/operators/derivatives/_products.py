@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from frechet.errors import NotDifferentiable
-from frechet.objective import Batch, Part
 from frechet.objective._functions import Functions
 from frechet.objective._kernels import (
     ordinary,
@@ -131,10 +130,6 @@ class Sums:
         if not self.rows[i]:
             self.rows[i] = [torch.zeros_like(b) for b in like]
         return self.rows[i]
-
-
-# how a product with each vector on one batch is computed
-Adding = Callable[[Leaves, Part, Batch, list[list[Tensor]], Sums], None]
 
 
 def grads(
