@@ -31,8 +31,8 @@ from frechet.linalg._basis import Storage, kept_as, roundoff
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._krylov import Lanczos, lanczos
 from frechet.linalg._shown import Result, Rows
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import Fact, LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.operators.derivatives._jacobian import OutputJacobian
 from frechet.operators.derivatives._sum_over_data import SumOverData
 from frechet.recording import free_memory, peak_above, start_peak

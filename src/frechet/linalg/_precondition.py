@@ -29,8 +29,9 @@ from torch import Tensor
 from frechet.linalg._diagonal import closed_diagonal
 from frechet.linalg._result import Estimate
 from frechet.operators._closed_form import inverse
+from frechet.operators._constructors import from_diagonal, from_factors, identity
 from frechet.operators._operator import Fact, LinearOperator
-from frechet.operators._structured import from_diagonal, from_factors, identity, refuse_sharded
+from frechet.operators._structured import refuse_sharded
 from frechet.space import Space, euclidean
 
 

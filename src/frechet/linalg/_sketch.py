@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frechet.operators._constructors import from_matrix
 from frechet.operators._operator import NONE, Fact, LinearOperator
-from frechet.operators._structured import from_matrix, refuse_sharded
+from frechet.operators._structured import refuse_sharded
 from frechet.space import Space, euclidean, generator
 
 RADIX = 32  # of the Walsh-Hadamard transform

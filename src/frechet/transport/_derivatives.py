@@ -34,7 +34,7 @@ from torch import Tensor
 from frechet.calculus.solutions._plain_function import Nested, one_by_one
 from frechet.errors import NotConverged
 from frechet.linalg.systems._cg import cg
-from frechet.operators._structured import from_diagonal
+from frechet.operators._constructors import from_diagonal
 from frechet.transport._newton import DENSE
 from frechet.transport._problem import Inputs, Problem, all_potentials, balanced, checked, reduced
 from frechet.transport._reduced_hessian import ReducedHessian, reduced_hessian

@@ -35,8 +35,8 @@ from torch import Tensor
 
 from frechet.errors import NonFinite, NotConverged
 from frechet.linalg._result import Status
+from frechet.operators._constructors import from_matrix
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_matrix
 from frechet.operators.derivatives._jacobian import jacobian
 from frechet.optimize._nonsmooth.convex import Convex, Named, convex_function
 from frechet.optimize._nonsmooth.prox_step import prox_step
