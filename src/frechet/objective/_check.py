@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from frechet.errors import LostRank, NotDifferentiable, UnusableObjective
 from frechet.objective._data import Batch, untouched_generators
+from frechet.objective._parts import Part
+from frechet.objective._snapshot import Snapshot
 from frechet.objective._torch_internals import dtypes_of, nodes_of, padding_rows, tree_leaves, tree_map
-
-if TYPE_CHECKING:
-    from frechet.objective._objective import Objective
-    from frechet.objective._parts import Part
-    from frechet.objective._snapshot import Snapshot
 
 # autograd's names of operations whose first derivative jumps
 _KINKS = (
@@ -72,16 +69,15 @@ class _Call:
     returned: list[tuple[object, ...]]
 
 
-def passes(objective: Objective) -> Check:
-    """Raise `UnusableObjective` if `objective` is random, unrepeatable or contradicts the model's own loss."""
-    snapshot = objective.snapshot(pieces=True).gathered()
-    group, wrapper = snapshot.group, objective.wrapper
-    value = _value(objective)  # names the batch of a NaN before anything else is asked
+def passes(snapshot: Snapshot, value: Callable[[], Tensor], wrapper: str | None) -> Check:
+    """Raise `UnusableObjective` if an objective is random, unrepeatable or contradicts the model's own loss."""
+    group = snapshot.group
+    loss = _value(value)  # names the batch of a NaN before anything else is asked
     if group is None:
-        return replace(_alone(snapshot, value), wrapper=wrapper)
-    found = group.objects(group.together(lambda: _alone(replace(snapshot, group=None), value)))
+        return replace(_alone(snapshot, loss), wrapper=wrapper)
+    found = group.objects(group.together(lambda: _alone(replace(snapshot, group=None), loss)))
     return Check(
-        value,
+        loss,
         sum(c.batches for c in found),
         sum(c.examples for c in found),
         sum(c.terms for c in found),
@@ -126,10 +122,10 @@ def _pass(snapshot: Snapshot, seed: int) -> list[_Row]:
     return rows
 
 
-def _value(objective: Objective) -> float:
-    """The objective's value; what the user's model or data raise on the way is told in one sentence."""
+def _value(value: Callable[[], Tensor]) -> float:
+    """An objective's value; what the user's model or data raise on the way is told in one sentence."""
     try:
-        return float(objective.value())
+        return float(value())
     except (NotDifferentiable, LostRank):
         raise
     except (IndexError, KeyError, AttributeError, AssertionError, NotImplementedError, RuntimeError) as error:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from frechet.errors import UnusableObjective
 from frechet.objective._data import Batch
+from frechet.objective._parts import Part
+from frechet.objective._snapshot import Snapshot
 from frechet.objective._structure import Layout, has_rows, leaves_of, rows_of
 from frechet.objective.criteria._criterion import Criterion
 from frechet.objective.criteria._custom import Custom
-
-if TYPE_CHECKING:
-    from frechet.objective._parts import Part
-    from frechet.objective._snapshot import Snapshot
 
 # what code that is given other data than it expects may raise
 RAISED = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,24 @@ from frechet.objective.criteria._torch_losses import as_criterion
 from frechet.space import Group, Space, generator
 
 
-class Objective:
+@dataclass(frozen=True, eq=False, repr=False)
+class _Terms:
+    """What an objective holds: a live model, data terms and penalties with their weights."""
+
+    model: nn.Module
+    parts: tuple[Part, ...]
+    penalties: tuple[tuple[float, Penalty], ...]
+    space: Space
+    dropout_seed: int | None
+    group: Group | None
+    wrapper: str | None  # what the model was taken out of, such as DistributedDataParallel
+
+
+def _space(model: nn.Module, part: Part, group: Group | None) -> Space:
+    return sharded_space(model, parameter_space(model, part.dtype), group)
+
+
+class Objective(_Terms):
     """A model, a criterion and data: a function of the model's trainable parameters.
 
     `criterion` is one of frechet's or a torch loss with ``reduction="mean"``. `data` is any iterable of batches that
@@ -129,36 +146,16 @@ class Objective:
             last = None if head is None else head_of(inner, head, head_rows)
             population = data.population if isinstance(data, Subsample) else None
             part = Part(as_criterion(criterion), data, cut, 1.0, last, dtype, ranks is not None, population)
-            return inner, part, sharded_space(inner, parameter_space(inner, dtype), ranks)
+            return inner, part, _space(inner, part, ranks)
 
         if ranks is None:
             inner, part, _ = checked()
         else:
             inner, part = agreed_part(ranks, checked, data, penalty is not None)
+        penalties = () if penalty is None else ((1.0, penalty),)
         wrapper = None if inner is model else type(model).__name__
-        object.__setattr__(self, "dropout_seed", dropout_seed)
-        self._set(inner, (part,), () if penalty is None else ((1.0, penalty),), ranks, wrapper)
-
-    def _set(
-        self,
-        model: nn.Module,
-        parts: tuple[Part, ...],
-        penalties: tuple[tuple[float, Penalty], ...],
-        group: Group | None,
-        wrapper: str | None,
-    ) -> None:
-        fields = {"model": model, "parts": parts, "penalties": penalties, "group": group, "wrapper": wrapper}
-        space = sharded_space(model, parameter_space(model, parts[0].dtype), group)
-        for name, value in {**fields, "space": space}.items():
-            object.__setattr__(self, name, value)
-
-    model: nn.Module
-    parts: tuple[Part, ...]
-    penalties: tuple[tuple[float, Penalty], ...]
-    space: Space
-    dropout_seed: int | None
-    group: Group | None
-    wrapper: str | None  # what the model was taken out of, such as DistributedDataParallel
+        space = _space(inner, part, ranks)
+        super().__init__(inner, (part,), penalties, space, dropout_seed, ranks, wrapper)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Objective is frozen: cannot set {name}; make a new one")
@@ -175,9 +172,10 @@ class Objective:
         model: nn.Module | None = None,
         group: Group | None = None,
     ) -> Objective:
+        model, group = model or self.model, group or self.group
+        space = _space(model, parts[0], group)
         other = object.__new__(Objective)
-        object.__setattr__(other, "dropout_seed", self.dropout_seed)
-        other._set(model or self.model, parts, penalties, group or self.group, self.wrapper)
+        _Terms.__init__(other, model, parts, penalties, space, self.dropout_seed, group, self.wrapper)
         return other
 
     def __add__(self, other: object) -> Objective:

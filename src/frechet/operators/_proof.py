@@ -51,7 +51,7 @@ Pick = Callable[["_Measured"], float | None]
 def check(objective: Objective) -> Check:
     """Raise where an objective is not one fixed, finite function with right derivatives; return what was seen."""
     attributes = attributes_of(tuple(objective.model.modules()))  # before any pass could leave something behind
-    found = passes(objective)
+    found = passes(objective.snapshot(pieces=True).gathered(), objective.value, objective.wrapper)
     coupled = found.coupled
     if not coupled and objective.group is None and objective.space.shard is None:
         coupled = couplings_seen(objective.snapshot())

@@ -73,7 +73,7 @@ def goes_in_blocks(replay: Replay, space: Space) -> bool:
     try:
         with vmap_without_loops():
             together = replay.block([torch.stack(list(column)) for column in zip(*vectors, strict=True)])
-    except (RuntimeError, NotImplementedError):  # vmap has no rule for an operation
+    except (RuntimeError, NotImplementedError):  # vmap has no rule for an operation, or no memory
         return False
     alone = [replay(v) for v in vectors]
     return not any(difference(a, [t[i] for t in together], space.eps) for i, a in enumerate(alone))

@@ -172,7 +172,7 @@ class Recordings:
                 try:
                     replay = record(product.other(batch), self._vector(), math.inf, apart, tensors)
                     self.other = True
-                except Exception:  # an operation without this mode
+                except Exception:  # an operation without this mode; the numbers are the same, and `route` says which
                     self.other = False
         return replay
 

@@ -27,7 +27,7 @@ from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._constrained.constraint import Function
-from frechet.space import Space, euclidean
+from frechet.space import Space, Variables, euclidean
 
 Parameters = Tensor | Mapping[str, Tensor]
 
@@ -165,7 +165,7 @@ class Program:
     def structured(self, x: Tensor) -> Parameters:
         """`x` ``(n,)`` as the tensor or dict that the functions take."""
         v = (x * self.lengths).to(self.space.device, self.space.dtype, copy=True)
-        return v.view(self.space.shapes[0]) if self.single else self.space.unflatten(v)
+        return Variables(self.space, self.single).unflatten(v)
 
     def values(self, x: Tensor) -> Values | None:
         """f and c at a trial point; None where they are not finite."""
@@ -184,7 +184,7 @@ class Program:
         self.ledger.gradients += 1
         with second_order("minimize", self.space.device), torch.enable_grad():
             leaves = [ordinary(b).clone().requires_grad_() for b in self.blocks(x)]
-            at = leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
+            at = Variables(self.space, self.single).structured(leaves)
             value, rows = None if isinstance(self.f, Objective) else self.f(at), self._rows(at)
             gradient = [] if value is None else [b / self.unit for b in grads(value, leaves, None, create_graph=True)]
             u = torch.zeros_like(rows).requires_grad_()

@@ -51,7 +51,7 @@ from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import LeastSquaresState, Run
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
-from frechet.space import Space
+from frechet.space import Variables
 
 Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
 ALGORITHMS: dict[str, Callable[..., Run]] = {
@@ -336,11 +336,10 @@ def _problem(
 ) -> tuple[Residual, Tensor]:
     if not callable(residual):
         raise TypeError(f"least_squares: residual must be a function of x, got {type(residual).__name__}")
-    single = isinstance(x0, Tensor)
     check_start("least_squares", x0)
-    blocks = {"": x0.detach()} if isinstance(x0, Tensor) else {name: b.detach() for name, b in x0.items()}
-    space = Space.of(blocks)
-    x = space.flatten(blocks).cpu().double()
+    variables = Variables.of(x0)
+    space, single = variables.space, variables.single
+    x = variables.flatten(x0).detach().cpu().double()
     if not bool(x.isfinite().all()):
         raise ValueError(f"least_squares: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
     if not 0 < loss_scale < math.inf:

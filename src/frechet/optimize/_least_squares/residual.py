@@ -133,8 +133,11 @@ class Residual:
 
     def structured(self, x: Tensor) -> Parameters:
         """`x` ``(n,)`` as the tensor or dict that the user's functions take."""
-        v = x.to(self.space.device, self.space.dtype)
-        return v.view(self.space.shapes[0]) if self.single else self.space.unflatten(v)
+        return self._variables.unflatten(x.to(self.space.device, self.space.dtype))
+
+    @property
+    def _variables(self) -> Variables:
+        return Variables(self.space, self.single)
 
     def flat(self, y: object) -> Tensor:
         """What the function returned as a vector ``(m,)``, on its graph."""
@@ -228,7 +231,7 @@ class Residual:
     def _graph(self, point: Point) -> tuple[Tensor, Tensor]:
         """x as a leaf, and r on its graph."""
         leaf = point.x.to(self.space.device, self.space.dtype, copy=True).requires_grad_()
-        r = self.flat(self.function(leaf.view(self.space.shapes[0]) if self.single else self.space.unflatten(leaf)))
+        r = self.flat(self.function(self._variables.unflatten(leaf)))
         self.ledger.constant = not r.requires_grad
         return leaf, r if self.unit == 1 else r / self.unit
 
@@ -244,7 +247,7 @@ class Residual:
             return J if self.unit == 1 else J * (1 / self.unit)
         blocks = self.space.split(point.x.to(self.space.device, self.space.dtype))
         image = euclidean(point.r.numel(), self.space.dtype, self.space.device)
-        return FunctionJacobian(self._vector, Variables(self.space, self.single), blocks, "reverse", image)
+        return FunctionJacobian(self._vector, self._variables, blocks, "reverse", image)
 
     def _vector(self, x: Parameters) -> Tensor:
         return self.flat(self.function(x)) / self.unit

@@ -40,7 +40,7 @@ from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._jacobian import jacobian
 from frechet.optimize._nonsmooth.convex import Convex, Named, convex_function
 from frechet.optimize._nonsmooth.prox_step import prox_step
-from frechet.space import Space, euclidean
+from frechet.space import Space, Variables, euclidean
 
 Parameters = Tensor | Mapping[str, Tensor]
 LARGEST = 1 << 22  # entries of a Jacobian that is formed
@@ -132,12 +132,13 @@ def prox_linear(
         tensor([0.5000], dtype=torch.float64)
     """
     outside = convex_function(h)
-    space, single, x = start_of(x0)
+    variables, x = start_of(x0)
+    space = variables.space
     _check(gtol, t0, max_iterations)
     goal = space.eps ** (2 / 3) if gtol is None else gtol
 
     def values(x: Tensor) -> Tensor:
-        return flat(space, c(x.view(space.shapes[0]) if single else space.unflatten(x)))
+        return flat(space, c(variables.unflatten(x)))
 
     with torch.no_grad():
         now = values(x)
@@ -217,7 +218,7 @@ def prox_linear(
                 continue
         refused, t = refused + 1, t / SHRINK
     return ProxLinearSolution(
-        x=structured(space, single, x),
+        x=variables.unflatten(x.clone()),
         status=status,
         reason=reason,
         value=value,
@@ -233,28 +234,19 @@ def prox_linear(
     )
 
 
-def start_of(x0: Parameters) -> tuple[Space, bool, Tensor]:
-    """The space of x0, whether it is a single tensor, and x0 flat."""
-    single = isinstance(x0, Tensor)
-    if not single and not isinstance(x0, Mapping):
+def start_of(x0: Parameters) -> tuple[Variables, Tensor]:
+    """The variables of which x0 is a point, and x0 flat."""
+    if not isinstance(x0, Tensor | Mapping):
         raise TypeError(f"prox_linear: x0 must be a tensor or a dict of tensors, got {type(x0).__name__}")
-    blocks = {"": x0.detach()} if isinstance(x0, Tensor) else {name: b.detach() for name, b in x0.items()}
-    space = Space.of(blocks)
-    x = space.flatten(blocks).clone()
+    variables = Variables.of(x0)
+    x = variables.flatten(x0).detach().clone()
     if not bool(x.isfinite().all()):
         raise ValueError(f"prox_linear: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
-    return space, single, x
+    return variables, x
 
 
 def _length(space: Space, v: Tensor) -> float:
     return float(space.norm(v))
-
-
-def structured(space: Space, single: bool, x: Tensor) -> Tensor | dict[str, Tensor]:
-    """The flat x in the form of x0."""
-    if single:
-        return x.view(space.shapes[0]).clone()
-    return {name: b.clone() for name, b in space.unflatten(x).items()}
 
 
 def flat(space: Space, y: object) -> Tensor:

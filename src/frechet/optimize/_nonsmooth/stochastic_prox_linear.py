@@ -36,7 +36,6 @@ from frechet.optimize._nonsmooth.prox_linear import (
     flat,
     linearized,
     start_of,
-    structured,
     subgradient,
 )
 from frechet.optimize._nonsmooth.prox_step import Step, prox_step
@@ -86,14 +85,15 @@ def stochastic_prox_linear(
             raise ValueError(f"stochastic_prox_linear: {name} must be >= {least}, got {value}")
     if not 0 < decay <= 1:
         raise ValueError(f"stochastic_prox_linear: decay must lie in (0, 1], got {decay}")
-    space, single, x = start_of(x0)
+    variables, x = start_of(x0)
+    space = variables.space
     goal = math.sqrt(space.eps) if gtol is None else gtol
 
     def model(x: Tensor, i: Tensor, t: float | None) -> _Model:
         """The mean over the rows i at x, and its step for t, one of Polyak's if there is none."""
 
         def values(x: Tensor) -> Tensor:
-            z = flat(space, c(x.view(space.shapes[0]) if single else space.unflatten(x), i))
+            z = flat(space, c(variables.unflatten(x), i))
             if len(z) != len(i):
                 raise ValueError(
                     f"stochastic_prox_linear: c must return one number per row, got {len(z)} for {len(i)} rows"
@@ -146,7 +146,7 @@ def stochastic_prox_linear(
         reason += f", prox-gradient mapping {stationarity:.3g}"
         status = Status.CONVERGED if stationarity <= goal * end.size else status
     return ProxLinearSolution(
-        x=structured(space, single, x),
+        x=variables.unflatten(x.clone()),
         status=status,
         reason=reason,
         value=end.value,

@@ -40,7 +40,7 @@ from frechet.optimize._smooth.projected_newton import projected_newton
 from frechet.optimize._smooth.smooth_function import Counts, Curvature, Parameters, SmoothFunction
 from frechet.optimize._smooth.stepsized_newton import stepsized_newton
 from frechet.optimize._smooth.trust_region import trust_region
-from frechet.space import Space
+from frechet.space import Space, like, named
 
 Method = Literal[
     "auto",
@@ -262,8 +262,7 @@ def _function(
         if x0 is None:
             raise TypeError("minimize: x0 must be given for a function, got None; write minimize(f, x0)")
         check_start("minimize", x0)
-        detached = x0.detach() if isinstance(x0, Tensor) else {n: b.detach() for n, b in x0.items()}
-        variables, blocks = frozen_point("minimize", detached)
+        variables, blocks = frozen_point("minimize", like(x0, [b.detach() for b in named(x0).values()]))
         space, single = variables.space, variables.single
         x = space.join(blocks)
     if not space.dim:

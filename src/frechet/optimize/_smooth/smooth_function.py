@@ -19,7 +19,7 @@ from frechet.objective import Objective
 from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import columns, grads, second_order
-from frechet.space import Space
+from frechet.space import Space, Variables
 
 Parameters = Tensor | Mapping[str, Tensor]
 Curvature = Callable[..., LinearOperator]
@@ -73,9 +73,11 @@ class SmoothFunction:
 
     def structured(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """A flat point in the form of x0."""
-        if not self.single:
-            return self.space.unflatten(x)
-        return x if isinstance(self.f, Objective) else x.view(self.space.shapes[0])
+        return x if self.single and isinstance(self.f, Objective) else self._variables.unflatten(x)
+
+    @property
+    def _variables(self) -> Variables:
+        return Variables(self.space, self.single)
 
     def at(self, x: Tensor) -> Trial:
         """f at x."""
@@ -86,8 +88,8 @@ class SmoothFunction:
             except NonFinite:
                 return Trial(x, math.nan, [], None)
         with second_order("minimize", self.space.device), torch.enable_grad():
-            leaves = [b.detach().requires_grad_() for b in self.space.split(x)]
-            value = self.f(leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True)))
+            leaves, argument = self._variables.leaves(self.space.split(x))
+            value = self.f(argument)
         if not isinstance(value, Tensor) or value.ndim:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"minimize: f must return a scalar tensor, got {got}; reduce it, for example with .sum()")
@@ -129,9 +131,7 @@ class SmoothFunction:
 
     def _given(self, x: Tensor) -> LinearOperator:
         assert self.curvature is not None
-        structured = self.structured(x)
-        copy = structured.clone() if isinstance(structured, Tensor) else {n: b.clone() for n, b in structured.items()}
-        H = self.curvature(copy)
+        H = self.curvature(self.structured(x.clone()))
         if not isinstance(H, LinearOperator):
             raise TypeError(
                 f"minimize: hessian must return a LinearOperator, got {type(H).__name__}; wrap a matrix "

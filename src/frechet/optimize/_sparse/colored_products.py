@@ -31,7 +31,7 @@ from frechet.optimize._least_squares.robust import row_scales
 from frechet.optimize._sparse.block_jacobian import BlockJacobian
 from frechet.optimize._sparse.gathered_rows import row_graph
 from frechet.optimize._sparse.structure import Structure
-from frechet.space import euclidean
+from frechet.space import Variables, euclidean
 
 CANCELLED = 100.0  # times the rounding of the largest column that another one may have
 COARSE = 1e-2  # how well differences along a random direction agree with those by columns
@@ -271,7 +271,7 @@ def _graph(problem: Residual, point: Point) -> tuple[list[Tensor], Tensor]:
     space = problem.space
     with second_order("least_squares", space.device), torch.enable_grad():
         leaves = [b.clone().requires_grad_() for b in space.split(point.x.to(space.device, space.dtype))]
-        x = leaves[0] if problem.single else dict(zip(space.names, leaves, strict=True))
+        x = Variables(space, problem.single).structured(leaves)
         y = problem.flat(problem.function(x)) / problem.unit
         if not y.requires_grad:
             raise NotDifferentiable(WITHOUT_GRAPH)

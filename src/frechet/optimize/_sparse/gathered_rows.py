@@ -22,6 +22,7 @@ from frechet.operators.derivatives._products import second_order
 from frechet.optimize._least_squares.residual import Point, Residual
 from frechet.optimize._sparse.block_jacobian import BlockJacobian
 from frechet.optimize._sparse.structure import Structure
+from frechet.space import Variables
 
 TAKES = (Tensor.__getitem__, torch.index_select, Tensor.index_select)
 
@@ -119,7 +120,7 @@ def row_graph(problem: Residual, point: Point, structure: Structure) -> RowGraph
         indices.append((number, (group.columns[:, at] - b.start).div(max(b.width, 1), rounding_mode="floor")))
     with second_order("least_squares", space.device), torch.enable_grad():
         leaves = [b.clone().requires_grad_() for b in parts]
-        x = leaves[0] if problem.single else dict(zip(space.names, leaves, strict=True))
+        x = Variables(space, problem.single).structured(leaves)
         with (gathering := Gathering(leaves, indices)):
             y = problem.flat(problem.function(x)) / problem.unit
         if not gathering.found or not y.requires_grad:
