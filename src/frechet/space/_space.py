@@ -214,7 +214,9 @@ class Space:
         return torch.cat(parts).to(self.device) if parts else torch.zeros(0, dtype=torch.long, device=self.device)
 
     def vector(self, values: Mapping[str, float]) -> Tensor:
-        """A vector that is constant on blocks, from ``{pattern: value}``; a later pattern wins, unmatched is an error.
+        """Return a vector that is constant on blocks, from ``{pattern: value}``.
+
+        Where several patterns match a block, the last one counts. A block that no pattern matches raises.
 
         For diagonals such as per-group damping, prior precisions or learning rates.
         """
