@@ -207,7 +207,7 @@ def _confirmed(problem: System, s: CGState) -> tuple[CGState, Ending | None]:
     """The end, or the method begun again from the true residual."""
     s, r = _recomputed(problem, s)
     pairs = zip(s.true or (), problem.goals, strict=True)
-    excess = max((t / g if g else math.inf for t, g in pairs if t > g), default=0.0)
+    excess = max((t / g if g else math.inf for t, g in pairs if not t <= g), default=0.0)
     ending = verdict(excess == 0, excess, s.confirmed, f"the true residual is {excess:.3g} times the tolerance")
     if ending is not None:
         return s, ending
