@@ -246,6 +246,13 @@ def _chi_square_interval(mean: Tensor, variance: Tensor, level: float) -> tuple[
     return low, high
 
 
+def _check_request(A: LinearOperator, probes: int, steps: int) -> None:
+    check_symmetric(A, "spectral_density", "for singular values use A.T @ A")
+    for name, value in (("probes", probes), ("steps", steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"spectral_density: {name} must be a positive int, got {value!r}")
+
+
 @torch.no_grad()
 def spectral_density(
     A: LinearOperator,
@@ -278,10 +285,7 @@ def spectral_density(
         >>> density.products, round(float(density.trace_of(torch.log)) / 50, 4)  # log 2
         (2, 0.6931)
     """
-    check_symmetric(A, "spectral_density", "for singular values use A.T @ A")
-    for name, value in (("probes", probes), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"spectral_density: {name} must be a positive int, got {value!r}")
+    _check_request(A, probes, steps)
     space, k, deflated = A.domain, 0, torch.zeros(0, dtype=torch.float64)
     residuals, known = deflated, None
     if deflate is not None:

@@ -20,6 +20,7 @@ from frechet.linalg._lobpcg import lobpcg
 from frechet.linalg._result import Spectrum, Status
 from frechet.linalg._thick_restart import thick_restart
 from frechet.operators._operator import LinearOperator
+from frechet.space import Space
 
 Method = Literal["lanczos", "lobpcg"]
 
@@ -108,18 +109,8 @@ def _check(
     basis: int | None, storage: Storage, start: Tensor | None, copies: bool, preconditioner: LinearOperator | None,
 ) -> int:  # fmt: skip
     """The number of pairs to find; raises on bad arguments."""
-    check_symmetric(A, "eigsh", "for singular values use svds(A, k)")
+    _check_request(A, k, which, rtol, atol, max_products, method)
     space, n = A.domain, A.domain.dim
-    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= n:
-        raise ValueError(f"eigsh: k must be an int between 0 and the dimension {n}, got {k!r}")
-    if which not in ("largest", "smallest", "both"):
-        raise ValueError(f"eigsh: which must be 'largest', 'smallest' or 'both', got {which!r}")
-    if method not in ("lanczos", "lobpcg"):
-        raise ValueError(f"eigsh: method must be 'lanczos' or 'lobpcg', got {method!r}")
-    if not (rtol >= 0 and atol >= 0):
-        raise ValueError(f"eigsh: rtol and atol must be non-negative, got {rtol} and {atol}")
-    if max_products is not None and max_products < 1:
-        raise ValueError(f"eigsh: max_products must be positive, got {max_products}")
     wanted = min(n, 2 * k) if which == "both" else k
     if method == "lobpcg" and (which == "both" or copies or basis is not None or storage != "device"):
         raise ValueError(
@@ -137,13 +128,33 @@ def _check(
         if preconditioner.domain != space:
             raise ValueError(f"eigsh: preconditioner must act on {space!r}, got {preconditioner!r}")
     if start is not None:
-        fits = start.ndim == 2 and start.shape[0] == space.length
-        if not fits or start.dtype != space.dtype or start.device != space.device:
-            got = f"{tuple(start.shape)}, {start.dtype}, {start.device}"
-            raise ValueError(f"eigsh: start must be a block ({space.length}, j) of {space!r}, got {got}")
-        if not space.finite(start):
-            raise NonFinite("eigsh: start holds a NaN or an infinity")
+        _check_start(space, start)
     need = min(n, wanted + 5)
     if basis is not None and basis < need:
         raise ValueError(f"eigsh: basis must be at least {need} for {wanted} pairs, got {basis}")
     return wanted
+
+
+def _check_request(
+    A: LinearOperator, k: int, which: str, rtol: float, atol: float, max_products: int | None, method: str
+) -> None:
+    check_symmetric(A, "eigsh", "for singular values use svds(A, k)")
+    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= A.domain.dim:
+        raise ValueError(f"eigsh: k must be an int between 0 and the dimension {A.domain.dim}, got {k!r}")
+    if which not in ("largest", "smallest", "both"):
+        raise ValueError(f"eigsh: which must be 'largest', 'smallest' or 'both', got {which!r}")
+    if method not in ("lanczos", "lobpcg"):
+        raise ValueError(f"eigsh: method must be 'lanczos' or 'lobpcg', got {method!r}")
+    if not (rtol >= 0 and atol >= 0):
+        raise ValueError(f"eigsh: rtol and atol must be non-negative, got {rtol} and {atol}")
+    if max_products is not None and max_products < 1:
+        raise ValueError(f"eigsh: max_products must be positive, got {max_products}")
+
+
+def _check_start(space: Space, start: Tensor) -> None:
+    fits = start.ndim == 2 and start.shape[0] == space.length
+    if not fits or start.dtype != space.dtype or start.device != space.device:
+        got = f"{tuple(start.shape)}, {start.dtype}, {start.device}"
+        raise ValueError(f"eigsh: start must be a block ({space.length}, j) of {space!r}, got {got}")
+    if not space.finite(start):
+        raise NonFinite("eigsh: start holds a NaN or an infinity")

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from frechet.linalg._diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, closed_diagonal
+from frechet.linalg._diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, closed_diagonal, complete
 from frechet.linalg._hutchinson import complement
 from frechet.linalg._quadratic_forms import dominated, length
 from frechet.linalg._result import Estimate, exact_estimate
@@ -87,17 +87,8 @@ def frobenius_norm(
         sketch = 0 if method == "hutchinson" else max(0, min(products // 3, (products - PROBES) // 2, most))
     if not 0 <= sketch < max(1, least):
         raise ValueError(f"frobenius_norm: sketch must lie between 0 and {max(1, least) - 1}, got {sketch}")
-    return run(
-        "frobenius_norm",
-        deflated_lengths(A, seed, sketch, method, scale),
-        A.domain,
-        seed=seed,
-        products=products,
-        rtol=rtol,
-        block=block,
-        observe=None,
-        resume=None,
-    )
+    sampler = deflated_lengths(A, seed, sketch, method, scale)
+    return run("frobenius_norm", sampler, A.domain, seed=seed, products=products, rtol=rtol, block=block)
 
 
 def _by_unit_vectors(A: LinearOperator, scale: float) -> Estimate:
@@ -133,8 +124,8 @@ def closed_square(A: LinearOperator) -> float | None:
             left = closed_square(B)
             return None if left is None else _times(left, closed_square(C))
         case BlockDiagonal(blocks):
-            found = [s for s in map(closed_square, blocks) if s is not None]
-            return math.fsum(found) if len(found) == len(blocks) else None
+            found = complete(map(closed_square, blocks))
+            return None if found is None else math.fsum(found)
         case Sum() | Product():
             return _of_normal_form(A, normal_form(A))
         case _:

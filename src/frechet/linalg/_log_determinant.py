@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NoClosedForm
+from frechet.linalg._diagonal import complete
 from frechet.linalg._krylov import gauss_quadrature, lanczos
 from frechet.linalg._result import Estimate, exact_estimate
 from frechet.linalg._sequential import LEVEL_FACTOR, Reading, Sampler, check_request, run
@@ -89,17 +90,8 @@ def log_determinant(
         products = steps * (DEFAULT_PROBES if rtol is None else MOST_PROBES)
         if method == "auto" and products >= n:
             return exact_estimate(_cholesky(A.dense()), products=n, method="exact")
-    return run(
-        "log_determinant",
-        quadrature(A, seed, min(steps, n)),
-        A.domain,
-        seed=seed,
-        products=products,
-        rtol=rtol,
-        block=block,
-        observe=None,
-        resume=None,
-    )
+    sampler = quadrature(A, seed, min(steps, n))
+    return run("log_determinant", sampler, A.domain, seed=seed, products=products, rtol=rtol, block=block)
 
 
 # --- closed forms -----------------------------------------------------------------------------------------------------
@@ -121,12 +113,18 @@ def closed_log_determinant(A: LinearOperator) -> float | None:
             return None if inner is None else A.domain.dim * math.log(c) + inner
         case Kronecker(B, C):
             left, right = closed_log_determinant(B), closed_log_determinant(C)
-            if left is None or right is None:
-                return None
-            return C.domain.dim * left + B.domain.dim * right
+            return None if left is None or right is None else C.domain.dim * left + B.domain.dim * right
         case BlockDiagonal(blocks):
-            found = [d for d in map(closed_log_determinant, blocks) if d is not None]
-            return math.fsum(found) if len(found) == len(blocks) else None
+            found = complete(map(closed_log_determinant, blocks))
+            return None if found is None else math.fsum(found)
+        case Sum() as B:
+            return _of_sum(B)
+        case _:
+            return None
+
+
+def _of_sum(A: Sum) -> float | None:
+    match A:
         case Sum(terms=(Scaled(c, Identity()), LowRank() as L)):
             _, mu = orthonormal_factors(L)
             return A.domain.dim * math.log(c) + float(torch.log1p(mu / c).sum())
@@ -135,9 +133,9 @@ def closed_log_determinant(A: LinearOperator) -> float | None:
             scaled = U / d.sqrt().unsqueeze(1)
             _, mu = orthonormal_factors(LowRank(scaled, s, L.domain, L.facts))
             return float(double(d).log().sum()) + float(torch.log1p(mu).sum())
-        case Sum(terms=(Scaled(_, Identity()), Kronecker())) as B:
+        case Sum(terms=(Scaled(_, Identity()), Kronecker())):
             try:
-                return float(eigendecomposition(B, "inverse").values.log().sum())
+                return float(eigendecomposition(A, "inverse").values.log().sum())
             except NoClosedForm:
                 return None
         case _:

@@ -22,10 +22,18 @@ from typing import Literal
 
 import torch
 
-from frechet.linalg._diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, combined, flat_terms, shifted, unit_diagonal
+from frechet.linalg._diagonal import (
+    DEFAULT_PRODUCTS,
+    MOST_PRODUCTS,
+    combined,
+    complete,
+    flat_terms,
+    shifted,
+    unit_diagonal,
+)
 from frechet.linalg._hutchinson import hutch_plus_plus, hutchinson, xtrace_then_probes
 from frechet.linalg._result import Estimate, exact_estimate
-from frechet.linalg._sequential import EstimateState, Observe, check_request, run
+from frechet.linalg._sequential import EstimateState, Observe, Sampler, check_request, run
 from frechet.linalg._xtrace import xnystrace, xtrace
 from frechet.operators._canonical import normal_form
 from frechet.operators._operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
@@ -90,31 +98,13 @@ def trace(
             f"trace: A must be known to be positive semidefinite for method 'nystrom', got {unknown!r}; use method="
             "'xtrace'"
         )
-    match chosen:
-        case "hutchinson":
-            sampler = hutchinson(unknown, seed)
-        case "hutch++":
-            if sketch is None:
-                # at least PROBES probes are left to tell the error
-                most = n - 1 if rtol is None else min(n - 1, 30)
-                sketch = max(0, min(products // 3, (products - PROBES) // 2, most))
-            sampler = hutch_plus_plus(unknown, seed, sketch)
-        case "nystrom":
-            sampler = xnystrace(unknown, seed)
-        case "xtrace":
-            sampler = xtrace(unknown, seed)
-        case _:
-            sampler = xtrace_then_probes(unknown, seed, KEPT // 2)
+    if sketch is None:
+        # at least PROBES probes are left to tell the error
+        most = n - 1 if rtol is None else min(n - 1, 30)
+        sketch = max(0, min(products // 3, (products - PROBES) // 2, most))
+    sampler = shifted(_sampler(unknown, chosen, seed, sketch), torch.tensor(known, dtype=torch.float64), scale)
     return run(
-        "trace",
-        shifted(sampler, torch.tensor(known, dtype=torch.float64), scale),
-        A.domain,
-        seed=seed,
-        products=products,
-        rtol=rtol,
-        block=block,
-        observe=observe,
-        resume=resume,
+        "trace", sampler, A.domain, seed=seed, products=products, rtol=rtol, block=block, observe=observe, resume=resume
     )
 
 
@@ -125,6 +115,20 @@ def _choice(A: LinearOperator, products: int, rtol: float | None) -> str:
     if Fact.POSITIVE_SEMIDEFINITE in A.facts and FEW_PRODUCTS // 2 <= products <= A.domain.dim // 2:
         return "nystrom"
     return "xtrace" if products >= FEW_PRODUCTS else "hutchinson"
+
+
+def _sampler(A: LinearOperator, method: str, seed: int, sketch: int) -> Sampler:
+    match method:
+        case "hutchinson":
+            return hutchinson(A, seed)
+        case "hutch++":
+            return hutch_plus_plus(A, seed, sketch)
+        case "nystrom":
+            return xnystrace(A, seed)
+        case "xtrace":
+            return xtrace(A, seed)
+        case _:
+            return xtrace_then_probes(A, seed, KEPT // 2)
 
 
 def _by_unit_vectors(known: float, scale: float, A: LinearOperator) -> Estimate:
@@ -141,10 +145,8 @@ def closed_trace(A: LinearOperator) -> float | None:
     match A:
         case Identity(space):
             return float(space.dim)
-        case Diagonal(diagonal=d, domain=space):
-            return float(space.inner(d, torch.ones_like(d)))
-        case Matrix(matrix=M, domain=space):
-            d = M.diagonal()
+        case Diagonal(domain=space) | Matrix(domain=space):
+            d = A.diagonal if isinstance(A, Diagonal) else A.matrix.diagonal()
             return float(space.inner(d, torch.ones_like(d)))
         case LowRank(U=U, s=s):
             return float((A.domain.norm(U).square() * s.to(torch.float64)).sum()) if s.numel() else 0.0
@@ -156,20 +158,14 @@ def closed_trace(A: LinearOperator) -> float | None:
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
             left, right = closed_trace(B), closed_trace(C)
             return None if left is None or right is None else left * right
-        case BlockDiagonal(blocks) if all(B.domain == B.codomain for B in blocks):
-            return _total([closed_trace(B) for B in blocks])
-        case Sum(terms):
-            return _total([closed_trace(B) for B in terms])
+        case BlockDiagonal(parts) | Sum(parts) if all(B.domain == B.codomain for B in parts):
+            found = complete(map(closed_trace, parts))
+            return None if found is None else math.fsum(found)
         case Product():
             known = normal_form(A)
             return None if isinstance(known, Product) else closed_trace(known)
         case _:
             return None
-
-
-def _total(parts: list[float | None]) -> float | None:
-    found = [p for p in parts if p is not None]
-    return math.fsum(found) if len(found) == len(parts) else None
 
 
 def split_trace(A: LinearOperator) -> tuple[float, float, LinearOperator | None]:
