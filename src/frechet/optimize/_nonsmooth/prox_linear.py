@@ -258,7 +258,7 @@ def _modelled(problem: _Problem, s: _Iterate) -> tuple[_Iterate, _Model]:
     step = prox_step(problem.h, s.z, s.J, s.t, s.y, s.norm_J, ACCURACY, noise)
     length = math.sqrt(2 * s.t * step.quadratic)
     model = _Model(step, length, length / s.t, s.value - step.model - step.quadratic, noise)
-    largest = max(s.largest_y, float(problem.image.norm(step.y)))
+    largest = max(s.largest_y, float(s.J.codomain.norm(step.y)))
     return replace(s, y=step.y, largest_y=largest, products=s.products + step.products), model
 
 

@@ -69,7 +69,7 @@ def sparse_run(
     return sparse_levenberg_marquardt(problem, start, structure, rules, factors=factors, observe=observe)
 
 
-def sparse_levenberg_marquardt(  # noqa: C901 - each branch ends or continues the search for one step
+def sparse_levenberg_marquardt(
     problem: Residual,
     start: Point,
     structure: Structure,
