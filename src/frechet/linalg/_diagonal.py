@@ -57,17 +57,23 @@ def diagonal(
     observe: Observe | None = None,
     resume: EstimateState | None = None,
 ) -> Estimate:
-    """The diagonal of a square A: `value` and `standard_error` of shape ``(n,)`` in the dtype of A.
+    """Estimate the diagonal of a square A: `value` and `standard_error` of shape ``(n,)`` in the dtype of A.
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (100; with
-    `rtol` 1000): from n on, unit vectors give the exact diagonal, below a `seed` is required and every entry has its
-    own interval. With `rtol` the run stops when q ||standard_error|| <= rtol ||value||, q being the factor of
-    ``interval(0.95)``, at one of a few fixed looks whose number is paid for in the standard error; `converged` is False
-    where the budget ended first.
+    Closed forms are free and ask for nothing.
 
-    ``method="auto"`` takes `hutchinson`, which needs no transpose and the least memory; `xdiag` is better where few
-    eigenvalues dominate and the budget exceeds twice their number. `block` probes are multiplied at once. `observe`
-    sees an `EstimateState` after each block and stops the run by returning True; `resume` goes on from such a state.
+    Args:
+        A: the operator ``(n, n)``.
+        seed: of the probes; required where neither a closed form nor n products give the exact diagonal.
+        products: the budget in operator-vector products. From n on, unit vectors give the exact diagonal. Below, every
+            entry has its own interval. Default: 100, with `rtol` 1000.
+        rtol: relative tolerance. The run stops when ``q ||standard_error|| <= rtol ||value||``, where q is the factor
+            of ``interval(0.95)``, at one of a few fixed looks whose number is paid for in the standard error;
+            `converged` is False where the budget ended first. Default: none, the budget is spent.
+        method: "exact", "hutchinson" (no transpose, least memory), "xdiag" (better where few eigenvalues dominate and
+            the budget exceeds twice their number), or "auto", which takes `hutchinson`. Default: "auto".
+        block: how many probes are multiplied at once. Default: 16.
+        observe: is called with an `EstimateState` after each block. The run stops if it returns True. Default: none.
+        resume: an `EstimateState` of the same call, from which the run goes on. Default: none.
 
     Example:
         >>> import torch

@@ -48,13 +48,22 @@ def frobenius_norm(
     sketch: int | None = None,
     block: int = 16,
 ) -> Estimate:
-    """The Frobenius norm of A ``(m, n)``, with a standard error (float64 scalars).
+    """Estimate the Frobenius norm of A, with a standard error (float64 scalars).
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (100; with
-    `rtol` 1000): from min(m, n) on, unit vectors give the exact norm, below a `seed` is required. With `rtol` the run
-    stops when q standard_error <= rtol value, q being the factor of ``interval(0.95)``; `converged` is False where the
-    budget ended first. ``method="auto"`` is `hutch++` from 20 products on, which needs products with A.T; `sketch` is
-    its number of vectors, by default a third of the budget that leaves 14 probes, at most 30 with `rtol`.
+    Closed forms are free and ask for nothing.
+
+    Args:
+        A: any operator ``(m, n)``.
+        seed: of the probes; required where neither a closed form nor min(m, n) products give the exact norm.
+        products: the budget in operator-vector products. From min(m, n) on, unit vectors give the exact norm. Default:
+            100, with `rtol` 1000.
+        rtol: relative tolerance. The run stops when ``q standard_error <= rtol value``, where q is the factor of
+            ``interval(0.95)``; `converged` is False where the budget ended first. Default: none, the budget is spent.
+        method: "exact", "hutchinson", "hutch++" (needs products with A.T), or "auto": `hutch++` from 20 products on.
+            Default: "auto".
+        sketch: number of vectors of `hutch++`. Default: a third of the budget that leaves 14 probes, at most 30 with
+            `rtol`.
+        block: how many probes are multiplied at once. Default: 16.
 
     Example:
         >>> from frechet import from_callable

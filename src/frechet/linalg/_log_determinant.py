@@ -53,15 +53,24 @@ def log_determinant(
     steps: int = 30,
     block: int = 1,
 ) -> Estimate:
-    """log det A of a positive definite A, with a standard error (float64 scalars).
+    """Estimate log det A of a positive definite A, with a standard error (float64 scalars).
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (that of
-    10 probes; with `rtol` of 100): from n on, the dense matrix gives the exact value, below a `seed` is required and
-    each probe takes `steps` products. The standard error holds what is left of the quadrature's error, estimated from
-    its convergence; where that dominates, more `steps` help and more probes do not. `rtol` is as for `trace`: relative
-    to the log-determinant, which can be near zero.
+    Closed forms are free and ask for nothing. The standard error holds what is left of the quadrature's error,
+    estimated from its convergence; where that dominates, more `steps` help and more probes do not.
 
-    Raises ValueError where A is not known to be positive definite, or is found not to be.
+    Args:
+        A: the operator ``(n, n)``, with the fact `positive_definite`.
+        seed: of the probes; required where neither a closed form nor n products give the exact value.
+        products: the budget in operator-vector products. From n on, the dense matrix gives the exact value. Default:
+            that of 10 probes, with `rtol` of 100.
+        rtol: relative tolerance, as for `trace`: relative to the log-determinant, which can be near zero. Default:
+            none, the budget is spent.
+        method: "exact", "lanczos", or "auto". Default: "auto".
+        steps: products per probe. Default: 30.
+        block: how many probes are drawn at once; the result is the same. Default: 1.
+
+    Raises:
+        ValueError: A is not known to be positive definite, or is found not to be.
 
     Example:
         >>> import math

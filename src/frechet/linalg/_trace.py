@@ -57,19 +57,27 @@ def trace(
     observe: Observe | None = None,
     resume: EstimateState | None = None,
 ) -> Estimate:
-    """The trace of a square A, with a standard error (float64 scalars).
+    """Estimate the trace of a square A, with a standard error (float64 scalars).
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (100; with
-    `rtol` 1000): from n on, unit vectors give the exact trace, below a `seed` is required. With `rtol` the run stops
-    when q standard_error <= rtol |value|, q being the factor of ``interval(0.95)``, at one of a few fixed looks whose
-    number is paid for in the standard error; `converged` is False where the budget ended first.
+    Closed forms are free and ask for nothing.
 
-    ``method="auto"`` takes `nystrom` for a positive semidefinite A up to n/2 products, `xtrace` for others,
-    `hutchinson` below 20 products and `hutch++` above 200, where the vectors that the first two keep (one per product)
-    would weigh; with `rtol` it is `xtrace` up to 200 products, then probes behind its sketch. `sketch` is the number of
-    vectors of `hutch++`, by default a third of the budget that leaves 6 probes, at most 30 with `rtol`. `block` probes
-    are multiplied at once. `observe` sees an `EstimateState` after each block and stops the run by returning True;
-    `resume` goes on from such a state.
+    Args:
+        A: the operator ``(n, n)``.
+        seed: of the probes; required where neither a closed form nor n products give the exact trace.
+        products: the budget in operator-vector products. From n on, unit vectors give the exact trace. Default: 100,
+            with `rtol` 1000.
+        rtol: relative tolerance. The run stops when ``q standard_error <= rtol |value|``, where q is the factor of
+            ``interval(0.95)``, at one of a few fixed looks whose number is paid for in the standard error; `converged`
+            is False where the budget ended first. Default: none, the budget is spent.
+        method: "exact", "hutchinson", "hutch++", "xtrace", "nystrom", or "auto": `nystrom` for a positive semidefinite
+            A up to n/2 products, `xtrace` for others, `hutchinson` below 20 products, and `hutch++` above 200, where
+            the vectors that the first two keep (one per product) would weigh; with `rtol` `xtrace` up to 200 products,
+            then probes behind its sketch. Default: "auto".
+        sketch: number of vectors of `hutch++`. Default: a third of the budget that leaves 6 probes, at most 30 with
+            `rtol`.
+        block: how many probes are multiplied at once. Default: 16.
+        observe: is called with an `EstimateState` after each block. The run stops if it returns True. Default: none.
+        resume: an `EstimateState` of the same call, from which the run goes on. Default: none.
 
     Example:
         >>> from frechet import from_callable, trace

@@ -75,11 +75,16 @@ def sinkhorn_batch(
     rtol: float | None = None,
     max_iterations: int = 10_000,
 ) -> TransportBatch:
-    """The plans of a batch of problems with costs ``(..., n, m)`` and masses ``(..., n)`` and ``(..., m)``.
+    """Estimate the plans of a batch of transport problems of one size.
 
-    The masses are uniform if left out, and are broadcast over the batch: each problem's a and b must have one sum, m.
-    Costs must be finite. Converged means ``marginal_error <= rtol * m`` for a problem, with rtol as in `sinkhorn`.
-    `epsilon` is absolute and the same for all.
+    Args:
+        cost: ``(..., n, m)``, finite.
+        a: masses ``(..., n)``, >= 0, broadcast over the batch. Default: uniform, with sum 1.
+        b: masses ``(..., m)``, with the sum of a in each problem. Default: uniform, with sum 1.
+        epsilon: the weight of the entropy, > 0, in the unit of the cost, the same for all.
+        rtol: relative tolerance. A problem has converged when ``marginal_error <= rtol * mass``. Default: as in
+            `sinkhorn`.
+        max_iterations: the most sweeps. Default: 10 000.
 
     Example:
         >>> import torch

@@ -98,19 +98,27 @@ def sketched_lstsq(
     confidence: float = 0.99,
     max_iterations: int = 200,
 ) -> SketchedSolution:
-    """The x of least norm that minimizes norm(A x - b), for A ``(m, n)`` with m >= n and b ``(m,)`` or ``(m, k)``.
+    """Solve the least-squares problem min norm(A x - b) with many rows, for the x of least norm.
 
-    "precondition" gives the exact solution to rounding errors; "solve" one whose residual is larger by a factor of
-    about sqrt(1 + n / d), at the cost of the sketch alone, and with `bound` at `confidence`. The sketch has d =
-    `oversampling` n rows, 6 to 32 n if left out, the more the larger m / n. It is of sparse signs by default to
-    precondition, and a Hadamard sketch to solve. Where d >= m there is nothing to gain: A itself is factored, and both
-    are exact.
+    Where d >= m there is nothing to gain by a sketch: A itself is factored, and both methods are exact.
 
-    Converged means for "precondition": `backward_error` <= `rtol`, 10 eps sqrt(n) of the dtype if left out. Columns of
-    A that depend on each other (singular values of the sketch, with the columns at length one, below max(n, 50) eps
-    times the largest) lower the `rank`, and the solution is the one of least norm. Other statuses, with a sentence in
-    `reason`: `stagnated` (rounding errors leave a larger backward error), `max_iterations` (in all rounds together),
-    `nonfinite` (NaN or infinity in A or b; x is NaN).
+    Args:
+        A: a matrix ``(m, n)`` with m >= n, in float32 or float64.
+        b: a vector ``(m,)`` or a block ``(m, k)``. The solution has its shape.
+        seed: of the sketch.
+        method: "precondition" is exact to rounding. "solve" costs the sketch alone, and its residual is larger by a
+            factor of about sqrt(1 + n / d). Default: "precondition".
+        sketch: "sparse_sign" or "hadamard". Default: sparse signs to precondition, and a Hadamard sketch to solve.
+        oversampling: rows of the sketch, d = `oversampling` n. Default: 6 to 32, the more the larger m / n.
+        rtol: relative tolerance of "precondition": `backward_error` <= rtol. Default: 10 eps sqrt(n) of the dtype.
+        confidence: of `bound`, which "solve" with a Hadamard sketch has. Default: 0.99.
+        max_iterations: the most iterations, in all rounds together. Default: 200.
+
+    Returns:
+        A `SketchedSolution`. Columns of A that depend on each other (singular values of the sketch, with the columns at
+            length one, below max(n, 50) eps times the largest) lower its `rank`. The status is `converged` or one of
+            these, with a sentence in `reason`: `stagnated` (rounding errors leave a larger backward error),
+            `max_iterations`, `nonfinite` (NaN or infinity in A or b; x is NaN).
 
     Example:
         >>> import torch
