@@ -12,7 +12,7 @@ learning: a survey", JMLR 18 (2018), section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +25,17 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive
 from frechet.objective.criteria._criterion import per_example
 from frechet.operators.derivatives._chunked_head import along, head_blocks, head_tangents
+<<<<<<< HEAD
 from frechet.operators.derivatives._joint import along_terms, reads_parameters
 from frechet.operators.derivatives._modes import Route, Way, chosen
 from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint
 from frechet.operators.derivatives._products import Leaves, columns, differentiating, grads
+=======
+from frechet.operators.derivatives._on_batches import (primal_and_tangent, prove_adjoint)
+from frechet.operators.derivatives._joint import AtOutputs, Push
+from frechet.operators.derivatives._modes import Route, Way, chosen
+from frechet.operators.derivatives._products import columns, differentiating, grads
+>>>>>>> rooms
 from frechet.space import Space
 
 
@@ -90,7 +97,7 @@ def _slopes(objective: Objective, snapshot: Snapshot, part: Part, V: Tensor, way
         nonlocal count
         y, push = _pushed(snapshot, space, leaves, blocks, vectors, batch, part, way)
         if part.head is None:
-            found = _along(snapshot, part, batch, y, (leaves, dict(blocks)), push, vectors)
+            found = _along(AtOutputs(snapshot, part, batch, (leaves, dict(blocks)), y), push, vectors)
         else:
             rows = snapshot.head_rows(part, blocks, batch, y)
             tangents = head_tangents(rows, head_blocks(part, space), push, vectors)
@@ -119,20 +126,13 @@ def _slopes(objective: Objective, snapshot: Snapshot, part: Part, V: Tensor, way
     return ExampleSlopes(values, len(values), count, way, passes=1)
 
 
-def _along(
-    s: Snapshot,
-    part: Part,
-    batch: Batch,
-    y: Tensor,
-    leaves: Leaves,
-    push: Callable[[int], Tensor],
-    vectors: list[list[Tensor]],
-) -> list[Tensor]:
+def _along(at: AtOutputs, push: Push, vectors: list[list[Tensor]]) -> list[Tensor]:
     """The slopes of each example's terms along each vector."""
-    check_additive("example_slopes", s.criterion(part, batch), y, batch.targets, s.space.eps, batch.index)
-    if reads_parameters(s, part, batch, y, leaves):
-        return [along_terms(s, part, batch, leaves, y, push(i), v) for i, v in enumerate(vectors)]
-    score = s.criterion(part, batch).score(y, batch.targets)
+    s, batch, criterion = at.snapshot, at.batch, at.snapshot.criterion(at.part, at.batch)
+    check_additive("example_slopes", criterion, at.y, batch.targets, s.space.eps, batch.index)
+    if at.reads_parameters:
+        return [at.along(push(i), v) for i, v in enumerate(vectors)]
+    score = criterion.score(at.y, batch.targets)
     return [per_example(score * push(i)) for i in range(len(vectors))]
 
 
@@ -152,7 +152,7 @@ def _pushed(
     batch: Batch,
     part: Part,
     route: Route,
-) -> tuple[Tensor, Callable[[int], Tensor]]:
+) -> tuple[Tensor, Push]:
     """The outputs (with a head, what goes into it) without a graph, and i -> J v_i."""
     if route == "forward":
         pairs = [primal_and_tangent(s, space, blocks, v, batch, part.head) for v in vectors]

@@ -47,7 +47,7 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive
 from frechet.objective._model import ordinary_mode
 from frechet.objective._structure import has_rows
-from frechet.operators.derivatives._joint import reads_parameters
+from frechet.operators.derivatives._joint import AtOutputs
 from frechet.operators.derivatives._products import columns, grads, second_order
 from frechet.space import Space
 
@@ -246,7 +246,7 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
                 terms, outputs = _seen(snapshot, part, blocks, batch)
                 criterion = snapshot.criterion(part, batch)
                 check_additive(what, criterion, outputs, batch.targets, space.eps, batch.index)
-                reads = reads or reads_parameters(snapshot, part, batch, outputs, (leaves, blocks))
+                reads = reads or AtOutputs(snapshot, part, batch, (leaves, blocks), outputs).reads_parameters
                 cut = cut and (not len(terms) or has_rows(batch.inputs, len(terms)))
                 factored = cut and not reads
                 layers[:] = still_factored(snapshot, blocks, batch, layers, len(outputs)) if factored else []

@@ -169,6 +169,17 @@ class LinearOperator(ABC):
         return self * -1.0
 
 
+class SymmetricOperator(LinearOperator):
+    """A linear map from a space to itself that is its own transpose. It writes ``_matmat`` alone."""
+
+    @property
+    def codomain(self) -> Space:
+        return self.domain
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        return self._matmat(U)
+
+
 def _strongest(facts: frozenset[Fact]) -> str:
     return max(facts, key=list(Fact).index).value.replace("_", " ")
 

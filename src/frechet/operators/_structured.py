@@ -11,8 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from frechet.operators._operator import NONE, PD, PSD, SYMMETRIC, Fact, LinearOperator
 from frechet.space import Space
+=======
+from frechet.operators._operator import NONE, PD, PSD, SYMMETRIC, Fact, LinearOperator, SymmetricOperator
+from frechet.space import Space, euclidean
+>>>>>>> rooms
 
 _IMPLIED = {
     Fact.SYMMETRIC: SYMMETRIC,
@@ -31,14 +36,10 @@ def declared(facts: Fact | str | Iterable[Fact | str]) -> frozenset[Fact]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Identity(LinearOperator):
+class Identity(SymmetricOperator):
     """I on a space."""
 
     domain: Space
-
-    @property
-    def codomain(self) -> Space:
-        return self.domain
 
     @property
     def facts(self) -> frozenset[Fact]:
@@ -46,9 +47,6 @@ class Identity(LinearOperator):
 
     def _matmat(self, V: Tensor) -> Tensor:
         return V
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return U
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,26 +66,19 @@ class Matrix(LinearOperator):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Diagonal(LinearOperator):
+class Diagonal(SymmetricOperator):
     """diag(d)."""
 
     diagonal: Tensor
     domain: Space
     facts: frozenset[Fact]
 
-    @property
-    def codomain(self) -> Space:
-        return self.domain
-
     def _matmat(self, V: Tensor) -> Tensor:
         return (V.T * self.diagonal).T
 
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LowRank(LinearOperator):
+class LowRank(SymmetricOperator):
     """U diag(s) U' with U ``(n, k)``."""
 
     U: Tensor
@@ -95,15 +86,8 @@ class LowRank(LinearOperator):
     domain: Space
     facts: frozenset[Fact]
 
-    @property
-    def codomain(self) -> Space:
-        return self.domain
-
     def _matmat(self, V: Tensor) -> Tensor:
         return (((V.T @ self.U) * self.s) @ self.U.T).T
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,7 +12,7 @@ from frechet.linalg._result import Status
 from frechet.linalg.systems._cg import cg
 from frechet.linalg.systems._minres import minres
 from frechet.linalg.systems._protocol import Course, Ending, iterate, origin, system, verdict
-from frechet.operators._structured import from_callable, from_matrix
+from frechet.operators._constructors import from_callable, from_matrix
 from spectra import F64, gaussian, geometric, with_eigenvalues
 
 

@@ -42,7 +42,7 @@ from frechet.calculus.solutions._sensitivity import GraphJacobian
 from frechet.errors import NotConverged
 from frechet.linalg._result import Solution
 from frechet.linalg.systems._cg import CGState
-from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
+from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator, SymmetricOperator
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.space import Point, Space, Variables, named
 
@@ -320,7 +320,7 @@ class _Problem:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SummedHessian(LinearOperator):
+class SummedHessian(SymmetricOperator):
     """The Hessian of a sum of terms with respect to x, one term's graph at a time."""
 
     problem: _Problem
@@ -328,10 +328,6 @@ class SummedHessian(LinearOperator):
     @property
     def domain(self) -> Space:
         return self.problem.space
-
-    @property
-    def codomain(self) -> Space:
-        return self.domain
 
     @property
     def facts(self) -> frozenset[Fact]:
@@ -346,9 +342,6 @@ class SummedHessian(LinearOperator):
                 for j, v in enumerate(V.T):
                     out[:, j] += space.join(grads(g, xs, space.split(v), retain_graph=j + 1 < V.shape[1]))
         return out
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -79,33 +79,29 @@ def kkt_conditions(
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.0000]])
     """
+    constraints = _Constraints(equality, inequality, bounds)
     if weakly_active not in ("raise", "hold", "free"):
         raise ValueError(f"kkt_conditions: weakly_active must be 'raise', 'hold' or 'free', got {weakly_active!r}")
-
-    constraints = _constraints(equality, inequality, bounds)
 
     def equations(x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> tuple[Point, Blocks]:
         def lagrangian(x: Point) -> Tensor:
             value = f(x, *inputs).sum()
-            for constraint in constraints:
-                for term in constraint.terms(x, m, fixed, inputs):
-                    value = value + term
+            for name, row in constraints.held(x, fixed, inputs).items():
+                value = value + (m[name] * row).sum()
             return value
 
-        rows = {n: row for c in constraints for n, row in c.rows(x, m, fixed, inputs).items()}
-        return gradient_of(lagrangian, x), rows
+        return gradient_of(lagrangian, x), constraints.rows(x, m, fixed, inputs)
 
     def complete(x: Point, inputs: Sequence[object], returned: object) -> tuple[Blocks, Blocks]:
         blocks = _named(x)
         space = Space.of(blocks)
         tolerance = space.eps**0.4 if active_tolerance is None else active_tolerance
-        near = tolerance * _size(blocks)
-        fixed = {n: mask for c in constraints for n, mask in c.active(x, inputs, near).items()}
+        fixed = constraints.active(x, inputs, tolerance * _size(blocks))
         if multipliers is None:
             m = _least_squares(f, constraints, x, inputs, fixed)
         else:
             m = {n: t.detach().to(space.device, space.dtype) for n, t in multipliers(returned).items()}
-        wanted = {n for c in constraints for n in c.multipliers(x)}
+        wanted = {_multiplier(mask) for mask in fixed} | ({"equality"} if equality is not None else set())
         if set(m) != wanted:
             raise ValueError(f"kkt_conditions: multipliers must return {sorted(wanted)}, got {sorted(m)}")
         return m, _with_force(m, fixed, tolerance * _size(m), weakly_active)
@@ -113,135 +109,75 @@ def kkt_conditions(
     return Conditions("constrained minimum", equations, SYMMETRIC, complete)
 
 
-# --- the constraints --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
-class _Equality:
-    """h(x) = 0.
+class _Constraints:
+    """h(x) = 0, g(x) <= 0 and l <= x <= u, with one multiplier for both bounds of a block."""
 
-    Each constraint has `terms` of the Lagrangian, `rows` of the equations, the masks of what is `active` at a
-    solution, the names of its `multipliers`, and the rows that are `held` there.
-    """
+    equality: Callable[..., Tensor] | None
+    inequality: Callable[..., Tensor] | None
+    bounds: tuple[Side, Side] | None
 
-    h: Callable[..., Tensor]
+    def __post_init__(self) -> None:
+        if self.equality is None and self.inequality is None and self.bounds is None:
+            raise ValueError(
+                "kkt_conditions: needs equality=, inequality= or bounds=, got none; use stationary_conditions(f)"
+            )
+        if self.bounds is not None and (not isinstance(self.bounds, tuple) or len(self.bounds) != 2):
+            raise TypeError(f"kkt_conditions: bounds must be a pair (lower, upper), got {type(self.bounds).__name__}")
 
-    def multipliers(self, x: Point) -> list[str]:
-        return ["equality"]
+    def bounded(self, x: Point, inputs: Sequence[object]) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+        """The name of each block of x, the block, and its bounds."""
+        if self.bounds is None:
+            return []
+        low, high = (_side(side, x, inputs, sign) for side, sign in zip(self.bounds, (-1, 1), strict=True))
+        return [(name, b, low[name], high[name]) for name, b in _named(x).items()]
 
     def active(self, x: Point, inputs: Sequence[object], near: float) -> Blocks:
-        return {}
-
-    def terms(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> list[Tensor]:
-        return [(m["equality"] * self.h(x, *inputs)).sum()]
-
-    def rows(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
-        return {"equality": self.h(x, *inputs)}
-
-    def held(self, x: Point, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
-        return {"equality": self.h(x, *inputs)}
-
-
-@dataclass(frozen=True, eq=False)
-class _Inequality:
-    """g(x) <= 0."""
-
-    g: Callable[..., Tensor]
-
-    def multipliers(self, x: Point) -> list[str]:
-        return ["inequality"]
-
-    def active(self, x: Point, inputs: Sequence[object], near: float) -> Blocks:
-        g = self.g(x, *inputs).detach()
-        _refuse_violated("inequality(x) must be <= 0", g, near)
-        return {"inequality": g >= -near}
-
-    def terms(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> list[Tensor]:
-        return [(fixed["inequality"] * m["inequality"] * self.g(x, *inputs)).sum()]
-
-    def rows(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
-        return {"inequality": torch.where(fixed["inequality"], self.g(x, *inputs), m["inequality"])}
-
-    def held(self, x: Point, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
-        g = self.g(x, *inputs)
-        return {"inequality": torch.where(fixed["inequality"], g, torch.zeros_like(g))}
-
-
-@dataclass(frozen=True, eq=False)
-class _Bounds:
-    """l <= x <= u, with one multiplier for both sides of a block."""
-
-    sides: tuple[Side, Side]
-
-    def at(self, x: Point, inputs: Sequence[object]) -> tuple[Blocks, Blocks]:
-        return _side(self.sides[0], x, inputs, -1), _side(self.sides[1], x, inputs, 1)
-
-    def multipliers(self, x: Point) -> list[str]:
-        return ["bounds" + name for name in _named(x)]
-
-    def active(self, x: Point, inputs: Sequence[object], near: float) -> Blocks:
+        """Masks of the inequalities and bounds that are active at x; raises where one is violated."""
         fixed: Blocks = {}
-        low, high = self.at(x, inputs)
-        for name, b in _named(x).items():
-            _refuse_violated("lower - x must be <= 0", low[name].detach() - b, near)
-            _refuse_violated("x - upper must be <= 0", b - high[name].detach(), near)
-            fixed["lower" + name] = b <= low[name].detach() + near
-            fixed["upper" + name] = b >= high[name].detach() - near
+        if self.inequality is not None:
+            g = self.inequality(x, *inputs).detach()
+            _refuse_violated("inequality(x) must be <= 0", g, near)
+            fixed["inequality"] = g >= -near
+        for name, b, low, high in self.bounded(x, inputs):
+            _refuse_violated("lower - x must be <= 0", low.detach() - b, near)
+            _refuse_violated("x - upper must be <= 0", b - high.detach(), near)
+            fixed["lower" + name] = b <= low.detach() + near
+            fixed["upper" + name] = b >= high.detach() - near
         return fixed
 
-    def terms(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> list[Tensor]:
-        return [
-            ((fixed["lower" + name] | fixed["upper" + name]) * m["bounds" + name] * b).sum()
-            for name, b in _named(x).items()
-        ]
-
-    def rows(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+    def held(self, x: Point, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        """What each multiplier is for, less constants: h, g and x where active, else 0."""
         found: Blocks = {}
-        low, high = self.at(x, inputs)
-        for name, b in _named(x).items():
-            free = torch.where(fixed["upper" + name], b - high[name], m["bounds" + name])
-            found["bounds" + name] = torch.where(fixed["lower" + name], b - low[name], free)
+        if self.equality is not None:
+            found["equality"] = self.equality(x, *inputs)
+        if self.inequality is not None:
+            g = self.inequality(x, *inputs)
+            found["inequality"] = torch.where(fixed["inequality"], g, torch.zeros_like(g))
+        for name, b in _named(x).items() if self.bounds is not None else ():
+            held = fixed["lower" + name] | fixed["upper" + name]
+            found["bounds" + name] = torch.where(held, b, torch.zeros_like(b))
         return found
 
-    def held(self, x: Point, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
-        return {
-            "bounds" + name: torch.where(fixed["lower" + name] | fixed["upper" + name], b, torch.zeros_like(b))
-            for name, b in _named(x).items()
-        }
-
-
-_Constraint = _Equality | _Inequality | _Bounds
-
-
-def _constraints(
-    equality: Callable[..., Tensor] | None,
-    inequality: Callable[..., Tensor] | None,
-    bounds: tuple[Side, Side] | None,
-) -> list[_Constraint]:
-    if equality is None and inequality is None and bounds is None:
-        raise ValueError(
-            "kkt_conditions: needs equality=, inequality= or bounds=, got none; use stationary_conditions(f)"
-        )
-    if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
-        raise TypeError(f"kkt_conditions: bounds must be a pair (lower, upper), got {type(bounds).__name__}")
-    given = (
-        None if equality is None else _Equality(equality),
-        None if inequality is None else _Inequality(inequality),
-        None if bounds is None else _Bounds(bounds),
-    )
-    return [c for c in given if c is not None]
+    def rows(self, x: Point, m: Blocks, fixed: Blocks, inputs: Sequence[object]) -> Blocks:
+        """The equation that belongs to each multiplier."""
+        found: Blocks = {}
+        if self.equality is not None:
+            found["equality"] = self.equality(x, *inputs)
+        if self.inequality is not None:
+            found["inequality"] = torch.where(fixed["inequality"], self.inequality(x, *inputs), m["inequality"])
+        for name, b, low, high in self.bounded(x, inputs):
+            free = torch.where(fixed["upper" + name], b - high, m["bounds" + name])
+            found["bounds" + name] = torch.where(fixed["lower" + name], b - low, free)
+        return found
 
 
 def _least_squares(
-    f: Callable[..., Tensor], constraints: list[_Constraint], x: Point, inputs: Sequence[object], fixed: Blocks
+    f: Callable[..., Tensor], constraints: _Constraints, x: Point, inputs: Sequence[object], fixed: Blocks
 ) -> Blocks:
     """The multipliers that minimize the gradient of the Lagrangian; zero where inactive, of least norm if many."""
-
-    def held(x: Point) -> Blocks:
-        return {n: row for c in constraints for n, row in c.held(x, fixed, inputs).items()}
-
     plain = like(x, [b.detach() for b in named(x).values()])
-    J = function_jacobian(held, plain, None)
+    J = function_jacobian(lambda x: constraints.held(x, fixed, inputs), plain, None)
     slope = gradient_of(lambda x: f(x, *inputs), plain)
     b = -J.domain.join([t.detach() for t in _named(slope).values()])
     if J.shape[0] * J.shape[1] <= DENSE:
@@ -255,11 +191,10 @@ def _with_force(m: Blocks, fixed: Blocks, weak: float, weakly_active: Literal["r
     """What is held fixed, less what has no force where that is to be free; raises where a force has the wrong sign."""
     kept = dict(fixed)
     for mask in fixed:
-        name = mask if mask == "inequality" else "bounds" + mask[5:]
         lower = mask[:5] == "lower"
         twin = kept.get(("upper" if lower else "lower") + mask[5:])
         single = kept[mask] if twin is None else kept[mask] & ~twin  # a fixed variable has a force of any sign
-        force = torch.where(single, (-1.0 if lower else 1.0) * m[name], torch.inf)
+        force = torch.where(single, (-1.0 if lower else 1.0) * m[_multiplier(mask)], torch.inf)
         if bool((force < -weak).any()):
             raise ValueError(
                 f"kkt_conditions: the multiplier of an active {_title(mask)} must be >= 0, got "
@@ -276,6 +211,11 @@ def _with_force(m: Blocks, fixed: Blocks, weak: float, weakly_active: Literal["r
         if weakly_active == "free":
             kept[mask] = kept[mask] & ~kink
     return kept
+
+
+def _multiplier(mask: str) -> str:
+    """The name of the multiplier of what a mask says is active."""
+    return mask if mask == "inequality" else "bounds" + mask[5:]
 
 
 def _size(blocks: Blocks) -> float:

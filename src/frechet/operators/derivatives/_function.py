@@ -16,7 +16,7 @@ from frechet.errors import NonFinite, NotDifferentiable
 from frechet.objective._functions import Functions
 from frechet.objective._kernels import ordinary, ordinary_mode
 from frechet.objective._torch_internals import in_dispatch_mode, nodes_of
-from frechet.operators._operator import NONE, SYMMETRIC, Fact, LinearOperator
+from frechet.operators._operator import NONE, SYMMETRIC, Fact, LinearOperator, SymmetricOperator
 from frechet.operators.derivatives._custom_functions import (
     refuse_changed,
     refuse_forgotten,
@@ -59,7 +59,7 @@ def _outputs(y: object) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FunctionHessian(LinearOperator):
+class FunctionHessian(SymmetricOperator):
     """The Hessian of a scalar function."""
 
     f: Callable[..., Tensor]
@@ -71,10 +71,6 @@ class FunctionHessian(LinearOperator):
     @property
     def domain(self) -> Space:
         return self.variables.space
-
-    @property
-    def codomain(self) -> Space:
-        return self.domain
 
     @property
     def facts(self) -> frozenset[Fact]:
@@ -125,9 +121,6 @@ class FunctionHessian(LinearOperator):
             gradient = grads(value, xs, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
             return [torch.zeros_like(g) if t is None else t for g, t in zip(gradient, tangents, strict=True)]
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -33,6 +33,7 @@ from frechet.objective._kernels import refused_hooks
 from frechet.objective.criteria import Criterion
 from frechet.operators._operator import PSD, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._chunked_head import add_headed, head_blocks
+<<<<<<< HEAD
 from frechet.operators.derivatives._joint import (
     OfCriterion,
     joint_by_term,
@@ -40,6 +41,10 @@ from frechet.operators.derivatives._joint import (
     joint_second_moment,
     reads_parameters,
 )
+=======
+from frechet.operators.derivatives._custom_functions import refuse_nonadjoint, refuse_nonlinear
+from frechet.operators.derivatives._joint import AtOutputs, Push
+>>>>>>> rooms
 from frechet.operators.derivatives._modes import Route, Way, chosen, forward_only, refuse_padded_embedding
 from frechet.operators.derivatives._on_batches import (
     prove_adjoint,
@@ -53,6 +58,7 @@ from frechet.space import Space, generator
 # where the criterion is the part's, or its like for rows; made anew for each pass
 OnBatch = Callable[[Part, Criterion, Tensor, Tensor], Callable[[Tensor], Tensor]]
 Middle = Callable[[], OnBatch]
+OfCriterion = Callable[[AtOutputs, Push, list[list[Tensor]], Sums], None]
 
 _CHECKPOINTED = (
     "{}: route='forward' cannot go through activation checkpoints or other hooks on saved tensors; use route='reverse'"
@@ -91,9 +97,10 @@ class OutputProduct(SumOverData):
                     add_headed(headed, where, push, of_rows, leaves[0], vectors, sums)
                     return
                 criterion = self.snapshot.criterion(part, batch)
-                if self.of_criterion is not None and reads_parameters(self.snapshot, part, batch, y, leaves):
+                outputs = AtOutputs(self.snapshot, part, batch, leaves, y)
+                if self.of_criterion is not None and outputs.reads_parameters:
                     refuse_unseen(self.name, criterion, y.detach(), batch.targets)
-                    self.of_criterion(self.snapshot, part, batch, leaves, y, push, vectors, sums)
+                    self.of_criterion(outputs, push, vectors, sums)
                     return
                 C = middle(part, criterion, y.detach(), batch.targets)
                 for i in range(len(vectors)):
@@ -109,7 +116,7 @@ class OutputProduct(SumOverData):
         vectors: list[list[Tensor]],
         batch: Batch,
         head: Head | None,
-    ) -> tuple[Tensor, Callable[[int], Tensor]]:
+    ) -> tuple[Tensor, Push]:
         """The outputs on one batch with their graph (with a `head`, what goes into it), and i -> J v_i."""
         s, space = self.snapshot, self.domain
         if self.route == "reverse":
@@ -122,7 +129,7 @@ class OutputProduct(SumOverData):
             transposed = [found[j] for j in reached]
             return y, lambda i: grads(transposed, [u], [vectors[i][j] for j in reached], retain_graph=True)[0]
         if head is not None:  # where memory is short, the graph of the tangents is worth a forward pass
-            pushed = [tangent(s, space, blocks, v, batch, head, what=self.name) for v in vectors]
+            pushed = [primal_and_tangent(s, space, blocks, v, batch, head, self.name)[1] for v in vectors]
             y = s.forward(blocks, batch, head)
             if batch.index == 0:
                 refuse_padded_embedding(y, self.name)
@@ -136,9 +143,65 @@ class OutputProduct(SumOverData):
             first = torch.zeros_like(y) if first is None else first.detach()
         if batch.index == 0:
             refuse_padded_embedding(y, self.name)
-        return y, lambda i: first if i == 0 else tangent(s, space, blocks, vectors[i], batch, what=self.name)
+
+        def pushed_forward(i: int) -> Tensor:
+            return primal_and_tangent(s, space, blocks, vectors[i], batch, what=self.name)[1]
+
+        return y, lambda i: first if i == 0 else pushed_forward(i)
 
 
+<<<<<<< HEAD
+=======
+def prove_adjoint(
+    what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor], u: Tensor, transposed: list[Tensor]
+) -> None:
+    """Once for each operator in reverse mode whose model has hooks or functions of its own: J v is the adjoint of J'u.
+
+    `transposed` is J'u with its graph.
+    """
+    functions = s.functions
+    if functions is None or functions.adjoint or batch.index or in_dispatch_mode():
+        return
+    if changes_gradients(s):
+        refuse_nonadjoint(what, y, leaves, u, transposed)
+    functions.adjoint = True
+
+
+def prove_linear(what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor]) -> None:
+    """Once for each operator whose model has hooks or functions of its own: J'u is linear in u."""
+    functions = s.functions
+    if functions is None or functions.adjoint or functions.linear or batch.index or in_dispatch_mode():
+        return
+    if changes_gradients(s) and y.requires_grad:
+        refuse_nonlinear(what, y, leaves)
+    functions.linear = True
+
+
+def changes_gradients(s: Snapshot) -> bool:
+    """Whether the model has backward hooks, or functions with a backward of their own, as far as was seen."""
+    own = s.functions is not None and (s.functions.custom or s.functions.hooked)
+    return own or backward_hooks(s.model) is not None
+
+
+def primal_and_tangent(
+    s: Snapshot,
+    space: Space,
+    blocks: Mapping[str, Tensor],
+    v: list[Tensor],
+    batch: Batch,
+    head: Head | None = None,
+    what: str = "jacobian",
+) -> tuple[Tensor, Tensor]:
+    """The outputs on one batch (with a `head`, what goes into it) and J v, without a graph."""
+    with torch.no_grad(), forward_only(what, s.functions), dual_numbers():
+        duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
+        primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch, head))
+        # a model that takes derivatives itself has run with a graph
+        primal = primal.detach()
+        return primal, torch.zeros_like(primal) if derivative is None else derivative.detach()
+
+
+>>>>>>> rooms
 def _place(
     name: str,
     objective: Objective,
@@ -206,7 +269,7 @@ def gauss_newton(
         penalties="convex",
         way=way,
         middle=middle,
-        of_criterion=joint_product,
+        of_criterion=AtOutputs.product,
     )
 
 
@@ -340,5 +403,5 @@ def empirical_fisher(
         way=way,
         middle=middle,
         coupled=coupled,
-        of_criterion=joint_second_moment if coupled else joint_by_term,
+        of_criterion=AtOutputs.second_moment if coupled else AtOutputs.second_moment_by_term,
     )

@@ -29,6 +29,8 @@ from frechet.operators.derivatives._modes import Route, chosen, refuse_padded_em
 from frechet.operators.derivatives._products import Leaves, Sums, dual_numbers, grads
 from frechet.operators.derivatives._sum_over_data import Adding, SumOverData
 
+OfBlocks = Callable[[Mapping[str, Tensor]], Tensor]
+
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ObjectiveHessian(SumOverData):
@@ -84,7 +86,7 @@ class ObjectiveHessian(SumOverData):
         s, product = self.snapshot, _reverse if self.route == "reverse" else _forward
 
         def add(leaves: Leaves, part: Part, batch: Batch, vectors: list[list[Tensor]], sums: Sums) -> None:
-            product(lambda blocks: s.total(part, blocks, batch), *leaves, vectors, sums)
+            product(lambda blocks: s.total(part, blocks, batch), leaves, vectors, sums)
             if batch.index == 0 and s.functions is not None and s.functions.custom and not s.functions.proved:
                 self._prove_functions(leaves, part, batch)
 
@@ -102,38 +104,29 @@ class ObjectiveHessian(SumOverData):
         s.functions.proved = True
 
 
-def _reverse(
-    f: Callable[[Mapping[str, Tensor]], Tensor],
-    leaves: list[Tensor],
-    blocks: dict[str, Tensor],
-    vectors: list[list[Tensor]],
-    sums: Sums,
-) -> None:
+def _reverse(f: OfBlocks, leaves: Leaves, vectors: list[list[Tensor]], sums: Sums) -> None:
     """Add the Hessian of `f` times each vector."""
+    xs, blocks = leaves
     with torch.enable_grad():
-        gradient = grads(f(blocks), leaves, None, create_graph=True)
+        gradient = grads(f(blocks), xs, None, create_graph=True)
         for i, v in enumerate(vectors):
-            sums.add(i, grads(gradient, leaves, v, retain_graph=i + 1 < len(vectors)))
+            sums.add(i, grads(gradient, xs, v, retain_graph=i + 1 < len(vectors)))
 
 
-def _forward(
-    f: Callable[[Mapping[str, Tensor]], Tensor],
-    leaves: list[Tensor],
-    blocks: dict[str, Tensor],
-    vectors: list[list[Tensor]],
-    sums: Sums,
-) -> None:
+def _forward(f: OfBlocks, leaves: Leaves, vectors: list[list[Tensor]], sums: Sums) -> None:
+    """As `_reverse`, by dual numbers."""
+    xs, blocks = leaves
     names = [name for name, block in blocks.items() if block.requires_grad]  # the leaves, in their order
     for i, v in enumerate(vectors):
         with torch.enable_grad(), dual_numbers():
-            duals = [forward_ad.make_dual(p, t) for p, t in zip(leaves, v, strict=True)]
+            duals = [forward_ad.make_dual(p, t) for p, t in zip(xs, v, strict=True)]
             value = f({**blocks, **dict(zip(names, duals, strict=True))})
             if v is vectors[0]:
                 refuse_padded_embedding(value, "hessian")
             # with create_graph torch takes backward formulas that have a forward mode (silu, mish)
-            gradient = grads(value, leaves, None, create_graph=True)
+            gradient = grads(value, xs, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
-            filled = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(leaves, tangents, strict=True)]
+            filled = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(xs, tangents, strict=True)]
         sums.add(i, filled)
 
 

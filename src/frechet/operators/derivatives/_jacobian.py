@@ -19,6 +19,10 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._kernels import ordinary
 from frechet.operators._operator import NONE, Fact, LinearOperator
 from frechet.operators.derivatives._function import function_jacobian
+<<<<<<< HEAD
+=======
+from frechet.operators.derivatives._on_batches import (primal_and_tangent, prove_adjoint, prove_linear)
+>>>>>>> rooms
 from frechet.operators.derivatives._modes import Route, Way, chosen, refuse_padded_embedding
 from frechet.operators.derivatives._on_batches import prove_adjoint, prove_linear, tangent
 from frechet.operators.derivatives._products import Leaves, Sums, columns, differentiating, grads
@@ -88,7 +92,7 @@ class OutputJacobian(LinearOperator):
     def push(self, leaves: Leaves, batch: Batch, vectors: list[list[Tensor]]) -> list[Tensor]:
         """J v on one batch for each vector, shaped like the outputs."""
         if self.route == "forward":
-            return [tangent(self.snapshot, self.domain, leaves[1], v, batch) for v in vectors]
+            return [primal_and_tangent(self.snapshot, self.domain, leaves[1], v, batch)[1] for v in vectors]
         with torch.enable_grad():
             y = self.snapshot.forward(leaves[1], batch)
             u = torch.zeros_like(y).requires_grad_()

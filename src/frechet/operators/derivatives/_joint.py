@@ -11,6 +11,7 @@ are the curvature and the gradients of the whole, with the model alone made line
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,84 +20,64 @@ from frechet.objective import Batch, Part, Snapshot
 from frechet.objective.criteria._custom import Custom
 from frechet.operators.derivatives._products import Leaves, Sums, grads
 
-OfCriterion = Callable[
-    [Snapshot, Part, Batch, Leaves, Tensor, Callable[[int], Tensor], list[list[Tensor]], Sums],
-    None,
-]
+Push = Callable[[int], Tensor]  # i -> J v_i
 
 
-def reads_parameters(s: Snapshot, part: Part, batch: Batch, y: Tensor, leaves: Leaves) -> bool:
-    """Whether the criterion of outputs y reads parameters that are differentiated, beside the outputs."""
-    if not isinstance(part.criterion, Custom) or s.functions is None:
-        return False
-    with torch.enable_grad():
-        return s.terms_of(part, leaves[1], batch, y.detach()).requires_grad
+@dataclass(frozen=True, eq=False)
+class AtOutputs:
+    """The criterion on one batch as a function of the outputs `y`, which carry their graph, and of the parameters."""
 
+    snapshot: Snapshot
+    part: Part
+    batch: Batch
+    leaves: Leaves
+    y: Tensor
 
-def joint_product(
-    s: Snapshot,
-    part: Part,
-    batch: Batch,
-    leaves: Leaves,
-    y: Tensor,
-    push: Callable[[int], Tensor],
-    vectors: list[list[Tensor]],
-    sums: Sums,
-) -> None:
-    """Add [J; I]' H [J; I] v_i to row i of `sums`."""
-    for i, v in enumerate(vectors):
+    def terms(self, y: Tensor) -> Tensor:
+        """The terms of the examples, of given outputs."""
+        return self.snapshot.terms_of(self.part, self.leaves[1], self.batch, y)
+
+    @property
+    def reads_parameters(self) -> bool:
+        """Whether the criterion reads parameters that are differentiated, beside the outputs."""
+        if not isinstance(self.part.criterion, Custom) or self.snapshot.functions is None:
+            return False
         with torch.enable_grad():
-            at = y.detach().requires_grad_()
-            total = s.terms_of(part, leaves[1], batch, at).sum()
-            slopes = grads(total, [at, *leaves[0]], None, create_graph=True)
-            u, *own = grads(slopes, [at, *leaves[0]], [push(i), *v])
-        sums.add(i, grads(y, leaves[0], [u.detach()], retain_graph=True))
-        sums.add(i, own)
+            return self.terms(self.y.detach()).requires_grad
 
-
-def along_terms(
-    s: Snapshot, part: Part, batch: Batch, leaves: Leaves, y: Tensor, pushed: Tensor, v: list[Tensor]
-) -> Tensor:
-    """g_j'v of every example j of a batch, from J v."""
-    with torch.enable_grad():
-        at = y.detach().requires_grad_()
-        terms = s.terms_of(part, leaves[1], batch, at)
-        weights = torch.zeros_like(terms).requires_grad_()
-        slopes = grads(terms, [at, *leaves[0]], [weights], create_graph=True)
-        return grads(slopes, [weights], [pushed, *v])[0]
-
-
-def joint_second_moment(
-    s: Snapshot,
-    part: Part,
-    batch: Batch,
-    leaves: Leaves,
-    y: Tensor,
-    push: Callable[[int], Tensor],
-    vectors: list[list[Tensor]],
-    sums: Sums,
-) -> None:
-    """Add sum_j g_j (g_j'v_i) over the examples j to row i of `sums`."""
-    for i, v in enumerate(vectors):
-        along = along_terms(s, part, batch, leaves, y, push(i), v)
+    def along(self, pushed: Tensor, v: list[Tensor]) -> Tensor:
+        """g_j'v of every example j, from J v."""
         with torch.enable_grad():
-            at = y.detach().requires_grad_()
-            u, *own = grads(s.terms_of(part, leaves[1], batch, at), [at, *leaves[0]], [along])
-        sums.add(i, grads(y, leaves[0], [u], retain_graph=True))
+            at = self.y.detach().requires_grad_()
+            terms = self.terms(at)
+            weights = torch.zeros_like(terms).requires_grad_()
+            slopes = grads(terms, [at, *self.leaves[0]], [weights], create_graph=True)
+            return grads(slopes, [weights], [pushed, *v])[0]
+
+    def product(self, push: Push, vectors: list[list[Tensor]], sums: Sums) -> None:
+        """Add [J; I]' H [J; I] v_i to row i of `sums`."""
+        for i, v in enumerate(vectors):
+            with torch.enable_grad():
+                at = self.y.detach().requires_grad_()
+                slopes = grads(self.terms(at).sum(), [at, *self.leaves[0]], None, create_graph=True)
+                u, *own = grads(slopes, [at, *self.leaves[0]], [push(i), *v])
+            self._add(i, u.detach(), own, sums)
+
+    def second_moment(self, push: Push, vectors: list[list[Tensor]], sums: Sums) -> None:
+        """Add sum_j g_j (g_j'v_i) over the examples j to row i of `sums`."""
+        for i, v in enumerate(vectors):
+            along = self.along(push(i), v)
+            with torch.enable_grad():
+                at = self.y.detach().requires_grad_()
+                u, *own = grads(self.terms(at), [at, *self.leaves[0]], [along])
+            self._add(i, u, own, sums)
+
+    def second_moment_by_term(self, push: Push, vectors: list[list[Tensor]], sums: Sums) -> None:
+        """As `second_moment`, of terms: a custom criterion has one for each example, or does not say."""
+        criterion = self.snapshot.criterion(self.part, self.batch)
+        criterion.project(self.y.detach(), self.y.detach())  # raises where it does not say which outputs make a term
+        self.second_moment(push, vectors, sums)
+
+    def _add(self, i: int, u: Tensor, own: list[Tensor], sums: Sums) -> None:
+        sums.add(i, grads(self.y, self.leaves[0], [u], retain_graph=True))
         sums.add(i, own)
-
-
-def joint_by_term(
-    s: Snapshot,
-    part: Part,
-    batch: Batch,
-    leaves: Leaves,
-    y: Tensor,
-    push: Callable[[int], Tensor],
-    vectors: list[list[Tensor]],
-    sums: Sums,
-) -> None:
-    """As `joint_second_moment`, of terms: a custom criterion has one for each example, or does not say."""
-    criterion = s.criterion(part, batch)
-    criterion.project(y.detach(), y.detach())  # raises where it does not say which outputs make a term
-    joint_second_moment(s, part, batch, leaves, y, push, vectors, sums)

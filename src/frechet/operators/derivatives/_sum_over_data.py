@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from frechet.objective import Batch, Part, Snapshot
-from frechet.operators._operator import Fact, LinearOperator
+from frechet.operators._operator import Fact, SymmetricOperator
 from frechet.operators.derivatives._products import Leaves, Sums, columns, differentiating, grads
 from frechet.space import Space
 
@@ -28,7 +28,7 @@ Scale = Callable[[float, int], float]  # of the number of terms, and of examples
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class SumOverData(LinearOperator):
+class SumOverData(SymmetricOperator):
     """A symmetric operator on the blocks of `domain` that is a sum over the data of an objective at one moment."""
 
     name: str
@@ -40,10 +40,6 @@ class SumOverData(LinearOperator):
     penalties: Literal["all", "convex", "none"] = "none"  # those whose Hessian is added
     drawn: bool = False  # random numbers are drawn, batch after batch
     runs: bool = True  # the model, in a product
-
-    @property
-    def codomain(self) -> Space:
-        return self.domain
 
     @abstractmethod
     def adding(self) -> Adding:
@@ -59,9 +55,6 @@ class SumOverData(LinearOperator):
         product = self._product(V)
         self.prove()
         return product
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
 
     def _product(self, V: Tensor) -> Tensor:
         """The product with whole vectors, in one pass over the data."""
