@@ -25,17 +25,10 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive
 from frechet.objective.criteria._criterion import per_example
 from frechet.operators.derivatives._chunked_head import along, head_blocks, head_tangents
-<<<<<<< HEAD
-from frechet.operators.derivatives._joint import along_terms, reads_parameters
-from frechet.operators.derivatives._modes import Route, Way, chosen
-from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint
-from frechet.operators.derivatives._products import Leaves, columns, differentiating, grads
-=======
-from frechet.operators.derivatives._on_batches import (primal_and_tangent, prove_adjoint)
 from frechet.operators.derivatives._joint import AtOutputs, Push
 from frechet.operators.derivatives._modes import Route, Way, chosen
+from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint
 from frechet.operators.derivatives._products import columns, differentiating, grads
->>>>>>> rooms
 from frechet.space import Space
 
 

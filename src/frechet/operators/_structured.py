@@ -11,13 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from frechet.operators._operator import NONE, PD, PSD, SYMMETRIC, Fact, LinearOperator
-from frechet.space import Space
-=======
 from frechet.operators._operator import NONE, PD, PSD, SYMMETRIC, Fact, LinearOperator, SymmetricOperator
-from frechet.space import Space, euclidean
->>>>>>> rooms
+from frechet.space import Space
 
 _IMPLIED = {
     Fact.SYMMETRIC: SYMMETRIC,

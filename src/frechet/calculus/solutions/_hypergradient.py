@@ -169,9 +169,9 @@ def hypergradient(
     for name, data in (("outer_data", outer_data), ("inner_data", inner_data)):
         if isinstance(data, Iterator):
             raise TypeError(f"hypergradient: {name} must be iterable more than once, got an iterator; pass a list")
-    at, beside = ([b.detach() for b in named(point).values()] for point in (x, theta))
-    terms = _terms(outer, outer_data), _terms(inner, inner_data)
-    problem = _Problem(*terms, Variables.of(x), Variables.of(theta), at, beside)
+    outside, inside = _terms(outer, outer_data), _terms(inner, inner_data)
+    xs, thetas = ([b.detach() for b in named(point).values()] for point in (x, theta))
+    problem = _Problem(outside, inside, Variables.of(x), Variables.of(theta), xs, thetas)
     space = problem.space
     with second_order("hypergradient", space.device):
         value, slope = problem.outer_slope()

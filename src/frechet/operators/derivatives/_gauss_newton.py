@@ -33,23 +33,9 @@ from frechet.objective._kernels import refused_hooks
 from frechet.objective.criteria import Criterion
 from frechet.operators._operator import PSD, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._chunked_head import add_headed, head_blocks
-<<<<<<< HEAD
-from frechet.operators.derivatives._joint import (
-    OfCriterion,
-    joint_by_term,
-    joint_product,
-    joint_second_moment,
-    reads_parameters,
-)
-=======
-from frechet.operators.derivatives._custom_functions import refuse_nonadjoint, refuse_nonlinear
 from frechet.operators.derivatives._joint import AtOutputs, Push
->>>>>>> rooms
 from frechet.operators.derivatives._modes import Route, Way, chosen, forward_only, refuse_padded_embedding
-from frechet.operators.derivatives._on_batches import (
-    prove_adjoint,
-    tangent,
-)
+from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint
 from frechet.operators.derivatives._products import Leaves, Sums, dual_numbers, grads
 from frechet.operators.derivatives._sum_over_data import Adding, SumOverData
 from frechet.space import Space, generator
@@ -150,58 +136,6 @@ class OutputProduct(SumOverData):
         return y, lambda i: first if i == 0 else pushed_forward(i)
 
 
-<<<<<<< HEAD
-=======
-def prove_adjoint(
-    what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor], u: Tensor, transposed: list[Tensor]
-) -> None:
-    """Once for each operator in reverse mode whose model has hooks or functions of its own: J v is the adjoint of J'u.
-
-    `transposed` is J'u with its graph.
-    """
-    functions = s.functions
-    if functions is None or functions.adjoint or batch.index or in_dispatch_mode():
-        return
-    if changes_gradients(s):
-        refuse_nonadjoint(what, y, leaves, u, transposed)
-    functions.adjoint = True
-
-
-def prove_linear(what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor]) -> None:
-    """Once for each operator whose model has hooks or functions of its own: J'u is linear in u."""
-    functions = s.functions
-    if functions is None or functions.adjoint or functions.linear or batch.index or in_dispatch_mode():
-        return
-    if changes_gradients(s) and y.requires_grad:
-        refuse_nonlinear(what, y, leaves)
-    functions.linear = True
-
-
-def changes_gradients(s: Snapshot) -> bool:
-    """Whether the model has backward hooks, or functions with a backward of their own, as far as was seen."""
-    own = s.functions is not None and (s.functions.custom or s.functions.hooked)
-    return own or backward_hooks(s.model) is not None
-
-
-def primal_and_tangent(
-    s: Snapshot,
-    space: Space,
-    blocks: Mapping[str, Tensor],
-    v: list[Tensor],
-    batch: Batch,
-    head: Head | None = None,
-    what: str = "jacobian",
-) -> tuple[Tensor, Tensor]:
-    """The outputs on one batch (with a `head`, what goes into it) and J v, without a graph."""
-    with torch.no_grad(), forward_only(what, s.functions), dual_numbers():
-        duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
-        primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch, head))
-        # a model that takes derivatives itself has run with a graph
-        primal = primal.detach()
-        return primal, torch.zeros_like(primal) if derivative is None else derivative.detach()
-
-
->>>>>>> rooms
 def _place(
     name: str,
     objective: Objective,

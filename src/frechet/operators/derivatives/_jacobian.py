@@ -19,12 +19,8 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._kernels import ordinary
 from frechet.operators._operator import NONE, Fact, LinearOperator
 from frechet.operators.derivatives._function import function_jacobian
-<<<<<<< HEAD
-=======
-from frechet.operators.derivatives._on_batches import (primal_and_tangent, prove_adjoint, prove_linear)
->>>>>>> rooms
 from frechet.operators.derivatives._modes import Route, Way, chosen, refuse_padded_embedding
-from frechet.operators.derivatives._on_batches import prove_adjoint, prove_linear, tangent
+from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint, prove_linear
 from frechet.operators.derivatives._products import Leaves, Sums, columns, differentiating, grads
 from frechet.space import Space
 

@@ -49,19 +49,6 @@ def changes_gradients(s: Snapshot) -> bool:
     return own or backward_hooks(s.model) is not None
 
 
-def tangent(
-    s: Snapshot,
-    space: Space,
-    blocks: Mapping[str, Tensor],
-    v: list[Tensor],
-    batch: Batch,
-    head: Head | None = None,
-    what: str = "jacobian",
-) -> Tensor:
-    """J v on one batch by dual numbers."""
-    return primal_and_tangent(s, space, blocks, v, batch, head, what)[1]
-
-
 def primal_and_tangent(
     s: Snapshot,
     space: Space,
