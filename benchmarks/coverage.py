@@ -34,8 +34,8 @@ from frechet.linalg._frobenius import frobenius_norm
 from frechet.linalg._log_determinant import log_determinant
 from frechet.linalg._result import Estimate
 from frechet.linalg._trace import trace
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.space import Space
 from random_spectra import HELD_OUT, KINDS, Drawn, draw
 

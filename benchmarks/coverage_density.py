@@ -18,7 +18,7 @@ import torch
 
 from frechet.linalg._density import spectral_density
 from frechet.linalg._eigsh import eigsh
-from frechet.operators._structured import from_diagonal
+from frechet.operators._constructors import from_diagonal
 
 
 def spectra(n: int = 400) -> dict[str, torch.Tensor]:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from frechet.operators._closed_form import inverse, square_root
-from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import (
+from frechet.operators._constructors import (
     block_diagonal,
     from_callable,
     from_diagonal,
@@ -17,6 +16,7 @@ from frechet.operators._structured import (
     kronecker,
     restriction,
 )
+from frechet.operators._operator import LinearOperator
 from frechet.space import Space, euclidean
 
 F64 = torch.float64

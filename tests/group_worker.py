@@ -10,7 +10,7 @@ from frechet.linalg import cg, eigsh, spectral_density, trace
 from frechet.objective import Objective, l2, subsample
 from frechet.objective.criteria import cross_entropy, custom, squared_error
 from frechet.operators import check_operator
-from frechet.operators._structured import identity
+from frechet.operators._constructors import identity
 from frechet.operators.derivatives import (
     empirical_fisher,
     fisher,

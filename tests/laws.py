@@ -2,8 +2,8 @@
 
 import torch
 
+from frechet.operators._constructors import identity, restriction
 from frechet.operators._operator import Adjoint, Fact
-from frechet.operators._structured import identity, restriction
 
 RTOL = 1e-10
 

@@ -16,7 +16,7 @@ from frechet.linalg import (
     trace,
 )
 from frechet.operators import check_operator
-from frechet.operators._structured import identity, restriction
+from frechet.operators._constructors import identity, restriction
 from frechet.operators.derivatives import gauss_newton, hessian
 from frechet.space import digest
 from group_worker import off

@@ -14,7 +14,7 @@ from frechet.analyze import example_gradients, loss_slices
 from frechet.linalg import cg, diagonal, eigsh, jacobi, lanczos, nystrom, trace
 from frechet.objective import Objective, l2
 from frechet.objective.criteria import cross_entropy, squared_error
-from frechet.operators._structured import from_diagonal, from_factors, from_matrix
+from frechet.operators._constructors import from_diagonal, from_factors, from_matrix
 from frechet.operators.derivatives import gauss_newton, hessian
 from group_worker import OPERATORS, SHARDS, TARGETS, TOKENS, message, off
 from objective_models import Attention, seeded

@@ -2,7 +2,7 @@
 
 import torch
 
-from frechet.operators._structured import from_diagonal, from_matrix
+from frechet.operators._constructors import from_diagonal, from_matrix
 
 F64 = torch.float64
 

@@ -260,6 +260,44 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
 
 
+# rooms whose public functions list their parameters; what has one parameter needs no list
+LISTED = ("analyze", "calculus")
+
+
+def unlisted(function: Any) -> list[str]:
+    """The parameters of a function of two or more that its docstring does not list under ``Args:``."""
+    names = list(inspect.signature(function).parameters)
+    section = re.search(r"^Args:\n((?:    .*\n|\n)+)", (inspect.getdoc(function) or "") + "\n", re.M)
+    found = set(re.findall(r"^    \**(\w+): \S", section[1], re.M)) if section else set()
+    return [name for name in names if name not in found] if len(names) > 1 else []
+
+
+def public_functions(rooms_of: tuple[str, ...] = LISTED) -> list[Any]:
+    values = [resolved(name) for name in public_names() if name.split(".")[1] in rooms_of]
+    return [value for value in values if inspect.isfunction(value)]
+
+
+def test_public_functions_list_their_parameters():
+    assert {f.__name__: missing for f in public_functions() if (missing := unlisted(f))} == {}
+
+
+def test_public_functions_say_first_what_they_do():
+    verb = re.compile(r"(Return|Solve|Estimate|Tell|Evaluate|Minimize|Find|Fit|Draw|Compute|Propagate|Record|Test) ")
+    assert [f.__name__ for f in public_functions() if not verb.match(inspect.getdoc(f) or "")] == []
+
+
+def test_a_parameter_that_is_not_listed_is_found():
+    def scale(x, by, times=1):
+        """Return x times a number.
+
+        Args:
+            x: a number.
+            by: what it is multiplied by.
+        """
+
+    assert unlisted(scale) == ["times"]
+
+
 # --- the schema of report.json ----------------------------------------------------------------------------------------
 
 

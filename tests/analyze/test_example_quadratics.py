@@ -6,7 +6,7 @@ from example_cases import gradient, problem
 from frechet.analyze import _single_examples as single_examples
 from frechet.analyze._example_quadratics import example_quadratics
 from frechet.errors import NonFinite
-from frechet.operators._structured import from_diagonal, from_matrix
+from frechet.operators._constructors import from_diagonal, from_matrix
 from frechet.operators.derivatives._hessian import hessian
 
 

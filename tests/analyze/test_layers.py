@@ -9,7 +9,7 @@ from counting import counting
 from frechet.analyze._layers import ROOT, _products, _variances, layer_tops, layer_traces
 from frechet.objective import Objective
 from frechet.objective.criteria import cross_entropy, squared_error
-from frechet.operators._structured import from_diagonal, from_matrix
+from frechet.operators._constructors import from_diagonal, from_matrix
 from frechet.operators.derivatives._gauss_newton import gauss_newton
 from frechet.operators.derivatives._hessian import hessian
 from frechet.space import Space

@@ -20,7 +20,7 @@ from frechet.linalg._result import Estimate, exact_estimate
 from frechet.linalg._trace import trace
 from frechet.objective import Objective, l2
 from frechet.objective.criteria import squared_error
-from frechet.operators._structured import from_diagonal
+from frechet.operators._constructors import from_diagonal
 from frechet.operators.derivatives._hessian import hessian
 
 

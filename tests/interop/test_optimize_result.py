@@ -7,7 +7,7 @@ from scipy.optimize import least_squares as scipy_least_squares
 from frechet.interop._optimize_result import CODES, to_optimize_result
 from frechet.linalg._result import Status
 from frechet.linalg.systems._cg import cg
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._equations.root import root
 from frechet.optimize._least_squares.least_squares import least_squares
 from frechet.optimize._smooth.minimize_result import MinimizeSolution

@@ -8,7 +8,7 @@ from frechet.errors import NonFinite
 from frechet.linalg import eigsh, lanczos, spectral_density
 from frechet.linalg._basis import Basis, kept_as, new_basis, roundoff
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_diagonal, identity
+from frechet.operators._constructors import from_diagonal, identity
 from frechet.space import euclidean
 from spectra import gaussian, rotated
 

@@ -11,7 +11,7 @@ from frechet.linalg._frobenius import frobenius_norm
 from frechet.linalg._hutchinson import xtrace_then_probes
 from frechet.linalg._sequential import run
 from frechet.linalg._trace import trace
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.space import euclidean
 
 # The share of fixed seeds whose 95 % interval holds the true value, against the bound that an interval which covers

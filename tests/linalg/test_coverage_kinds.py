@@ -15,7 +15,7 @@ from frechet.linalg._frobenius import frobenius_norm
 from frechet.linalg._quadratic_forms import dominated
 from frechet.linalg._trace import trace
 from frechet.linalg._xtrace import draw as on_a_sphere
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.space import Space, euclidean
 from random_spectra import HELD_OUT, KINDS, draw
 

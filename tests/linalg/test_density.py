@@ -11,7 +11,7 @@ from frechet.errors import NonFinite
 from frechet.linalg._density import spectral_density
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 
 BULK = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

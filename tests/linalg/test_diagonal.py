@@ -7,7 +7,7 @@ from counting import counting
 from frechet.errors import NonFinite
 from frechet.linalg._diagonal import diagonal, hutchinson_diagonal
 from frechet.linalg._sequential import EstimateState
-from frechet.operators._structured import (
+from frechet.operators._constructors import (
     block_diagonal,
     from_callable,
     from_diagonal,

@@ -8,7 +8,7 @@ import torch
 from frechet.errors import NonFinite, NotConverged
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 from spectra import gaussian, outliers, rotated, true_residuals
 

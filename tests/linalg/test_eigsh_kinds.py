@@ -11,7 +11,7 @@ from frechet.linalg._eigsh import eigsh
 from frechet.linalg._krylov import lanczos
 from frechet.linalg._result import Status
 from frechet.linalg._svds import svds
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix
 from frechet.space import euclidean
 from spectra import gaussian, with_eigenvalues
 

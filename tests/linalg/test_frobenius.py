@@ -7,7 +7,7 @@ from counting import counting
 from frechet.errors import NonFinite
 from frechet.linalg._frobenius import frobenius_norm
 from frechet.linalg._quadratic_forms import dominated
-from frechet.operators._structured import (
+from frechet.operators._constructors import (
     block_diagonal,
     from_callable,
     from_diagonal,

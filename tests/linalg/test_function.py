@@ -7,7 +7,7 @@ from counting import counting
 from frechet.errors import NonFinite, NotConverged
 from frechet.linalg._function import apply_function
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 
 FUNCTIONS = {

@@ -7,7 +7,7 @@ from counting import counting
 from frechet.errors import NonFinite
 from frechet.linalg._krylov import arnoldi, gauss_quadrature, golub_kahan, lanczos
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 
 DTYPES = [torch.float32, torch.float64]

@@ -3,7 +3,7 @@ import torch
 
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_diagonal, from_matrix
+from frechet.operators._constructors import from_diagonal, from_matrix
 from spectra import rotated
 
 

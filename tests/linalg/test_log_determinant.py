@@ -6,8 +6,7 @@ import torch
 from counting import counting
 from frechet.linalg._log_determinant import log_determinant
 from frechet.operators._closed_form import inverse
-from frechet.operators._structured import (
-    Matrix,
+from frechet.operators._constructors import (
     block_diagonal,
     from_callable,
     from_diagonal,
@@ -16,6 +15,7 @@ from frechet.operators._structured import (
     identity,
     kronecker,
 )
+from frechet.operators._structured import Matrix
 from frechet.space import euclidean
 from spectra import with_eigenvalues
 

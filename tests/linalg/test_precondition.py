@@ -8,8 +8,8 @@ from frechet.linalg._precondition import jacobi, nystrom, pivoted_cholesky
 from frechet.linalg._result import Estimate
 from frechet.linalg.systems._cg import cg
 from frechet.linalg.systems._minres import minres
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.operators._operator import Fact
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import Space
 from spectra import F64, gaussian, with_eigenvalues
 

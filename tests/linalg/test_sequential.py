@@ -17,7 +17,7 @@ from frechet.linalg._sequential import (
     shared_error,
 )
 from frechet.linalg._trace import trace
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.space import euclidean
 
 R3 = euclidean(3, torch.float64)

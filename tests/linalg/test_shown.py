@@ -26,7 +26,7 @@ from frechet.linalg._result import Estimate, Solution, Spectrum, Status
 from frechet.linalg._shown import Result
 from frechet.objective import Objective
 from frechet.objective.criteria import squared_error
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.operators.derivatives._hessian import hessian
 
 N = 300

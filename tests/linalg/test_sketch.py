@@ -6,7 +6,7 @@ from scipy.linalg import hadamard
 
 from frechet.linalg._sketch import gaussian_sketch, hadamard_sketch, sparse_sign_sketch, walsh_hadamard
 from frechet.linalg.systems._lsmr import lsmr
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.space import Space, euclidean
 from spectra import F64, gaussian
 

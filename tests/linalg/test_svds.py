@@ -9,7 +9,7 @@ from frechet.errors import NonFinite, NotConverged
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._result import Status
 from frechet.linalg._svds import svds
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import euclidean
 
 

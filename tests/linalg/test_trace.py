@@ -6,7 +6,7 @@ import torch
 from counting import counting
 from frechet.errors import NonFinite
 from frechet.linalg._trace import _choice, trace
-from frechet.operators._structured import (
+from frechet.operators._constructors import (
     block_diagonal,
     from_callable,
     from_diagonal,

@@ -6,7 +6,7 @@ import torch
 from counting import counting
 from frechet.linalg._diagonal import diagonal
 from frechet.linalg._xdiag import PAIRED, ROWS, xdiag
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.space import euclidean
 
 

@@ -5,7 +5,7 @@ import torch
 
 from frechet.linalg._sequential import Sampler
 from frechet.linalg._xtrace import Sketch, draw, xnystrace, xnystrace_estimates, xtrace, xtrace_estimates
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.space import euclidean
 
 N, K = 40, 9

@@ -8,8 +8,8 @@ import torch
 from cases import F64, definite, random, structured_cases
 from counting import counting
 from frechet.operators._check import OperatorCheck, check_operator
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity, kronecker
 from frechet.operators._operator import PSD, LinearOperator
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity, kronecker
 from frechet.space import euclidean
 
 N = 20

@@ -6,13 +6,7 @@ import torch
 from cases import F64, NAMED, definite, definite_operator, random
 from frechet.errors import NoClosedForm
 from frechet.operators._closed_form import inverse, square_root
-from frechet.operators._eigendecomposition import Eigendecomposed, eigendecomposition
-from frechet.operators._operator import Fact, Scaled
-from frechet.operators._structured import (
-    BlockDiagonal,
-    Kronecker,
-    LowRank,
-    Matrix,
+from frechet.operators._constructors import (
     block_diagonal,
     from_callable,
     from_diagonal,
@@ -22,6 +16,9 @@ from frechet.operators._structured import (
     kronecker,
     restriction,
 )
+from frechet.operators._eigendecomposition import Eigendecomposed, eigendecomposition
+from frechet.operators._operator import Fact, Scaled
+from frechet.operators._structured import BlockDiagonal, Kronecker, LowRank, Matrix
 from frechet.space import Space, euclidean
 from laws import LAWS
 

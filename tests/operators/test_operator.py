@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from cases import F64, NAMED, definite_operator, random
 from counting import counting
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.operators._operator import Adjoint, Fact, Product, Scaled, Sum
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import Space, euclidean
 
 A = from_matrix(random(3, 4).float())

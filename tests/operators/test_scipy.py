@@ -5,8 +5,8 @@ import torch
 
 from cases import F64, definite_operator, random
 from counting import counting
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix
 from frechet.operators._scipy import to_scipy
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix
 from frechet.space import euclidean
 
 M = random(4, 6)

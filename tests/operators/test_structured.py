@@ -4,10 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cases import F64, NAMED, definite_operator, random, structured_cases
-from frechet.operators._operator import Fact
-from frechet.operators._structured import (
+from frechet.operators._constructors import (
     block_diagonal,
-    declared,
     from_callable,
     from_diagonal,
     from_factors,
@@ -15,6 +13,8 @@ from frechet.operators._structured import (
     kronecker,
     restriction,
 )
+from frechet.operators._operator import Fact
+from frechet.operators._structured import declared
 from frechet.space import Space, euclidean
 from laws import LAWS
 

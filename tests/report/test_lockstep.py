@@ -3,7 +3,7 @@ import torch
 
 from frechet.linalg._density import spectral_density
 from frechet.linalg._eigsh import eigsh
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix
 from frechet.report import _lockstep as lockstep
 from frechet.space import Space
 

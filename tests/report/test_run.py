@@ -3,7 +3,7 @@ import torch
 
 from frechet.linalg._density import spectral_density
 from frechet.linalg._eigsh import eigsh
-from frechet.operators._structured import from_diagonal
+from frechet.operators._constructors import from_diagonal
 from frechet.report import _run as module
 from frechet.report._files import write_atomic
 from frechet.report._metered import metered

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from frechet.linalg._eigsh import eigsh
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.report._sizes import probes_for, relative_error, sizes, widths
 from frechet.report._spectra import probes_wanted
 from frechet.space import Space

@@ -8,7 +8,7 @@ import torch
 from frechet.linalg._density import spectral_density
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._result import Status, exact_estimate
-from frechet.operators._structured import from_diagonal
+from frechet.operators._constructors import from_diagonal
 from frechet.report._schema import Cost
 from frechet.report._state import Damaged, packed, unpacked
 from frechet.space import Space

@@ -11,7 +11,7 @@ from frechet.analyze import stability
 from frechet.linalg import eigsh, gaussian_sketch, hadamard_sketch, pivoted_cholesky, sparse_sign_sketch, trace
 from frechet.objective import Objective
 from frechet.objective.criteria import squared_error
-from frechet.operators._structured import block_diagonal, identity, kronecker
+from frechet.operators._constructors import block_diagonal, identity, kronecker
 from frechet.operators.derivatives import hessian
 from frechet.report._source import BadSource, load
 from frechet.space import Group, Shard, Space

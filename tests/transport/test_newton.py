@@ -5,7 +5,7 @@ import torch
 
 from frechet.linalg._result import Status
 from frechet.linalg.systems._cg import cg
-from frechet.operators._structured import identity
+from frechet.operators._constructors import identity
 from frechet.space import euclidean
 from frechet.transport import _newton as newton
 from frechet.transport._newton import Trust, cholesky_solution, newton_step

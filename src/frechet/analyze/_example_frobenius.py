@@ -53,11 +53,16 @@ class ExampleFrobenius:
 def example_frobenius(
     objective: Objective, *, seed: int, probes: int = 32, x: Tensor | None = None
 ) -> ExampleFrobenius:
-    """||H_i||_F^2 of every example's Hessian with its standard error, from `probes` independent pairs.
+    """Estimate ||H_i||_F^2 for every example's Hessian H_i, each with its standard error.
 
-    H_i is the Hessian of example i's total times N / count plus the penalties' Hessian, so that the mean of the H_i is
-    the objective's Hessian. Unbiased. Standard errors are those of a mean of `probes` independent values, so at least
-    two are needed.
+    H_i is the Hessian of example i's total times N / count, plus the Hessian of the penalties. The mean of the H_i is
+    therefore the objective's Hessian. The estimates are unbiased.
+
+    Args:
+        objective: the objective. Its model must treat the examples of a batch independently.
+        seed: the seed of the random probes.
+        probes: how many independent pairs of probes are drawn, at least 2: the standard error is that of their mean.
+        x: the point ``(n,)``. Default: the model's present parameters.
 
     Example:
         >>> import torch

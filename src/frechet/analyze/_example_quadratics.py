@@ -45,10 +45,14 @@ def example_quadratics(
     route: ExampleRoute | None = None,
     block: int = 16,
 ) -> ExampleQuadratics:
-    """g_i'A g_i of every example, for an operator A on the objective's parameters; exact.
+    """Return g_i'A g_i for the gradient g_i of every example, exactly.
 
-    `A` need not be symmetric, nor come from this objective. `block` gradients are multiplied at a time. For `route` and
-    for the models that are refused see `example_gradients`.
+    Args:
+        objective: the objective. `example_gradients` says which models are refused.
+        A: an operator on the objective's parameters. It need not be symmetric, nor come from this objective.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        route: as in `example_gradients`.
+        block: how many gradients are multiplied by A at a time.
 
     Example:
         >>> import torch

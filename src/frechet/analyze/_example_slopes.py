@@ -25,9 +25,9 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive
 from frechet.objective.criteria._criterion import per_example
 from frechet.operators.derivatives._chunked_head import along, head_blocks, head_tangents
-from frechet.operators.derivatives._gauss_newton import primal_and_tangent, prove_adjoint
 from frechet.operators.derivatives._joint import AtOutputs, Push
 from frechet.operators.derivatives._modes import Route, Way, chosen
+from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint
 from frechet.operators.derivatives._products import columns, differentiating, grads
 from frechet.space import Space
 
@@ -46,10 +46,16 @@ class ExampleSlopes:
 def example_slopes(
     objective: Objective, V: Tensor, *, x: Tensor | None = None, route: Route | None = None
 ) -> ExampleSlopes:
-    """The slopes v'g_i of every example's function along the columns v of V ``(n, k)``, exact.
+    """Return the slopes v'g_i of every example's loss along given directions v, exactly.
 
-    Their mean over the examples is v'g with g the objective's gradient. The model must treat the examples of a batch
-    independently, as `example_gradients` checks. ``route="forward"`` is the default where the model has a forward mode.
+    Their mean over the examples is v'g, where g is the objective's gradient.
+
+    Args:
+        objective: the objective. Its model must treat the examples of a batch independently, as `example_gradients`
+            checks.
+        V: the directions as columns ``(n, k)``.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        route: ``"forward"`` or ``"reverse"``. Default: forward, where the model has a forward mode.
 
     Example:
         >>> import torch

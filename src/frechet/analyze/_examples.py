@@ -81,12 +81,20 @@ class ExampleCurvatures:
 def example_gradients(
     objective: Objective, *, x: Tensor | None = None, route: ExampleRoute | None = None
 ) -> ExampleGradients:
-    """The squared norms of all examples' gradients, their inner products with the mean gradient, and their losses.
+    """Return the squared norms of all examples' gradients, their products with the mean gradient, and their losses.
 
-    g_i is the gradient of example i's total times N / count (plus the penalties' gradient), so the mean is the
-    objective's gradient. ``route="vmap"`` runs chunks of examples at once and is the default, ``"loop"`` one after the
-    other, the default for recurrent modules. A model whose output for an example depends on the others of its batch
-    raises `UnusableObjective`; so does an input without example axis that happens to have the batch's length.
+    g_i is the gradient of example i's total times N / count, plus the gradient of the penalties. The mean of the g_i is
+    therefore the objective's gradient.
+
+    Args:
+        objective: the objective, with one data term.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        route: ``"vmap"`` differentiates chunks of examples at once, ``"loop"`` one example after the other. Default:
+            vmap, but loop for recurrent modules, and where vmap fails.
+
+    Raises:
+        UnusableObjective: the output for one example depends on the others of its batch, or an input without an axis of
+            examples happens to have the batch's length.
 
     Example:
         >>> import torch
@@ -263,10 +271,16 @@ def started(what: str, objective: Objective, x: Tensor | None, route: ExampleRou
 def example_curvatures(
     objective: Objective, V: Tensor, W: Tensor | None = None, *, paired: bool = False, x: Tensor | None = None
 ) -> ExampleCurvatures:
-    """The curvatures v'H_i w of every example along given directions: columns v of V ``(n, k)`` and w of W ``(n, l)``.
+    """Return the curvatures v'H_i w of every example's Hessian H_i along given directions, exactly.
 
-    Without W the k curvatures v'H_i v; ``paired=True`` gives v'H_i w of the k pairs of columns only. Exact, in reverse
-    mode. Their mean over the examples is v'H w with H the objective's Hessian.
+    Their mean over the examples is v'H w, where H is the objective's Hessian. The products run in reverse mode.
+
+    Args:
+        objective: the objective. Its model must treat the examples of a batch independently.
+        V: the directions v as columns ``(n, k)``.
+        W: the directions w as columns ``(n, l)``. Default: v'H_i v for the columns of V.
+        paired: with True, v'H_i w for the k pairs of columns alone, not for all k l combinations.
+        x: the point ``(n,)``. Default: the model's present parameters.
 
     Example:
         >>> import torch

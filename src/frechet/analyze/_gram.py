@@ -68,10 +68,15 @@ class Gram:
 def gradient_gram(
     objective: Objective, *, x: Tensor | None = None, route: ExampleRoute | None = None, memory: int = MEMORY
 ) -> Gram:
-    """The inner products g_i'g_j ``(N, N)`` of all examples' gradients, float64.
+    """Return the inner products g_i'g_j ``(N, N)`` of all examples' gradients, in float64.
 
-    g_i is that of `example_gradients`, so that the mean of all entries is the squared norm of the objective's gradient.
-    `memory` bounds the bytes of gradients held at a time; the result does not depend on it.
+    g_i is that of `example_gradients`. The mean of all entries is the squared norm of the objective's gradient.
+
+    Args:
+        objective: the objective.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        route: as in `example_gradients`.
+        memory: how many bytes of gradients are held at a time. The result does not depend on it.
 
     Example:
         >>> import torch
@@ -143,10 +148,17 @@ def ntk_matrix(
     route: ExampleRoute | None = None,
     memory: int = MEMORY,
 ) -> Gram:
-    """The neural tangent kernel J J' as a matrix ``(m, m)`` in float64, rows (example, output) in data order, unscaled.
+    """Return the neural tangent kernel J J' as a matrix ``(m, m)`` in float64, unscaled.
 
-    The matrix of ``ntk(objective)``, at the cost of one example's gradient per row. `memory` bounds the bytes of rows
-    held at a time.
+    Its rows are the pairs (example, output) in data order. It is the matrix of ``ntk(objective)``, at the cost of one
+    example's gradient per row.
+
+    Args:
+        objective: the objective. Its criterion and targets are not used.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        restrict: a glob pattern, or several, for the blocks of parameters that count. Default: all trainable ones.
+        route: as in `example_gradients`.
+        memory: how many bytes of rows are held at a time. The result does not depend on it.
 
     Example:
         >>> import torch

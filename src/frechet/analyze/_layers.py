@@ -136,11 +136,19 @@ class LayerTops(Result):
 def layer_traces(
     A: LinearOperator, *, seed: int, probes: int = 30, level: float = 0.95, block: int = 16
 ) -> LayerTraces:
-    """The trace of every diagonal block of a symmetric A, and of the blocks of every module, from the same probes.
+    """Estimate the trace of every diagonal block of a symmetric A, and of each module, from one set of probes.
 
-    Intervals use Student's t of (probes - 1)/2 degrees of freedom; standard errors are at least the rounding of the
-    sums, and those of shares at least what the spread of the draws says, at (probes - 1) degrees. `block` products are
-    computed at once, and the pairs of probes in one of these blocks tell A_bb from A_bc.
+    Intervals are those of Student's t with (probes - 1) / 2 degrees of freedom. Standard errors are at least the
+    rounding of the sums. Those of shares are at least what the spread of the draws says, with (probes - 1) degrees of
+    freedom.
+
+    Args:
+        A: a symmetric operator on a space with several blocks.
+        seed: the seed of the random probes.
+        probes: the number of products.
+        level: the probability with which each interval covers.
+        block: how many products are computed at once. The pairs of probes in one such block tell the diagonal blocks
+            from those between layers.
 
     Example:
         >>> import torch
@@ -182,9 +190,16 @@ def layer_tops(
     max_products: int | None = None,
     x: Tensor | None = None,
 ) -> LayerTops:
-    """The largest eigenvalue of the diagonal block of every module (or every parameter block) of the objective.
+    """Return the largest eigenvalue of the diagonal block of every module, or of every block of parameters.
 
-    Each has converged when its residual is at most rtol times its size; `max_products` bounds each one's products.
+    Args:
+        objective: the objective.
+        kind: ``"hessian"`` or ``"gauss_newton"``.
+        seed: the seed of the start vectors.
+        groups: ``"module"`` joins the blocks of a module (weight and bias), ``"block"`` takes each by itself.
+        rtol: an eigenvalue has converged when its residual is at most rtol times its size.
+        max_products: the largest number of products for each eigenvalue. Default: that of `eigsh`.
+        x: the point ``(n,)``. Default: the model's present parameters.
 
     Example:
         >>> import torch

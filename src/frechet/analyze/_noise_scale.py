@@ -91,11 +91,17 @@ def noise_scale(
     level: float = 0.95,
     route: ExampleRoute | None = None,
 ) -> NoiseScale:
-    """The gradient noise scale tr(Sigma)/|G|^2, the critical batch size of the simple model, with an interval.
+    """Return the gradient noise scale tr(Sigma) / |G|^2, the critical batch size of the simple model, with an interval.
 
-    Takes an objective (at `x`, see `example_gradients` for `route`), or the `ExampleGradients` of one. The unit is
-    examples, not tokens: where examples have different numbers of terms, g_i is that of `example_gradients`, the share
-    of example i in the gradient of all. A penalty counts as part of G. Nothing is drawn.
+    Sigma is the covariance of one example's gradient, and G the mean gradient. The unit is examples, not tokens: where
+    examples have different numbers of terms, g_i is the share of example i in the gradient of all, as in
+    `example_gradients`. A penalty counts as part of G. Nothing is drawn.
+
+    Args:
+        objective: the objective, or the `ExampleGradients` of one.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        level: the probability with which the interval covers.
+        route: as in `example_gradients`.
 
     Example:
         >>> import torch
@@ -251,12 +257,19 @@ class CurvatureNoiseScale(Result):
 def curvature_noise_scale(
     objective: Objective, *, seed: int, probes: int = 16, x: Tensor | None = None, level: float = 0.95
 ) -> CurvatureNoiseScale:
-    """tr(H Sigma)/G'HG: the noise scale of an optimal step of the quadratic model, and that step's learning rate.
+    """Estimate tr(H Sigma) / G'HG, the noise scale of an optimal step of the quadratic model, and that step's rate.
 
-    A probe z has z'H Sigma z of mean tr(H Sigma). It is drawn from `seed` and its number alone, so that the result
-    is the same however the examples are spread over processes and batches. G'HG is g'Hg minus its bias tr(H
-    Sigma)/n; where that is not positive (no descent along the gradient ends in this quadratic model), `value` and
-    `upper` are infinite and `lower` takes g'Hg as it is.
+    A probe z has the quadratic form z'H Sigma z, of mean tr(H Sigma). G'HG is g'Hg less its bias tr(H Sigma) / n. Where
+    that is not positive, no descent along the gradient ends in this quadratic model: `value` and `upper` are infinite,
+    and `lower` takes g'Hg as it is.
+
+    Args:
+        objective: the objective.
+        seed: the seed of the probes. Probe j depends on the seed and j alone, so the result is the same however the
+            examples are spread over processes and batches.
+        probes: the number of probes.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        level: the probability with which the interval covers.
 
     Example:
         >>> import torch

@@ -1,15 +1,17 @@
 """What questions to an operator will cost, and what fits into memory, before any of them is asked.
 
-A product is measured with one vector and with two, after one that does not count. A block of k vectors is taken to cost
-what the first vector costs and k - 1 times what the second added; a job costs its products and the vectors that it
-keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis does not fit as it is, the plan
-names the storage that does, at the least loss: on the host if that is another memory, then in fewer bits.
+A product is measured with one vector, with two and, where they fit, with eight, after one that does not count. A block
+of k vectors is taken to cost what the first vector costs and k - 1 times what each further one added; a job costs its
+products and the vectors that it keeps. Bytes are those above what is in use when the plan is made. Where a Krylov basis
+does not fit as it is, the plan names the storage that does, at the least loss: on the host if that is another memory,
+then in fewer bits.
 
-How many products `eigsh` takes hangs on the spectrum. A few products of Lanczos' method tell it roughly, and `eigsh`
-is tried on a diagonal matrix that has such a spectrum.
+The number of products of `eigsh` depends on the spectrum. A few products of Lanczos' method tell where eigenvalues lie
+and how many. `eigsh` then runs on a diagonal matrix with such eigenvalues: those at the ends one by one, those of the
+bulk in groups, of which the start vector has the length that it has in the operator's eigenspaces.
 
-**Cost:** four products, and max(2 k + 2, 30) of Lanczos' method where they fit; more, one per halving, where the
-product does not fit and the objective has a head.
+**Cost:** four products and one of eight vectors, and max(4 k, 30) of Lanczos' method, each where it fits; more, one per
+halving, where the product does not fit and the objective has a head.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from typing import get_args
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from frechet.linalg._basis import Storage, kept_as, roundoff
 from frechet.linalg._eigsh import eigsh
-from frechet.linalg._krylov import gauss_quadrature, lanczos
+from frechet.linalg._krylov import Lanczos, lanczos
 from frechet.linalg._shown import Result, Rows
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import Fact, LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.operators.derivatives._jacobian import OutputJacobian
 from frechet.operators.derivatives._sum_over_data import SumOverData
 from frechet.recording import free_memory, peak_above, start_peak
@@ -37,7 +40,10 @@ from frechet.space import Space
 
 MOST_AT_ONCE = 256  # vectors: more bring no speed
 SAMPLE = 30  # products that tell how many eigsh will take
-LIKE = 2000  # rows of the diagonal matrix on which that is tried
+EDGE = 1000  # eigenvalues at each end that the diagonal matrix has one by one
+GROUPS = 2000  # of eigenvalues between them
+SETTLED = 0.05  # of the distance to the next: a Ritz value with a residual below it stands for one eigenvalue
+MANY = 8  # vectors of the largest product that is measured
 MOST_BASES = 12  # first bases that a run may take
 
 
@@ -110,12 +116,20 @@ def plan(
     steps: int = 40,
     sample: int | None = None,
 ) -> Plan:
-    """What products with A cost, what fits into `budget` bytes (default: what is free), and what jobs will take.
+    """Tell what products with A cost, what fits into memory, and what three common jobs will take.
 
-    The jobs are the defaults of `eigsh` for the `k` largest pairs, `trace` with `products` products, and
-    `spectral_density` with `probes` probes of `steps` steps. The products of eigsh depend on the spectrum, of which
-    `sample` products, max(2 k + 2, 30), are made where they fit. With ``sample=0`` it is assumed to end with its first
-    basis of max(2 k + 30, 40) vectors. Times scale with the load of the machine.
+    The jobs are the defaults of `eigsh` for the k largest pairs, of `trace` and of `spectral_density`. Times scale with
+    the load of the machine.
+
+    Args:
+        A: a square operator.
+        budget: bytes that may be used. Default: what is free.
+        k: the number of eigenpairs of the first job.
+        products: the products of the trace.
+        probes: the probes of the spectral density.
+        steps: the steps of each of these probes.
+        sample: how many products with A tell the number that `eigsh` will take. Default: max(4 k, 30), where their
+            vectors fit. With 0, `eigsh` is assumed to end with its first basis of max(2 k + 30, 40) vectors.
 
     Example:
         >>> import torch
@@ -136,21 +150,25 @@ def plan(
     _measured(A, one)  # the first product loads what it needs
     (first, peak), (second, higher) = (_measured(A, V) for V in (one, two))
     vector = space.dim * one.element_size()
-    added = None
+    more, added = max(0.0, second - first), None
     if peak is not None and higher is not None:
         added = max(higher - peak, 2 * vector)  # the vector and its product at least
-    cost = _Cost(space, budget, first, max(0.0, second - first), peak, added, vector)
+        if peak + (MANY - 1) * added <= budget:  # the second vector may cost more than the third
+            longer, highest = _measured(A, space.random(range(MANY), 0))
+            more = max(0.0, longer - first) / (MANY - 1)
+            added = max(((highest or peak) - peak) // (MANY - 1), 2 * vector)
+    cost = _Cost(space, budget, first, more, peak, added, vector)
     basis = min(space.dim, max(2 * k + 30, 40))
     # beside the basis: what is made orthogonal, its copy and coefficients, and the vectors found
     pairs = cost.job(f"{k} largest eigenpairs", basis, basis, min(k, space.dim) + 4, 1)
     if pairs.fits is not False:
-        count = _eigsh_products(A, k, basis, max(2 * k + 2, SAMPLE) if sample is None else sample)
+        count = _eigsh_products(A, k, basis, max(4 * k, SAMPLE) if sample is None else sample)
         pairs = replace(pairs, products=count, seconds=count * first)
     # the sketch keeps a vector for each of its probes, and is copied when it grows and when it is read
     sketch = products if Fact.POSITIVE_SEMIDEFINITE in A.facts else products // 2
     jobs = (
         pairs,
-        cost.job("trace", min(products, space.dim), 0, 2 * sketch if products < space.dim else 64, 16),
+        cost.job("trace", min(products, space.dim), 0, 2 * sketch + 16 if products < space.dim else 64, 16),
         cost.job("spectral density", probes * min(steps, space.dim), min(steps, space.dim), 4, 1),
     )
     rows, examples = None, None
@@ -202,36 +220,45 @@ class _Cost:
 
 
 def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:
-    """How many products `eigsh` will take for the k largest pairs: those that it takes on a diagonal matrix like A.
-
-    `sample` products of Lanczos' method tell the spectrum as far as they can: the ends one by one, and the bulk by a
-    smooth distribution.
-    """
+    """How many products `eigsh` will take for the k largest pairs: those that it takes on a diagonal matrix like A."""
     n = A.domain.dim
     if Fact.SYMMETRIC not in A.facts or not 0 < k < n or sample < 2:
         return basis
     found = lanczos(A, A.domain.random(0, 0, "gaussian"), steps=sample)
-    values = torch.from_numpy(_eigenvalues_like(*gauss_quadrature(found.alpha, found.beta), n))
+    values, counts = _eigenvalues_like(found, float(A.domain.norm(found.residual)), n)
     like = from_callable(lambda V: values[:, None] * V, len(values), facts="symmetric", dtype=torch.float64)
-    return eigsh(like, min(k, len(values) - 1), seed=0, max_products=MOST_BASES * basis).products
+    start = counts.sqrt() * like.domain.random(0, 0, "gaussian")
+    most = MOST_BASES * basis
+    return eigsh(like, min(k, len(values) - 1), seed=0, start=start[:, None], max_products=most).products
 
 
-def _eigenvalues_like(nodes: Tensor, weights: Tensor, n: int) -> np.ndarray:
-    """min(n, LIKE) eigenvalues of which a quadrature says as much as of the n that it was made for."""
-    t, w, most = nodes.numpy(), weights.numpy(), min(n, LIKE)
-    single = n * w <= 4  # about one eigenvalue; a random vector's squared entries vary that much
-    high = len(t) - int(single[::-1].cumprod().sum())
+def _eigenvalues_like(found: Lanczos, residual: float, n: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, and how many of the n each stands for, of which Lanczos' method would have seen about the same."""
+    nodes, vectors = eigh_tridiagonal(found.alpha.numpy(), found.beta.numpy())
+    residuals = residual * np.abs(vectors[-1])
+    apart = np.minimum(np.diff(nodes, prepend=-np.inf), np.diff(nodes, append=np.inf))
+    single = residuals < SETTLED * apart
+    high = len(nodes) - int(single[::-1].cumprod().sum())
     low = min(int(single.cumprod().sum()), high)
-    ends, t, w = np.concatenate([t[:low], t[high:]])[:most], t[low:high], w[low:high]
-    left = most - len(ends)
-    if len(t) < 2 or not left:
-        return np.concatenate([np.full(left, t[0] if len(t) else nodes.numpy()[0]), ends])
-    share = np.cumsum(w) - w / 2
-    bottom, top = t[0] - (t[1] - t[0]) / 2, t[-1] + (t[-1] - t[-2]) / 2
-    bottom = max(bottom, nodes[low - 1]) if low else bottom
-    top = min(top, nodes[high]) if high < len(nodes) else top
-    quantiles = PchipInterpolator([0.0, *(share / w.sum()), 1.0], [bottom, *t, top])
-    return np.concatenate([quantiles((np.arange(left) + 0.5) / left), ends])
+    ends, t = np.concatenate([nodes[:low], nodes[high:]]), nodes[low:high]
+    w = np.maximum(n * np.square(vectors[0, low:high]), 1.0)  # beyond the j-th Ritz value lie j eigenvalues or more
+    left = n - len(ends)
+    if len(t) < 2:
+        rest = np.full(min(max(left, 0), EDGE), t[0] if len(t) else nodes[0])
+        counts = np.concatenate([np.full(len(rest), left / max(len(rest), 1)), np.ones(len(ends))])
+        return torch.from_numpy(np.concatenate([rest, ends])), torch.from_numpy(counts)
+    r = residuals[low:high]  # an eigenvalue lies within it
+    bottom, top = t[0] - min(r[0], (t[1] - t[0]) / 2), t[-1] + min(r[-1], (t[-1] - t[-2]) / 2)
+    bottom = max(bottom, (nodes[low - 1] + t[0]) / 2) if low else bottom
+    top = min(top, (nodes[high] + t[-1]) / 2) if high < len(nodes) else top
+    share = (np.cumsum(w) - w / 2) / w.sum()
+    quantiles = PchipInterpolator([0.0, *share, 1.0], [bottom, *t, top])
+    edge = min(EDGE, left // 2)
+    inner = np.linspace(edge, left - edge, min(GROUPS, left - 2 * edge) + 1)
+    borders = np.concatenate([np.arange(edge), inner, np.arange(left - edge + 1, left + 1)])
+    middles = (borders[:-1] + borders[1:]) / (2 * left)
+    values = np.concatenate([quantiles(middles), ends])
+    return torch.from_numpy(values), torch.from_numpy(np.concatenate([np.diff(borders), np.ones(len(ends))]))
 
 
 def _measured(A: LinearOperator, V: Tensor) -> tuple[float, int | None]:

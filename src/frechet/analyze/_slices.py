@@ -88,11 +88,17 @@ def loss_slices(
     curvatures: Tensor | None = None,
     x: Tensor | None = None,
 ) -> Slices:
-    """The loss at `points` equal steps from -radius to radius along each column of `directions` ``(n, k)``.
+    """Evaluate the loss on straight lines through a point, beside its quadratic model.
 
-    Without `radius` each line gets its own, from slope and curvature (see above, `radius_rule` of the result states
-    it), or 1 where both vanish. `curvatures` ``(k,)`` are the d'Hd where they are known, such as eigenvalues; otherwise
-    one Hessian product each.
+    Args:
+        objective: the objective.
+        directions: the lines' directions as columns ``(n, k)``.
+        radius: each line goes from -radius to radius times its direction. Default: each line's own, from its slope and
+            curvature (`radius_rule` of the result states the rule), or 1 where both vanish.
+        points: the number of equally spaced points on a line.
+        change: the change of the loss that the rule for the radius aims at.
+        curvatures: d'Hd ``(k,)`` where they are known, such as eigenvalues. Default: one Hessian product for each line.
+        x: the point ``(n,)``. Default: the model's present parameters.
 
     Example:
         >>> import torch
@@ -149,9 +155,17 @@ def loss_plane(
     change: float = 1.0,
     x: Tensor | None = None,
 ) -> Plane:
-    """The loss on a grid of points x + a u + b v, u and v the two columns of `directions` ``(n, 2)``.
+    """Evaluate the loss on a grid of points x + a u + b v, beside its quadratic model.
 
-    Each axis has the range that `loss_slices` gives its line. Two Hessian products make the quadratic model.
+    The quadratic model takes two Hessian products.
+
+    Args:
+        objective: the objective.
+        directions: u and v as columns ``(n, 2)``.
+        radius: the range of a and b. Default: that which `loss_slices` gives each axis.
+        points: the number of points along each axis.
+        change: as in `loss_slices`.
+        x: the point ``(n,)``. Default: the model's present parameters.
 
     Example:
         >>> import torch

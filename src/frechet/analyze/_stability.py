@@ -96,14 +96,23 @@ def stability(
     x: Tensor | None = None,
     level: float = 0.95,
 ) -> Stability:
-    """The largest stable learning rate of gradient descent, and upper bounds of it for SGD at `batch_sizes`.
-
-    `trace` and `frobenius` are the trace and the Frobenius norm of the objective's Hessian, `top` its largest
-    eigenpair, or several, of which the `deflate` largest in size are taken out before `probes` x `probes` random pairs
-    estimate the rest of mean ||H_i||_F^2. Intervals of `sgd` hold together with probability `level`, whatever the
-    dependence between the estimates (each gets its share of 1 - level); `top` has none, it holds as it is.
+    """Return the largest stable learning rate of gradient descent, and upper bounds of that of SGD.
 
     The bounds for SGD are statements about a minimum at which every example's gradient vanishes: see `interpolation`.
+    The intervals of `sgd` hold together with probability `level`, whatever the dependence between the estimates: each
+    gets its share of 1 - level. `top` is taken as it is.
+
+    Args:
+        objective: the objective.
+        batch_sizes: the batch sizes of SGD, in examples.
+        trace: the trace of the objective's Hessian.
+        frobenius: its Frobenius norm.
+        top: its largest eigenpair, or several.
+        seed: the seed of the random probes.
+        probes: probes x probes random pairs estimate what is left of the mean of ||H_i||_F^2.
+        deflate: how many of the largest eigenpairs of `top` are taken out first.
+        x: the point ``(n,)``. Default: the model's present parameters.
+        level: the probability with which the intervals cover.
 
     Example:
         >>> import torch
@@ -160,9 +169,13 @@ def stability(
 
 
 def stable_learning_rate(eigenvalue: float, residual: float = 0.0) -> Range | None:
-    """2 / lambda for the largest eigenvalue, known up to `residual`; None where lambda is not positive.
+    """Return 2 / lambda, the largest stable learning rate of gradient descent, or None where lambda is not positive.
 
-    The interval is [2/(lambda + residual), 2/(lambda - residual)], without upper end where lambda <= residual.
+    The interval is [2 / (lambda + residual), 2 / (lambda - residual)], without an upper end where lambda <= residual.
+
+    Args:
+        eigenvalue: lambda, the largest eigenvalue of the Hessian.
+        residual: how far the eigenvalue may be off.
 
     Example:
         >>> from frechet.analyze import stable_learning_rate
@@ -178,9 +191,11 @@ def stable_learning_rate(eigenvalue: float, residual: float = 0.0) -> Range | No
 
 
 def interpolation(gradients: ExampleGradients, *, near_zero: float = 0.01) -> Interpolation:
-    """How far the point of `gradients` is from an interpolating minimum, which the bounds for SGD suppose.
+    """Tell how far a point is from an interpolating minimum, which the bounds for SGD suppose.
 
-    `near_zero` is in units of the loss: an example that loses no more counts as fitted.
+    Args:
+        gradients: the examples' gradients at the point.
+        near_zero: an example whose loss is at most this counts as fitted. Unit: the loss.
 
     Example:
         >>> import torch
@@ -202,9 +217,12 @@ def interpolation(gradients: ExampleGradients, *, near_zero: float = 0.01) -> In
 
 
 def exact_mean_square_limit(hessians: Tensor, batch_size: int) -> float:
-    """2 / lambda_max(C^+ D), SGD's exact mean-square limit, from all H_i as a stack ``(N, n, n)``; for n up to 40.
+    """Return SGD's exact mean-square limit of the learning rate, 2 / lambda_max(C^+ D). For at most 40 parameters.
 
-    The mean of the H_i must be positive semidefinite (a minimum) and is inverted on its range. Infinite where it is 0.
+    Args:
+        hessians: all H_i as a stack ``(N, n, n)``. Their mean must be positive semidefinite (a minimum), and is
+            inverted on its range. Where the mean is 0 the limit is infinite.
+        batch_size: the batch size of SGD, in examples.
 
     Example:
         >>> import torch

@@ -246,6 +246,13 @@ def _chi_square_interval(mean: Tensor, variance: Tensor, level: float) -> tuple[
     return low, high
 
 
+def _check_request(A: LinearOperator, probes: int, steps: int) -> None:
+    check_symmetric(A, "spectral_density", "for singular values use A.T @ A")
+    for name, value in (("probes", probes), ("steps", steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"spectral_density: {name} must be a positive int, got {value!r}")
+
+
 @torch.no_grad()
 def spectral_density(
     A: LinearOperator,
@@ -258,18 +265,27 @@ def spectral_density(
     observe: Callable[[DensityState], bool] | None = None,
     resume: DensityState | None = None,
 ) -> Density:
-    """The eigenvalue distribution of a symmetric A: `density.on(grid, width)`, and `density.trace_of(f)` for tr f(A).
+    """Estimate the eigenvalue distribution of a symmetric A: ``density.on(grid, width)``, ``density.trace_of(f)``.
 
-    Costs ``probes * steps`` products. More probes shrink the statistical error, as 1 / sqrt(probes); more steps resolve
-    finer detail. `deflate`, from `eigsh`, takes known eigenpairs out: they enter exactly and no longer add variance,
-    which pays where a few large eigenvalues dominate f. A probe's run ends early where its Krylov space does; then it
-    is exact. A NaN in a product raises `NonFinite` with its number. `observe` is called after each product; True stops
-    with status ``stopped`` and the finished probes (or the part of the first). `resume` continues after the finished
-    ones.
+    A probe's run ends early where its Krylov space does; then it is exact.
 
-    `storage` says where the Krylov vectors are kept, ``"host"`` or in fewer bits (`_basis.py`). How far T then is from
-    what the rounded vectors make of A shows in the coefficients that would otherwise be zero: it is measured, and
-    enters the band and the standard errors in place of the rounding of the vectors' type.
+    Args:
+        A: the operator ``(n, n)``, with the fact `symmetric`.
+        seed: of the probes.
+        probes: how many random vectors. The statistical error falls as 1 / sqrt(probes). Default: 8.
+        steps: Lanczos steps per probe, each one product. More steps resolve finer detail. Default: 40.
+        deflate: known eigenpairs, from `eigsh`. They enter exactly and no longer add variance, which pays where a few
+            large eigenvalues dominate f. Default: none.
+        storage: where the Krylov vectors are kept: "device", "host", or in fewer bits (`_basis.py`). How far T then is
+            from what the rounded vectors make of A shows in the coefficients that would otherwise be zero: it is
+            measured, and enters the band and the standard errors in place of the rounding of the vectors' type.
+            Default: "device".
+        observe: is called with a `DensityState` after each product. If it returns True, the status is `stopped`, and
+            the finished probes count (or the part of the first). Default: none.
+        resume: a `DensityState` of the same call. The run goes on after its finished probes. Default: none.
+
+    Raises:
+        NonFinite: a product holds a NaN; the message has its number.
 
     Example:
         >>> import torch
@@ -278,10 +294,7 @@ def spectral_density(
         >>> density.products, round(float(density.trace_of(torch.log)) / 50, 4)  # log 2
         (2, 0.6931)
     """
-    check_symmetric(A, "spectral_density", "for singular values use A.T @ A")
-    for name, value in (("probes", probes), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"spectral_density: {name} must be a positive int, got {value!r}")
+    _check_request(A, probes, steps)
     space, k, deflated = A.domain, 0, torch.zeros(0, dtype=torch.float64)
     residuals, known = deflated, None
     if deflate is not None:

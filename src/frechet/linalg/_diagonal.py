@@ -17,8 +17,9 @@ half of them with A' where A is not symmetric, and 2k vectors for k probes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ from frechet.operators._operator import Adjoint, LinearOperator, Product, Scaled
 from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
 from frechet.space import Space
 
+T = TypeVar("T")
 DEFAULT_PRODUCTS = 100
 MOST_PRODUCTS = 1000  # with rtol
 
@@ -55,17 +57,23 @@ def diagonal(
     observe: Observe | None = None,
     resume: EstimateState | None = None,
 ) -> Estimate:
-    """The diagonal of a square A: `value` and `standard_error` of shape ``(n,)`` in the dtype of A.
+    """Estimate the diagonal of a square A: `value` and `standard_error` of shape ``(n,)`` in the dtype of A.
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (100; with
-    `rtol` 1000): from n on, unit vectors give the exact diagonal, below a `seed` is required and every entry has its
-    own interval. With `rtol` the run stops when q ||standard_error|| <= rtol ||value||, q being the factor of
-    ``interval(0.95)``, at one of a few fixed looks whose number is paid for in the standard error; `converged` is False
-    where the budget ended first.
+    Closed forms are free and ask for nothing.
 
-    ``method="auto"`` takes `hutchinson`, which needs no transpose and the least memory; `xdiag` is better where few
-    eigenvalues dominate and the budget exceeds twice their number. `block` probes are multiplied at once. `observe`
-    sees an `EstimateState` after each block and stops the run by returning True; `resume` goes on from such a state.
+    Args:
+        A: the operator ``(n, n)``.
+        seed: of the probes; required where neither a closed form nor n products give the exact diagonal.
+        products: the budget in operator-vector products. From n on, unit vectors give the exact diagonal. Below, every
+            entry has its own interval. Default: 100, with `rtol` 1000.
+        rtol: relative tolerance. The run stops when ``q ||standard_error|| <= rtol ||value||``, where q is the factor
+            of ``interval(0.95)``, at one of a few fixed looks whose number is paid for in the standard error;
+            `converged` is False where the budget ended first. Default: none, the budget is spent.
+        method: "exact", "hutchinson" (no transpose, least memory), "xdiag" (better where few eigenvalues dominate and
+            the budget exceeds twice their number), or "auto", which takes `hutchinson`. Default: "auto".
+        block: how many probes are multiplied at once. Default: 16.
+        observe: is called with an `EstimateState` after each block. The run stops if it returns True. Default: none.
+        resume: an `EstimateState` of the same call, from which the run goes on. Default: none.
 
     Example:
         >>> import torch
@@ -90,17 +98,11 @@ def diagonal(
         if method == "auto" and products >= n:
             return _exact(known + scale * unit_diagonal(unknown), n, "exact")
     sampler = xdiag(unknown, seed) if method == "xdiag" else hutchinson_diagonal(unknown, seed)
+    sampler = shifted(sampler, known, scale)
     return run(
-        "diagonal",
-        shifted(sampler, known, scale),
-        A.domain,
-        seed=seed,
-        products=products,
-        rtol=rtol,
-        block=block,
-        observe=observe,
+        "diagonal", sampler, A.domain, seed=seed, products=products, rtol=rtol, block=block, observe=observe,
         resume=resume,
-    )
+    )  # fmt: skip
 
 
 def _exact(value: Tensor, products: int, method: str) -> Estimate:
@@ -139,19 +141,25 @@ def closed_diagonal(A: LinearOperator) -> Tensor | None:
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
             left, right = closed_diagonal(B), closed_diagonal(C)
             return None if left is None or right is None else (left[:, None] * right).reshape(-1)
-        case BlockDiagonal(blocks) if all(B.domain == B.codomain for B in blocks):
-            parts = [closed_diagonal(B) for B in blocks]
-            found = [p for p in parts if p is not None]
-            return torch.cat(found) if len(found) == len(parts) else None
-        case Sum(terms):
-            parts = [closed_diagonal(B) for B in terms]
-            found = [p for p in parts if p is not None]
-            return torch.stack(found).sum(0) if len(found) == len(parts) else None
+        case BlockDiagonal(parts) | Sum(parts) if all(B.domain == B.codomain for B in parts):
+            found = complete(map(closed_diagonal, parts))
+            whole = torch.cat if isinstance(A, BlockDiagonal) else _total
+            return None if found is None else whole(found)
         case Product():
             known = normal_form(A)
             return None if isinstance(known, Product) else closed_diagonal(known)
         case _:
             return None
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum(0)
+
+
+def complete(parts: Iterable[T | None]) -> list[T] | None:
+    """The parts, or None where one of them is unknown."""
+    found = list(parts)
+    return None if any(p is None for p in found) else [p for p in found if p is not None]
 
 
 def unit_diagonal(A: LinearOperator) -> Tensor:

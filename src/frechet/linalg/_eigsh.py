@@ -20,6 +20,7 @@ from frechet.linalg._lobpcg import lobpcg
 from frechet.linalg._result import Spectrum, Status
 from frechet.linalg._thick_restart import thick_restart
 from frechet.operators._operator import LinearOperator
+from frechet.space import Space
 
 Method = Literal["lanczos", "lobpcg"]
 
@@ -43,38 +44,54 @@ def eigsh(
     observe: Callable[[EigshState], bool] | None = None,
     resume: EigshState | None = None,
 ) -> Spectrum:
-    """The k algebraically largest or smallest eigenpairs of a symmetric A, or k from each end, listed descending.
+    """Estimate the k algebraically largest or smallest eigenpairs of a symmetric A, or k from each end.
 
-    A pair has converged when ``||A v - lambda v|| <= max(rtol |lambda|, atol, 10 eps ||A||)``, ||A|| being the largest
-    norm of a product so far. `residuals` are these norms; they bound the distance of each value to the spectrum. They
-    come from the projected matrix without a product (``||T[j:] s||``, exact for exact products), with 10 eps ||A||
-    added in quadrature for the rounding of the products, which is typical and not a bound. ``which="both"`` gives 2 k
-    pairs, or all n where the ends meet. `vectors` ``(n, k)`` are orthonormal. A NaN raises `NonFinite` with the number
-    of the product.
+    Two eigenvalues within the tolerance may be taken for one, which shifts the rest of the list. For k > 1 the run goes
+    on to a twentieth of the tolerance: less than 1 % of the runs on uniform random spectra skip an eigenvalue then
+    (`docs/error-bars.md`), for a seventh more products. A multiple eigenvalue is a blind spot of every method that
+    starts from one vector: it is listed once, unless `copies` is True or the Krylov space ends, as for operators of low
+    rank, and rounding does not hide the end.
 
-    - `max_products` (default 50 times the basis) ends a run with status ``max_iterations`` and the best pairs so far,
-      fewer than k if it allows fewer than k products. `basis` (default max(2 k + 30, 40)) vectors are kept.
-    - `storage` says where they are kept: ``"host"``, or rounded to ``"float16"``, ``"bfloat16"`` or ``"float32"``
-      (`_basis.py`). Rounded ones leave residuals of up to about u ||A||, u = 2^-11, 2^-8 or 2^-24: they are measured by
-      k products more, within `max_products`, and where they miss a tolerance that the iteration has met, the status is
-      ``stagnated``. The value of a pair is better than its residual: by about the residual's square over the distance
-      to the next eigenvalue.
-    - `start` ``(n, j)`` holds guesses of the wanted vectors, such as those of an earlier operator; lanczos starts from
-      their sum, lobpcg from the block.
-    - Two eigenvalues within the tolerance may be taken for one, which shifts the rest of the list. For k > 1 the run
-      goes on to a twentieth of the tolerance: less than 1 % of the runs on uniform random spectra skip an eigenvalue
-      then (`docs/error-bars.md`), for a seventh more products.
-    - A multiple eigenvalue is a blind spot of every method that starts from one vector: it is listed once, unless the
-      Krylov space ends, as for operators of low rank, and rounding does not hide the end. With ``copies=True`` the run
-      goes on from random vectors orthogonal to all that was found, until another copy, or an eigenvalue that `start`
-      had missed, would have shown with probability 0.99. Where locking leaves the residuals open, k products measure
-      them in the end.
-    - An A that is not symmetric, though its facts say so, shows in the projected matrix without a product: ValueError
-      where u'A v and v'A u differ by 5 % of their size (float64: 1e-4). Less than that enters the residuals, and status
-      ``stagnated`` says that it kept them above a tolerance.
-    - ``method="lobpcg"`` works on blocks, takes a positive definite `preconditioner`, about the inverse of A - lambda
-      (of lambda - A for the largest), and finds one end. It pays where such a preconditioner is at hand.
-    - `observe` is called after each test of convergence; True stops with status ``stopped``. `resume` continues.
+    Args:
+        A: the operator ``(n, n)``, with the fact `symmetric`. One that is not symmetric all the same shows in the
+            projected matrix without a product: see Raises. A smaller asymmetry enters the residuals.
+        k: how many, at most n.
+        seed: of the random vectors.
+        which: "largest", "smallest" or "both": 2 k pairs, or all n where the ends meet. Default: "largest".
+        rtol: relative tolerance. A pair has converged when ``||A v - lambda v|| <= max(rtol |lambda|, atol, 10 eps
+            ||A||)``, where ||A|| is the largest norm of a product so far. Default: 1e-3.
+        atol: absolute tolerance on the same norm, in the unit of A. Default: 0.
+        max_products: the most products. A run that ends there has the status `max_iterations` and the best pairs so
+            far, fewer than k if fewer than k products were allowed. Default: 50 `basis`.
+        method: "lanczos", or "lobpcg", which works on blocks, takes a preconditioner, and finds one end. It pays where
+            a good preconditioner is at hand. Default: "lanczos".
+        basis: how many vectors are kept. Default: max(2 k + 30, 40).
+        storage: where they are kept: "device", "host", or rounded to "float16", "bfloat16" or "float32" (`_basis.py`).
+            Rounded ones leave residuals of up to about u ||A||, u = 2^-11, 2^-8 or 2^-24: they are measured by k more
+            products, within `max_products`. Where they miss a tolerance that the iteration has met, the status is
+            `stagnated`. The value of a pair is better than its residual: by about the residual's square over the
+            distance to the next eigenvalue. Default: "device".
+        start: guesses of the wanted vectors ``(n, j)``, such as those of an earlier operator. Lanczos starts from their
+            sum, lobpcg from the block. Default: random.
+        copies: whether to go on from random vectors orthogonal to all that was found, until another copy, or an
+            eigenvalue that `start` had missed, would have shown with probability 0.99. Where this leaves the residuals
+            open, k more products measure them. Default: False.
+        preconditioner: for lobpcg, a positive definite operator, about the inverse of A - lambda (of lambda - A for the
+            largest). Default: none.
+        observe: is called with an `EigshState` after each test of convergence. The run stops if it returns True.
+            Default: none.
+        resume: an `EigshState` of the same call, from which the run goes on. Default: none.
+
+    Returns:
+        A `Spectrum`: `values` descending, `vectors` ``(n, k)`` orthonormal. `residuals` are the norms of the tolerance;
+            each bounds the distance of its value to the spectrum. They come from the projected matrix without a product
+            (``||T[j:] s||``, exact for exact products), with 10 eps ||A|| added in quadrature for the rounding of the
+            products, which is typical and not a bound. The status `stagnated` says that rounding or asymmetry kept a
+            residual above its tolerance.
+
+    Raises:
+        NonFinite: a product holds a NaN; the message has its number.
+        ValueError: u'A v and v'A u differ by 5 % of their size (float64: 1e-4).
 
     Example:
         >>> import torch
@@ -108,18 +125,8 @@ def _check(
     basis: int | None, storage: Storage, start: Tensor | None, copies: bool, preconditioner: LinearOperator | None,
 ) -> int:  # fmt: skip
     """The number of pairs to find; raises on bad arguments."""
-    check_symmetric(A, "eigsh", "for singular values use svds(A, k)")
+    _check_request(A, k, which, rtol, atol, max_products, method)
     space, n = A.domain, A.domain.dim
-    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= n:
-        raise ValueError(f"eigsh: k must be an int between 0 and the dimension {n}, got {k!r}")
-    if which not in ("largest", "smallest", "both"):
-        raise ValueError(f"eigsh: which must be 'largest', 'smallest' or 'both', got {which!r}")
-    if method not in ("lanczos", "lobpcg"):
-        raise ValueError(f"eigsh: method must be 'lanczos' or 'lobpcg', got {method!r}")
-    if not (rtol >= 0 and atol >= 0):
-        raise ValueError(f"eigsh: rtol and atol must be non-negative, got {rtol} and {atol}")
-    if max_products is not None and max_products < 1:
-        raise ValueError(f"eigsh: max_products must be positive, got {max_products}")
     wanted = min(n, 2 * k) if which == "both" else k
     if method == "lobpcg" and (which == "both" or copies or basis is not None or storage != "device"):
         raise ValueError(
@@ -137,13 +144,33 @@ def _check(
         if preconditioner.domain != space:
             raise ValueError(f"eigsh: preconditioner must act on {space!r}, got {preconditioner!r}")
     if start is not None:
-        fits = start.ndim == 2 and start.shape[0] == space.length
-        if not fits or start.dtype != space.dtype or start.device != space.device:
-            got = f"{tuple(start.shape)}, {start.dtype}, {start.device}"
-            raise ValueError(f"eigsh: start must be a block ({space.length}, j) of {space!r}, got {got}")
-        if not space.finite(start):
-            raise NonFinite("eigsh: start holds a NaN or an infinity")
+        _check_start(space, start)
     need = min(n, wanted + 5)
     if basis is not None and basis < need:
         raise ValueError(f"eigsh: basis must be at least {need} for {wanted} pairs, got {basis}")
     return wanted
+
+
+def _check_request(
+    A: LinearOperator, k: int, which: str, rtol: float, atol: float, max_products: int | None, method: str
+) -> None:
+    check_symmetric(A, "eigsh", "for singular values use svds(A, k)")
+    if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= A.domain.dim:
+        raise ValueError(f"eigsh: k must be an int between 0 and the dimension {A.domain.dim}, got {k!r}")
+    if which not in ("largest", "smallest", "both"):
+        raise ValueError(f"eigsh: which must be 'largest', 'smallest' or 'both', got {which!r}")
+    if method not in ("lanczos", "lobpcg"):
+        raise ValueError(f"eigsh: method must be 'lanczos' or 'lobpcg', got {method!r}")
+    if not (rtol >= 0 and atol >= 0):
+        raise ValueError(f"eigsh: rtol and atol must be non-negative, got {rtol} and {atol}")
+    if max_products is not None and max_products < 1:
+        raise ValueError(f"eigsh: max_products must be positive, got {max_products}")
+
+
+def _check_start(space: Space, start: Tensor) -> None:
+    fits = start.ndim == 2 and start.shape[0] == space.length
+    if not fits or start.dtype != space.dtype or start.device != space.device:
+        got = f"{tuple(start.shape)}, {start.dtype}, {start.device}"
+        raise ValueError(f"eigsh: start must be a block ({space.length}, j) of {space!r}, got {got}")
+    if not space.finite(start):
+        raise NonFinite("eigsh: start holds a NaN or an infinity")

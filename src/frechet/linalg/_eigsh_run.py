@@ -17,6 +17,7 @@ from frechet.linalg._result import Spectrum, Status
 from frechet.operators._operator import LinearOperator
 
 Which = Literal["largest", "smallest", "both"]
+Search = tuple[int, tuple[float, ...]]  # for further copies: the products when it began, and the values then
 
 # probes far from 0, 1, ...: what deflates an estimate of the same seed must not be drawn from its probes
 STREAM = 1 << 40
@@ -36,7 +37,7 @@ class EigshState:
     matrix: Tensor  # T (j + p, j)
     drawn: int  # random vectors used
     scale: float  # largest norm of a product
-    search: tuple[int, tuple[float, ...]] | None  # products when the search for copies began, values at that time
+    search: Search | None
     locked: float = 0.0  # residual of what has been locked
     first: int = 0  # the column at which the last random vector entered
     incomplete: bool = False  # a Krylov space ended, and copies of its eigenvalues may be among the wanted ones

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from frechet.linalg._diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, closed_diagonal
+from frechet.linalg._diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, closed_diagonal, complete
 from frechet.linalg._hutchinson import complement
 from frechet.linalg._quadratic_forms import dominated, length
 from frechet.linalg._result import Estimate, exact_estimate
@@ -48,13 +48,22 @@ def frobenius_norm(
     sketch: int | None = None,
     block: int = 16,
 ) -> Estimate:
-    """The Frobenius norm of A ``(m, n)``, with a standard error (float64 scalars).
+    """Estimate the Frobenius norm of A, with a standard error (float64 scalars).
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (100; with
-    `rtol` 1000): from min(m, n) on, unit vectors give the exact norm, below a `seed` is required. With `rtol` the run
-    stops when q standard_error <= rtol value, q being the factor of ``interval(0.95)``; `converged` is False where the
-    budget ended first. ``method="auto"`` is `hutch++` from 20 products on, which needs products with A.T; `sketch` is
-    its number of vectors, by default a third of the budget that leaves 14 probes, at most 30 with `rtol`.
+    Closed forms are free and ask for nothing.
+
+    Args:
+        A: any operator ``(m, n)``.
+        seed: of the probes; required where neither a closed form nor min(m, n) products give the exact norm.
+        products: the budget in operator-vector products. From min(m, n) on, unit vectors give the exact norm. Default:
+            100, with `rtol` 1000.
+        rtol: relative tolerance. The run stops when ``q standard_error <= rtol value``, where q is the factor of
+            ``interval(0.95)``; `converged` is False where the budget ended first. Default: none, the budget is spent.
+        method: "exact", "hutchinson", "hutch++" (needs products with A.T), or "auto": `hutch++` from 20 products on.
+            Default: "auto".
+        sketch: number of vectors of `hutch++`. Default: a third of the budget that leaves 14 probes, at most 30 with
+            `rtol`.
+        block: how many probes are multiplied at once. Default: 16.
 
     Example:
         >>> from frechet import from_callable
@@ -87,17 +96,8 @@ def frobenius_norm(
         sketch = 0 if method == "hutchinson" else max(0, min(products // 3, (products - PROBES) // 2, most))
     if not 0 <= sketch < max(1, least):
         raise ValueError(f"frobenius_norm: sketch must lie between 0 and {max(1, least) - 1}, got {sketch}")
-    return run(
-        "frobenius_norm",
-        deflated_lengths(A, seed, sketch, method, scale),
-        A.domain,
-        seed=seed,
-        products=products,
-        rtol=rtol,
-        block=block,
-        observe=None,
-        resume=None,
-    )
+    sampler = deflated_lengths(A, seed, sketch, method, scale)
+    return run("frobenius_norm", sampler, A.domain, seed=seed, products=products, rtol=rtol, block=block)
 
 
 def _by_unit_vectors(A: LinearOperator, scale: float) -> Estimate:
@@ -133,8 +133,8 @@ def closed_square(A: LinearOperator) -> float | None:
             left = closed_square(B)
             return None if left is None else _times(left, closed_square(C))
         case BlockDiagonal(blocks):
-            found = [s for s in map(closed_square, blocks) if s is not None]
-            return math.fsum(found) if len(found) == len(blocks) else None
+            found = complete(map(closed_square, blocks))
+            return None if found is None else math.fsum(found)
         case Sum() | Product():
             return _of_normal_form(A, normal_form(A))
         case _:

@@ -40,15 +40,23 @@ def apply_function(
     rtol: float = 1e-6,
     steps: int | None = None,
 ) -> Solution:
-    """x ~ f(A) b for a symmetric A, b ``(n,)``; `f` maps a float64 tensor of eigenvalues to their values, entrywise.
+    """Estimate f(A) b for a symmetric A, by the polynomial that interpolates f at the eigenvalues of T.
 
-    Stops when the estimated error ``||x - f(A) b|| <= rtol ||x||`` (status ``converged``) or after `steps` products
-    (default min(n, 200); status ``max_iterations``, or ``converged`` where the Krylov space is exhausted: x is then
-    exact to rounding). `residual` is the estimated error, `history` its course. The rounding of the products in the
-    working dtype limits what can be reached; a tolerance below 10 eps is taken as 10 eps.
+    Args:
+        A: the operator ``(n, n)``, with the fact `symmetric`.
+        b: a vector ``(n,)``.
+        f: maps a float64 tensor of eigenvalues to their values, entrywise. For a positive semidefinite A, eigenvalues
+            below zero are rounding and enter f as 0.
+        rtol: relative tolerance. Converged means that the estimated error ``||x - f(A) b|| <= rtol ||x||``. The
+            rounding of the products limits this: a tolerance below 10 eps is taken as 10 eps. Default: 1e-6.
+        steps: the most products. Default: min(n, 200).
 
-    For a positive semidefinite A, eigenvalues below zero are rounding and enter f as 0. Where f is not finite at an
-    eigenvalue of T, such as log at 0, this raises.
+    Returns:
+        A `Solution`. Its `residual` is the estimated error, its `history` the course of it. The status is `converged`,
+            also where the Krylov space is exhausted (x is then exact to rounding), or `max_iterations`.
+
+    Raises:
+        ValueError: f is not finite at an eigenvalue of T, such as log at 0.
 
     Example:
         >>> import torch

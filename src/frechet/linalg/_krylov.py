@@ -79,16 +79,23 @@ class GolubKahan(Result):
 def lanczos(
     A: LinearOperator, v: Tensor, *, steps: int, deflate: Tensor | None = None, storage: Storage = "device"
 ) -> Lanczos:
-    """An orthonormal basis of span{v, A v, ..., A^(steps-1) v} and the tridiagonal matrix of a symmetric A in it.
+    """Return an orthonormal basis of span{v, A v, ..., A^(steps-1) v} and the tridiagonal matrix of A in it.
 
-    `v` ``(n,)`` is the start vector; `deflate` ``(n, p)`` an orthonormal block Q from which everything is kept
-    orthogonal: the recurrence is then that of P A P with P = I - Q Q'. At most n - p steps are taken. It ends early,
-    with status ``breakdown``, when what remains of A v_j is at most 10 eps times the largest product so far: the space
-    is then invariant and the eigenvalues of T are eigenvalues of A. A NaN in a product raises `NonFinite` with its
-    number.
+    The recurrence ends early, with status `breakdown`, when what remains of A v_j is at most 10 eps times the largest
+    product so far: the space is then invariant and the eigenvalues of T are eigenvalues of A.
 
-    `storage` says where V is kept, ``"host"`` or in fewer bits (`_basis.py`): ``"float16"`` rounds each vector by up to
-    2^-11 of its length, and the relation then holds to that much of ||A||; an invariant space may not be noticed.
+    Args:
+        A: the operator ``(n, n)``, with the fact `symmetric`.
+        v: the start vector ``(n,)``.
+        steps: how many, each one product; at most n - p are taken.
+        deflate: an orthonormal block Q ``(n, p)`` from which everything is kept orthogonal. The recurrence is then that
+            of P A P with P = I - Q Q'. Default: none.
+        storage: where V is kept: "device", "host", or in fewer bits (`_basis.py`). "float16" rounds each vector by up
+            to 2^-11 of its length. The relation then holds to that much of ||A||, and an invariant space may not be
+            noticed. Default: "device".
+
+    Raises:
+        NonFinite: a product holds a NaN; the message has its number.
 
     Example:
         >>> import torch
@@ -124,11 +131,19 @@ def lanczos(
 
 @torch.no_grad()
 def arnoldi(A: LinearOperator, v: Tensor, *, steps: int) -> Arnoldi:
-    """An orthonormal basis of span{v, A v, ..., A^steps v} and the Hessenberg matrix of a square A in it.
+    """Return an orthonormal basis of span{v, A v, ..., A^steps v} and the Hessenberg matrix of a square A in it.
 
-    Returns V ``(n, m + 1)`` and H ``(m + 1, m)`` with A V[:, :m] = V H and m = min(steps, n). Where the space becomes
-    invariant (remainder at most 10 eps times the largest product so far) the status is ``breakdown``, V has m columns
-    and H is ``(m, m)``. A NaN in a product raises `NonFinite` with its number.
+    V is ``(n, m + 1)`` and H ``(m + 1, m)`` with A V[:, :m] = V H and m = min(steps, n). Where the space becomes
+    invariant (remainder at most 10 eps times the largest product so far) the status is `breakdown`, V has m columns and
+    H is ``(m, m)``.
+
+    Args:
+        A: the operator ``(n, n)``.
+        v: the start vector ``(n,)``.
+        steps: how many, each one product.
+
+    Raises:
+        NonFinite: a product holds a NaN; the message has its number.
 
     Example:
         >>> import torch
@@ -160,12 +175,19 @@ def arnoldi(A: LinearOperator, v: Tensor, *, steps: int) -> Arnoldi:
 
 @torch.no_grad()
 def golub_kahan(A: LinearOperator, u: Tensor, *, steps: int) -> GolubKahan:
-    """Orthonormal bases U of span{u, A A'u, ...} and V of span{A'u, ...} in which A is lower bidiagonal.
+    """Return orthonormal bases U of span{u, A A'u, ...} and V of span{A'u, ...} in which A is lower bidiagonal.
 
-    `u` ``(m,)`` is a start vector of the codomain. A V = U B and A'U[:, :k] = V B[:k]' for the k steps taken, with U
-    ``(m, k + 1)``, V ``(n, k)``, B ``(k + 1, k)``. The recurrence ends early, with status ``breakdown``, where A V lies
-    in the span of the k columns of U (U ``(m, k)``, B square) or where A'U lies in the span of V (then
-    A'U = V B' for all columns). Start vectors with A'u = 0 raise. A NaN in a product raises `NonFinite`.
+    A V = U B and A'U[:, :k] = V B[:k]' for the k steps taken, with U ``(m, k + 1)``, V ``(n, k)``, B ``(k + 1, k)``.
+    The recurrence ends early, with status `breakdown`, where A V lies in the span of the k columns of U (U ``(m, k)``,
+    B square) or where A'U lies in the span of V (then A'U = V B' for all columns).
+
+    Args:
+        A: any operator ``(m, n)``.
+        u: the start vector ``(m,)``, with A'u not zero.
+        steps: how many, each one product with A and one with A'.
+
+    Raises:
+        NonFinite: a product holds a NaN; the message has its number.
 
     Example:
         >>> import torch

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NoClosedForm
+from frechet.linalg._diagonal import complete
 from frechet.linalg._krylov import gauss_quadrature, lanczos
 from frechet.linalg._result import Estimate, exact_estimate
 from frechet.linalg._sequential import LEVEL_FACTOR, Reading, Sampler, check_request, run
@@ -52,15 +53,24 @@ def log_determinant(
     steps: int = 30,
     block: int = 1,
 ) -> Estimate:
-    """log det A of a positive definite A, with a standard error (float64 scalars).
+    """Estimate log det A of a positive definite A, with a standard error (float64 scalars).
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (that of
-    10 probes; with `rtol` of 100): from n on, the dense matrix gives the exact value, below a `seed` is required and
-    each probe takes `steps` products. The standard error holds what is left of the quadrature's error, estimated from
-    its convergence; where that dominates, more `steps` help and more probes do not. `rtol` is as for `trace`: relative
-    to the log-determinant, which can be near zero.
+    Closed forms are free and ask for nothing. The standard error holds what is left of the quadrature's error,
+    estimated from its convergence; where that dominates, more `steps` help and more probes do not.
 
-    Raises ValueError where A is not known to be positive definite, or is found not to be.
+    Args:
+        A: the operator ``(n, n)``, with the fact `positive_definite`.
+        seed: of the probes; required where neither a closed form nor n products give the exact value.
+        products: the budget in operator-vector products. From n on, the dense matrix gives the exact value. Default:
+            that of 10 probes, with `rtol` of 100.
+        rtol: relative tolerance, as for `trace`: relative to the log-determinant, which can be near zero. Default:
+            none, the budget is spent.
+        method: "exact", "lanczos", or "auto". Default: "auto".
+        steps: products per probe. Default: 30.
+        block: how many probes are drawn at once; the result is the same. Default: 1.
+
+    Raises:
+        ValueError: A is not known to be positive definite, or is found not to be.
 
     Example:
         >>> import math
@@ -89,17 +99,8 @@ def log_determinant(
         products = steps * (DEFAULT_PROBES if rtol is None else MOST_PROBES)
         if method == "auto" and products >= n:
             return exact_estimate(_cholesky(A.dense()), products=n, method="exact")
-    return run(
-        "log_determinant",
-        quadrature(A, seed, min(steps, n)),
-        A.domain,
-        seed=seed,
-        products=products,
-        rtol=rtol,
-        block=block,
-        observe=None,
-        resume=None,
-    )
+    sampler = quadrature(A, seed, min(steps, n))
+    return run("log_determinant", sampler, A.domain, seed=seed, products=products, rtol=rtol, block=block)
 
 
 # --- closed forms -----------------------------------------------------------------------------------------------------
@@ -121,12 +122,18 @@ def closed_log_determinant(A: LinearOperator) -> float | None:
             return None if inner is None else A.domain.dim * math.log(c) + inner
         case Kronecker(B, C):
             left, right = closed_log_determinant(B), closed_log_determinant(C)
-            if left is None or right is None:
-                return None
-            return C.domain.dim * left + B.domain.dim * right
+            return None if left is None or right is None else C.domain.dim * left + B.domain.dim * right
         case BlockDiagonal(blocks):
-            found = [d for d in map(closed_log_determinant, blocks) if d is not None]
-            return math.fsum(found) if len(found) == len(blocks) else None
+            found = complete(map(closed_log_determinant, blocks))
+            return None if found is None else math.fsum(found)
+        case Sum() as B:
+            return _of_sum(B)
+        case _:
+            return None
+
+
+def _of_sum(A: Sum) -> float | None:
+    match A:
         case Sum(terms=(Scaled(c, Identity()), LowRank() as L)):
             _, mu = orthonormal_factors(L)
             return A.domain.dim * math.log(c) + float(torch.log1p(mu / c).sum())
@@ -135,9 +142,9 @@ def closed_log_determinant(A: LinearOperator) -> float | None:
             scaled = U / d.sqrt().unsqueeze(1)
             _, mu = orthonormal_factors(LowRank(scaled, s, L.domain, L.facts))
             return float(double(d).log().sum()) + float(torch.log1p(mu).sum())
-        case Sum(terms=(Scaled(_, Identity()), Kronecker())) as B:
+        case Sum(terms=(Scaled(_, Identity()), Kronecker())):
             try:
-                return float(eigendecomposition(B, "inverse").values.log().sum())
+                return float(eigendecomposition(A, "inverse").values.log().sum())
             except NoClosedForm:
                 return None
         case _:

@@ -29,8 +29,9 @@ from torch import Tensor
 from frechet.linalg._diagonal import closed_diagonal
 from frechet.linalg._result import Estimate
 from frechet.operators._closed_form import inverse
+from frechet.operators._constructors import from_diagonal, from_factors, identity
 from frechet.operators._operator import Fact, LinearOperator
-from frechet.operators._structured import from_diagonal, from_factors, identity, refuse_sharded
+from frechet.operators._structured import refuse_sharded
 from frechet.space import Space, euclidean
 
 
@@ -41,12 +42,15 @@ def jacobi(
     floor: float = 0.0,
     domain: Space | None = None,
 ) -> LinearOperator:
-    """The inverse of the diagonal of A + damping I, a positive definite operator.
+    """Return the inverse of the diagonal of A + damping I, a positive definite operator.
 
-    `A` is an operator whose structure shows its diagonal, an estimate ``diagonal(A, seed=...)``, or the diagonal
-    ``(n,)`` itself; with the latter two `domain` names the space (plain R^n if left out). Entries of diag A + damping
-    below `floor` times their mean are raised to that, which is how a noisy estimate is made safe; any entry that is
-    not positive then raises.
+    Args:
+        A: an operator whose structure shows its diagonal, an estimate ``diagonal(A, seed=...)``, or the diagonal
+            ``(n,)`` itself.
+        damping: is added to each entry, >= 0, in the unit of A. Default: 0.
+        floor: entries below `floor` times their mean are raised to that, which makes a noisy estimate safe. An entry
+            that is not positive then raises. Default: 0.
+        domain: the space of an estimate or of a diagonal. Default: plain R^n.
 
     Example:
         >>> import torch
@@ -71,12 +75,18 @@ def jacobi(
 
 
 def nystrom(A: LinearOperator, *, rank: int, damping: float, seed: int) -> LinearOperator:
-    """A positive definite approximation of (A + damping I)^{-1} from `rank` products with random vectors.
+    """Return a positive definite approximation of (A + damping I)^{-1} from products with random vectors.
 
     With U diag(s) U' the Nystrom approximation of A and t the least s, A is replaced by t I + U diag(s - t) U'. When
     rank is a few times the effective dimension trace(A (A + damping I)^{-1}), the preconditioned condition number is a
-    small constant. An eigenvalue of the sketch below ``-10 rank * eps * largest`` raises: A is not positive
-    semidefinite. Where rank(A) < rank, t is 0; with damping = 0 too, the least positive s stands for the zeros.
+    small constant. Where rank(A) < rank, t is 0; with damping = 0 too, the least positive s stands for the zeros.
+
+    Args:
+        A: the operator ``(n, n)``, positive semidefinite. An eigenvalue of the sketch below ``-10 rank * eps *
+            largest`` raises.
+        rank: how many products, at most n.
+        damping: >= 0, in the unit of A.
+        seed: of the random vectors.
 
     Example:
         >>> import torch
@@ -118,12 +128,17 @@ def nystrom(A: LinearOperator, *, rank: int, damping: float, seed: int) -> Linea
 def pivoted_cholesky(
     A: LinearOperator, *, rank: int, damping: float, diagonal: Estimate | Tensor | None = None
 ) -> LinearOperator:
-    """(L L' + damping I)^{-1}, with L the first `rank` columns of the Cholesky factor of A in the order of the pivots.
+    """Return (L L' + damping I)^{-1}, with L the first columns of the Cholesky factor of A in the order of the pivots.
 
-    Each step takes the row with the largest remaining diagonal, one product with a unit vector. `diagonal` is diag A
-    ``(n,)``, exact; it may be left out where the structure of A shows it. Ends early when nothing remains; a remainder
-    that turns negative raises, because A is then not positive semidefinite. Good where a few columns of A span it
-    (kernels); `nystrom` needs no diagonal and does not depend on the coordinates.
+    Each step takes the row with the largest remaining diagonal, one product with a unit vector, and ends early when
+    nothing remains. Good where a few columns of A span it (kernels); `nystrom` needs no diagonal and does not depend on
+    the coordinates.
+
+    Args:
+        A: the operator ``(n, n)``, positive semidefinite. A remainder that turns negative raises.
+        rank: how many columns, at most n.
+        damping: > 0, in the unit of A.
+        diagonal: diag A ``(n,)``, exact. Default: the one that the structure of A shows.
 
     Example:
         >>> import torch

@@ -141,8 +141,8 @@ def run(
     products: int,
     rtol: float | None,
     block: int,
-    observe: Observe | None,
-    resume: EstimateState | None,
+    observe: Observe | None = None,
+    resume: EstimateState | None = None,
 ) -> Estimate:
     """Spend `products` on the sampler, or fewer where `rtol` is met at one of the looks."""
     limit = (products - sampler.setup) // sampler.cost

@@ -25,15 +25,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frechet.operators._constructors import from_matrix
 from frechet.operators._operator import NONE, Fact, LinearOperator
-from frechet.operators._structured import from_matrix, refuse_sharded
+from frechet.operators._structured import refuse_sharded
 from frechet.space import Space, euclidean, generator
 
 RADIX = 32  # of the Walsh-Hadamard transform
 
 
 def gaussian_sketch(space: Space, d: int, *, seed: int) -> LinearOperator:
-    """S ``(d, n)`` with independent normal entries of variance 1/d, stored. Row i is `space.random(i, seed)` / sqrt(d).
+    """Return S ``(d, n)`` with independent normal entries of variance 1/d, stored.
+
+    Args:
+        space: of the n entries.
+        d: how many rows. Row i is ``space.random(i, seed) / sqrt(d)``.
+        seed: of the entries.
 
     Example:
         >>> import torch
@@ -49,10 +55,16 @@ def gaussian_sketch(space: Space, d: int, *, seed: int) -> LinearOperator:
 
 
 def sparse_sign_sketch(space: Space, d: int, *, seed: int, nonzeros: int = 8) -> LinearOperator:
-    """S ``(d, n)`` with `nonzeros` entries +-1/sqrt(nonzeros) in each column, one in each of as many bands of rows.
+    """Return S ``(d, n)`` with a few entries +-1/sqrt(nonzeros) in each column, one in each of as many bands of rows.
 
-    At most d of them; every column has norm 1. On a GPU the sums of a product are taken in no fixed order, so that its
-    last digits may vary from call to call.
+    Every column has norm 1. On a GPU the sums of a product are taken in no fixed order, so that its last digits may
+    vary from call to call.
+
+    Args:
+        space: of the n entries.
+        d: how many rows.
+        seed: of the places and the signs.
+        nonzeros: in each column, at most d. Default: 8.
 
     Example:
         >>> import torch
@@ -75,10 +87,15 @@ def sparse_sign_sketch(space: Space, d: int, *, seed: int, nonzeros: int = 8) ->
 
 
 def hadamard_sketch(space: Space, d: int, *, seed: int) -> LinearOperator:
-    """S = sqrt(N/d) P H Q D: random signs D, places Q, the orthogonal Walsh-Hadamard transform H, d distinct rows P.
+    """Return S = sqrt(N/d) P H Q D: signs D, places Q, the orthogonal Walsh-Hadamard transform H, d distinct rows P.
 
-    H has the size N, the least power of two that is at least n; d must not exceed it. Q puts the n entries in random
-    places of N: the transforms of entries whose numbers form a subgroup, as the first eight do, depend on each other.
+    H has the size N, the least power of two that is at least n. Q puts the n entries in random places of N: the
+    transforms of entries whose numbers form a subgroup, as the first eight do, depend on each other.
+
+    Args:
+        space: of the n entries.
+        d: how many rows, at most N.
+        seed: of the signs, the places and the rows.
 
     Example:
         >>> import torch

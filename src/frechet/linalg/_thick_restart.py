@@ -24,15 +24,18 @@ Cost: one product a step, `size` vectors of memory.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from frechet.linalg._basis import ROUNDING, Basis, Storage, combine, new_basis
-from frechet.linalg._eigsh_run import STREAM, EigshState, Run, applied, spectrum
+from frechet.linalg._eigsh_run import STREAM, EigshState, Run, Search, applied, spectrum
 from frechet.linalg._result import Spectrum, Status
 from frechet.linalg._symmetry import refuse_asymmetric_matrix
+from frechet.linalg.systems._protocol import Ending, iterate
 from frechet.operators._operator import LinearOperator
 
 # Two eigenvalues closer than the tolerance may be taken for one, and shift the list. A run for several pairs goes on to
@@ -44,89 +47,153 @@ LOCKED = 0.03
 MISSED = 0.01  # probability with which the search for further copies may overlook one
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The arguments of one call, and its memory: W holds [V, P], T is stored whole."""
+
+    run: Run
+    wanted: int
+    size: int
+    copies: bool
+    limit: int
+    W: Basis
+    T: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Ritz:
+    """Eigenvalues (ascending) and vectors of the projected matrix, two residual norms, and which are wanted.
+
+    `ahead` is what the pending vectors hold, the whole residual of a symmetric A. `residuals` counts what T lacks in
+    symmetry too: ||A v - theta v|| for the products as they are.
+    """
+
+    theta: np.ndarray
+    S: np.ndarray
+    ahead: np.ndarray
+    residuals: np.ndarray
+    best: np.ndarray
+    done: np.ndarray  # of the wanted ones, whether they have converged
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """Where a run stands: V has j columns and P has p."""
+
+    j: int = 0
+    p: int = 0
+    products: int = 0
+    restarts: int = 0
+    drawn: int = 0
+    first: int = 0  # the column at which the last random vector entered
+    scale: float = 0.0
+    search: Search | None = None
+    incomplete: bool = False
+    locked: float = 0.0
+    ritz: _Ritz | None = None
+
+
 def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies: bool, storage: Storage) -> Spectrum:
-    A, space, n = run.A, run.A.domain, run.A.domain.dim
-    W, T = new_basis(space, size, storage, "eigsh"), np.zeros((size, size))
+    W, T = new_basis(run.A.domain, size, storage, "eigsh"), np.zeros((size, size))
     # the last products measure the residuals
     limit = max(run.limit - wanted, 1) if W.rounded or copies else run.limit
-    j = p = products = restarts = drawn = first = 0  # first: the column at which the last random vector entered
-    scale, search, incomplete = 0.0, None, False
-    margin, locked = MARGIN if run.k > 1 else 1.0, 0.0
+    call = _Call(run, wanted, size, copies, limit, W, T)
+    s, ending = iterate(_begin(call, start), partial(_judge, call), partial(_step, call))
+    ritz = s.ritz
+    assert ritz is not None  # a run ends where it is judged
+    vectors, rounded = W.combine(s.j, ritz.S[:, ritz.best]), W.rounded
+    del W, call  # this memory is free for the products that measure residuals
+    return _result(run, vectors, ritz, rounded, s, ending.status)
+
+
+def _begin(c: _Call, start: Tensor | None) -> _Moment:
+    run, space = c.run, c.run.A.domain
     if run.resume is not None:
         state = run.resume
-        products, restarts, drawn = state.products, state.iterations, state.drawn
-        scale, search, locked = state.scale, state.search, state.locked
-        first, incomplete = state.first, state.incomplete
-        j, p = state.matrix.shape[1], state.basis.shape[1] - state.matrix.shape[1]
-        W.block[:, : j + p], T[: j + p, :j] = state.basis, state.matrix.numpy()
-    elif start is not None and start.shape[1]:
-        # one vector in the span of the guesses: cheaper than a block unless the guesses are almost exact
-        sizes = space.norm(start).clamp_min(torch.finfo(torch.float64).tiny)
-        p = int(W.append(0, start @ (1 / sizes).to(start), 0.0, "eigsh: start")[1] > 0.0)
-    while True:
-        # in a large basis not after every product: the small eigenproblem is not free
-        if p == 0 or products >= limit or (j >= wanted and j % (1 + j // 48) == 0):
-            theta, S, ahead, residuals = _ritz(T, j, p, W.rounded)
-            best = run.indices(j, wanted)
-            done = run.converged(theta[best], residuals[best], scale)
-            if not W.rounded:
-                refuse_asymmetric_matrix(A, torch.from_numpy(T[:j, :j]), "eigsh")
-            enough = len(best) == wanted and bool(run.converged(theta[best], ahead[best], scale, margin).all())
-            out = math.hypot(*_lengths(T[j : j + p, :j]))  # 0 where the Krylov space has ended
-            # once a restart has mixed what came of the last random vector with the rest, its space cannot be told
-            # from the rest when it ends, and rounding leads out of it: only a search can tell
-            mixed = incomplete and first == 0
-            if (copies or mixed) and enough:
-                # what locking drops, r, moves a residual by about r^2 over a gap: that must be within every tolerance
-                strictest = math.sqrt(run.tolerance(theta[best], scale).min() * scale)
-                enough = math.hypot(*ahead[best]) <= LOCKED * strictest
-            if enough and j < n and out <= ENDED * space.eps * scale:
-                incomplete = not _complete(run, T[first:j, first:j], theta[best], scale)
-                if incomplete or copies:
-                    locked, p = math.hypot(locked, out), 0
-            enough = enough and (not incomplete or (mixed and p > 0))
-            finished = j == n or enough
-            if finished and (copies or mixed) and p > 0:  # an exhausted space is complete, copies included
-                search, finished = _search(run, theta, best, products, search, scale)
-            if run.observe is not None:
-                state = EigshState(
-                    run.fingerprint, torch.from_numpy(theta[best]), torch.from_numpy(residuals[best]), products,
-                    restarts, W.block[:, : j + p], None, torch.from_numpy(T[: j + p, :j].copy()), drawn, scale, search,
-                    locked, first, incomplete,
-                )  # fmt: skip
-                if run.observe(state):
-                    status = Status.STOPPED
-                    break
-            if finished or products >= limit:
-                status = _status(finished, len(best) == wanted and bool(done.all()), copies)
-                break
-            if search is not None and search[0] == products and 0 < p < n - j:  # it has begun: lock the pairs found
-                locked = math.hypot(locked, *ahead[best])
-                j, p = _keep(W, T, j, 0, S[:, best]), 0
-        fresh = p == 0
-        if size < n and j + p + fresh >= size:
-            S = _ritz(T, j, p, W.rounded)[1]
-            kept = run.indices(j, wanted + (size - wanted - p - fresh) // 3)
-            j, first = _keep(W, T, j, p, S[:, kept]), 0
-            restarts += 1
-        if fresh:
-            drawn += 1
-            g = space.random(STREAM + drawn - 1, run.seed, "gaussian")
-            if W.append(j + p, g, 0.0, "eigsh: random vector")[1] == 0.0:
-                continue
-            first = j if p == 0 else first
-            p += 1
-        products += 1
-        h, beta, scale = W.append(j + p, A @ W.column(j), scale, f"eigsh: product {products} (A @ v)")
-        T[: j + p, j] = h.numpy()
-        T[j, :first] = T[:first, j]  # what locking has dropped of these columns
-        j, p = j + 1, p - 1
-        if beta > 0.0:
-            T[j + p, j - 1], p = beta, p + 1
-    vectors, rounded = W.combine(j, S[:, best]), W.rounded
-    del W  # its memory is free for the products that measure residuals
-    return _result(
-        run, vectors, theta[best], residuals[best], done, rounded, scale, locked, restarts, products, status
+        j, m = state.matrix.shape[1], state.basis.shape[1]
+        c.W.block[:, :m], c.T[:m, :j] = state.basis, state.matrix.numpy()
+        counts = (state.products, state.iterations, state.drawn, state.first)
+        return _Moment(j, m - j, *counts, state.scale, state.search, state.incomplete, state.locked)
+    if start is None or not start.shape[1]:
+        return _Moment()
+    # one vector in the span of the guesses: cheaper than a block unless the guesses are almost exact
+    sizes = space.norm(start).clamp_min(torch.finfo(torch.float64).tiny)
+    return _Moment(p=int(c.W.append(0, start @ (1 / sizes).to(start), 0.0, "eigsh: start")[1] > 0.0))
+
+
+def _judge(c: _Call, s: _Moment) -> tuple[_Moment, Ending | None]:
+    run, j, products = c.run, s.j, s.products
+    # in a large basis not after every product: the small eigenproblem is not free
+    if not (s.p == 0 or products >= c.limit or (j >= c.wanted and j % (1 + j // 48) == 0)):
+        return s, None
+    ritz = _ritz(c, s)
+    if not c.W.rounded:
+        refuse_asymmetric_matrix(run.A, torch.from_numpy(c.T[:j, :j]), "eigsh")
+    s, finished = _finished(c, replace(s, ritz=ritz), ritz)
+    if run.observe is not None and run.observe(_state(c, s, ritz)):
+        return s, Ending(Status.STOPPED)
+    if finished or products >= c.limit:
+        return s, Ending(_status(finished, len(ritz.best) == c.wanted and bool(ritz.done.all()), c.copies))
+    if s.search is not None and s.search[0] == products and 0 < s.p < run.A.domain.dim - j:
+        # the search has begun: lock the pairs found
+        locked = math.hypot(s.locked, *ritz.ahead[ritz.best])
+        s = replace(s, locked=locked, j=_keep(c.W, c.T, j, 0, ritz.S[:, ritz.best]), p=0)
+    return s, None
+
+
+def _finished(c: _Call, s: _Moment, ritz: _Ritz) -> tuple[_Moment, bool]:
+    """Whether all wanted pairs are found; the state with a search for copies begun or ended."""
+    run, n, best, j, scale = c.run, c.run.A.domain.dim, ritz.best, s.j, s.scale
+    values, ahead, margin = ritz.theta[best], ritz.ahead[best], MARGIN if run.k > 1 else 1.0
+    enough = len(best) == c.wanted and bool(run.converged(values, ahead, scale, margin).all())
+    out = math.hypot(*_lengths(c.T[j : j + s.p, :j]))  # 0 where the Krylov space has ended
+    # once a restart has mixed what came of the last random vector with the rest, its space cannot be told
+    # from the rest when it ends, and rounding leads out of it: only a search can tell
+    mixed = s.incomplete and s.first == 0
+    if (c.copies or mixed) and enough:
+        # what locking drops, r, moves a residual by about r^2 over a gap: that must be within every tolerance
+        strictest = math.sqrt(run.tolerance(values, scale).min() * scale)
+        enough = math.hypot(*ahead) <= LOCKED * strictest
+    if enough and j < n and out <= ENDED * run.A.domain.eps * scale:
+        s = replace(s, incomplete=not _complete(run, c.T[s.first : j, s.first : j], values, scale))
+        if s.incomplete or c.copies:
+            s = replace(s, locked=math.hypot(s.locked, out), p=0)
+    enough = enough and (not s.incomplete or (mixed and s.p > 0))
+    finished = j == n or enough
+    if finished and (c.copies or mixed) and s.p > 0:  # an exhausted space is complete, copies included
+        search, finished = _search(run, ritz.theta, best, s.products, s.search, scale)
+        s = replace(s, search=search)
+    return s, finished
+
+
+def _step(c: _Call, s: _Moment) -> tuple[_Moment, None]:
+    """A restart where the basis is full, a random vector where none is pending, and one product."""
+    run, space, W, T = c.run, c.run.A.domain, c.W, c.T
+    fresh = s.p == 0
+    if c.size < space.dim and s.j + s.p + fresh >= c.size:
+        kept = run.indices(s.j, c.wanted + (c.size - c.wanted - s.p - fresh) // 3)
+        s = replace(s, j=_keep(W, T, s.j, s.p, _ritz(c, s).S[:, kept]), first=0, restarts=s.restarts + 1)
+    if fresh:
+        g = space.random(STREAM + s.drawn, run.seed, "gaussian")
+        s = replace(s, drawn=s.drawn + 1)
+        if W.append(s.j, g, 0.0, "eigsh: random vector")[1] == 0.0:
+            return s, None
+        s = replace(s, first=s.j, p=1)
+    j, p, products = s.j, s.p, s.products + 1
+    h, beta, scale = W.append(j + p, run.A @ W.column(j), s.scale, f"eigsh: product {products} (A @ v)")
+    T[: j + p, j] = h.numpy()
+    T[j, : s.first] = T[: s.first, j]  # what locking has dropped of these columns
+    if beta > 0.0:
+        T[j + p, j] = beta
+    return replace(s, j=j + 1, p=p - 1 + (beta > 0.0), products=products, scale=scale), None
+
+
+def _state(c: _Call, s: _Moment, ritz: _Ritz) -> EigshState:
+    j, m, best = s.j, s.j + s.p, ritz.best
+    return EigshState(
+        c.run.fingerprint, torch.from_numpy(ritz.theta[best]), torch.from_numpy(ritz.residuals[best]), s.products,
+        s.restarts, c.W.block[:, :m], None, torch.from_numpy(c.T[:m, :j].copy()), s.drawn, s.scale, s.search, s.locked,
+        s.first, s.incomplete,
     )  # fmt: skip
 
 
@@ -137,20 +204,19 @@ def _status(finished: bool, within: bool, copies: bool) -> Status:
     return Status.STAGNATED if finished else Status.MAX_ITERATIONS
 
 
-def _result(
-    run: Run, vectors: Tensor, values: np.ndarray, errors: np.ndarray, done: np.ndarray, rounded: bool, scale: float,
-    locked: float, restarts: int, products: int, status: Status,
-) -> Spectrum:  # fmt: skip
+def _result(run: Run, vectors: Tensor, ritz: _Ritz, rounded: bool, s: _Moment, status: Status) -> Spectrum:
     """The pairs found; residuals that are not known well enough are measured."""
-    told = bool(run.converged(values, np.hypot(errors, locked), scale).all()) or status is Status.STOPPED
+    values, errors, done = ritz.theta[ritz.best], ritz.residuals[ritz.best], ritz.done
+    scale, products = s.scale, s.products
+    told = bool(run.converged(values, np.hypot(errors, s.locked), scale).all()) or status is Status.STOPPED
     if rounded or (not told and products + len(values) <= run.limit):
         vectors, values, errors, scale = _measured(run.A, vectors, scale, products)
         # locked pairs, each within rounding, add up
-        products, done = products + len(values), run.converged(values, errors, (3.0 if locked else 1.0) * scale)
+        products, done = products + len(values), run.converged(values, errors, (3.0 if s.locked else 1.0) * scale)
         status = Status.STAGNATED if status is Status.CONVERGED and not bool(done.all()) else status
     else:
-        errors = np.hypot(errors, locked)
-    return spectrum(run, values, errors, done, vectors, scale, restarts, products, status)
+        errors = np.hypot(errors, s.locked)
+    return spectrum(run, values, errors, done, vectors, scale, s.restarts, products, status)
 
 
 def _keep(W: Basis, T: np.ndarray, j: int, p: int, S: np.ndarray) -> int:
@@ -180,17 +246,14 @@ def _measured(
     return X, theta, np.array([float(e) for e in errors]), scale
 
 
-def _ritz(T: np.ndarray, j: int, p: int, rounded: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Eigenvalues (ascending) and vectors of the projected matrix, and two residual norms of the Ritz pairs.
-
-    The first is what the pending vectors hold, the whole residual of a symmetric A. The second counts what T lacks in
-    symmetry too: it is ||A v - theta v|| for the products as they are.
-    """
-    theta, S = np.linalg.eigh((T[:j, :j] + T[:j, :j].T) / 2)
-    ahead = _lengths(T[j : j + p, :j] @ S)
-    if rounded:  # T is not symmetric there; the residuals are measured in the end
-        return theta, S, ahead, ahead
-    return theta, S, ahead, np.hypot(ahead, _lengths((T[:j, :j] - T[:j, :j].T) / 2 @ S))
+def _ritz(c: _Call, s: _Moment) -> _Ritz:
+    T, coupling = c.T[: s.j, : s.j], c.T[s.j : s.j + s.p, : s.j]
+    theta, S = np.linalg.eigh((T + T.T) / 2)
+    ahead = _lengths(coupling @ S)
+    # with a rounded basis T is not symmetric; the residuals are measured in the end
+    residuals = ahead if c.W.rounded else np.hypot(ahead, _lengths((T - T.T) / 2 @ S))
+    best = c.run.indices(s.j, c.wanted)
+    return _Ritz(theta, S, ahead, residuals, best, c.run.converged(theta[best], residuals[best], s.scale))
 
 
 def _lengths(R: np.ndarray) -> np.ndarray:
@@ -218,9 +281,9 @@ def _search(
     theta: np.ndarray,
     best: np.ndarray,
     products: int,
-    search: tuple[int, tuple[float, ...]] | None,
+    search: Search | None,
     scale: float,
-) -> tuple[tuple[int, tuple[float, ...]], bool]:
+) -> tuple[Search, bool]:
     """The search for copies after `products`, and whether it may end: a copy would have shown as a Ritz value."""
     values, n = theta[best], run.A.domain.dim
     tolerance = run.tolerance(values, scale)

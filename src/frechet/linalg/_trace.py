@@ -22,10 +22,18 @@ from typing import Literal
 
 import torch
 
-from frechet.linalg._diagonal import DEFAULT_PRODUCTS, MOST_PRODUCTS, combined, flat_terms, shifted, unit_diagonal
+from frechet.linalg._diagonal import (
+    DEFAULT_PRODUCTS,
+    MOST_PRODUCTS,
+    combined,
+    complete,
+    flat_terms,
+    shifted,
+    unit_diagonal,
+)
 from frechet.linalg._hutchinson import hutch_plus_plus, hutchinson, xtrace_then_probes
 from frechet.linalg._result import Estimate, exact_estimate
-from frechet.linalg._sequential import EstimateState, Observe, check_request, run
+from frechet.linalg._sequential import EstimateState, Observe, Sampler, check_request, run
 from frechet.linalg._xtrace import xnystrace, xtrace
 from frechet.operators._canonical import normal_form
 from frechet.operators._operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
@@ -49,19 +57,27 @@ def trace(
     observe: Observe | None = None,
     resume: EstimateState | None = None,
 ) -> Estimate:
-    """The trace of a square A, with a standard error (float64 scalars).
+    """Estimate the trace of a square A, with a standard error (float64 scalars).
 
-    Closed forms are free and ask for nothing. Otherwise `products` is the budget in operator-vector products (100; with
-    `rtol` 1000): from n on, unit vectors give the exact trace, below a `seed` is required. With `rtol` the run stops
-    when q standard_error <= rtol |value|, q being the factor of ``interval(0.95)``, at one of a few fixed looks whose
-    number is paid for in the standard error; `converged` is False where the budget ended first.
+    Closed forms are free and ask for nothing.
 
-    ``method="auto"`` takes `nystrom` for a positive semidefinite A up to n/2 products, `xtrace` for others,
-    `hutchinson` below 20 products and `hutch++` above 200, where the vectors that the first two keep (one per product)
-    would weigh; with `rtol` it is `xtrace` up to 200 products, then probes behind its sketch. `sketch` is the number of
-    vectors of `hutch++`, by default a third of the budget that leaves 6 probes, at most 30 with `rtol`. `block` probes
-    are multiplied at once. `observe` sees an `EstimateState` after each block and stops the run by returning True;
-    `resume` goes on from such a state.
+    Args:
+        A: the operator ``(n, n)``.
+        seed: of the probes; required where neither a closed form nor n products give the exact trace.
+        products: the budget in operator-vector products. From n on, unit vectors give the exact trace. Default: 100,
+            with `rtol` 1000.
+        rtol: relative tolerance. The run stops when ``q standard_error <= rtol |value|``, where q is the factor of
+            ``interval(0.95)``, at one of a few fixed looks whose number is paid for in the standard error; `converged`
+            is False where the budget ended first. Default: none, the budget is spent.
+        method: "exact", "hutchinson", "hutch++", "xtrace", "nystrom", or "auto": `nystrom` for a positive semidefinite
+            A up to n/2 products, `xtrace` for others, `hutchinson` below 20 products, and `hutch++` above 200, where
+            the vectors that the first two keep (one per product) would weigh; with `rtol` `xtrace` up to 200 products,
+            then probes behind its sketch. Default: "auto".
+        sketch: number of vectors of `hutch++`. Default: a third of the budget that leaves 6 probes, at most 30 with
+            `rtol`.
+        block: how many probes are multiplied at once. Default: 16.
+        observe: is called with an `EstimateState` after each block. The run stops if it returns True. Default: none.
+        resume: an `EstimateState` of the same call, from which the run goes on. Default: none.
 
     Example:
         >>> from frechet import from_callable, trace
@@ -90,31 +106,13 @@ def trace(
             f"trace: A must be known to be positive semidefinite for method 'nystrom', got {unknown!r}; use method="
             "'xtrace'"
         )
-    match chosen:
-        case "hutchinson":
-            sampler = hutchinson(unknown, seed)
-        case "hutch++":
-            if sketch is None:
-                # at least PROBES probes are left to tell the error
-                most = n - 1 if rtol is None else min(n - 1, 30)
-                sketch = max(0, min(products // 3, (products - PROBES) // 2, most))
-            sampler = hutch_plus_plus(unknown, seed, sketch)
-        case "nystrom":
-            sampler = xnystrace(unknown, seed)
-        case "xtrace":
-            sampler = xtrace(unknown, seed)
-        case _:
-            sampler = xtrace_then_probes(unknown, seed, KEPT // 2)
+    if sketch is None:
+        # at least PROBES probes are left to tell the error
+        most = n - 1 if rtol is None else min(n - 1, 30)
+        sketch = max(0, min(products // 3, (products - PROBES) // 2, most))
+    sampler = shifted(_sampler(unknown, chosen, seed, sketch), torch.tensor(known, dtype=torch.float64), scale)
     return run(
-        "trace",
-        shifted(sampler, torch.tensor(known, dtype=torch.float64), scale),
-        A.domain,
-        seed=seed,
-        products=products,
-        rtol=rtol,
-        block=block,
-        observe=observe,
-        resume=resume,
+        "trace", sampler, A.domain, seed=seed, products=products, rtol=rtol, block=block, observe=observe, resume=resume
     )
 
 
@@ -125,6 +123,20 @@ def _choice(A: LinearOperator, products: int, rtol: float | None) -> str:
     if Fact.POSITIVE_SEMIDEFINITE in A.facts and FEW_PRODUCTS // 2 <= products <= A.domain.dim // 2:
         return "nystrom"
     return "xtrace" if products >= FEW_PRODUCTS else "hutchinson"
+
+
+def _sampler(A: LinearOperator, method: str, seed: int, sketch: int) -> Sampler:
+    match method:
+        case "hutchinson":
+            return hutchinson(A, seed)
+        case "hutch++":
+            return hutch_plus_plus(A, seed, sketch)
+        case "nystrom":
+            return xnystrace(A, seed)
+        case "xtrace":
+            return xtrace(A, seed)
+        case _:
+            return xtrace_then_probes(A, seed, KEPT // 2)
 
 
 def _by_unit_vectors(known: float, scale: float, A: LinearOperator) -> Estimate:
@@ -141,10 +153,8 @@ def closed_trace(A: LinearOperator) -> float | None:
     match A:
         case Identity(space):
             return float(space.dim)
-        case Diagonal(diagonal=d, domain=space):
-            return float(space.inner(d, torch.ones_like(d)))
-        case Matrix(matrix=M, domain=space):
-            d = M.diagonal()
+        case Diagonal(domain=space) | Matrix(domain=space):
+            d = A.diagonal if isinstance(A, Diagonal) else A.matrix.diagonal()
             return float(space.inner(d, torch.ones_like(d)))
         case LowRank(U=U, s=s):
             return float((A.domain.norm(U).square() * s.to(torch.float64)).sum()) if s.numel() else 0.0
@@ -156,20 +166,14 @@ def closed_trace(A: LinearOperator) -> float | None:
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
             left, right = closed_trace(B), closed_trace(C)
             return None if left is None or right is None else left * right
-        case BlockDiagonal(blocks) if all(B.domain == B.codomain for B in blocks):
-            return _total([closed_trace(B) for B in blocks])
-        case Sum(terms):
-            return _total([closed_trace(B) for B in terms])
+        case BlockDiagonal(parts) | Sum(parts) if all(B.domain == B.codomain for B in parts):
+            found = complete(map(closed_trace, parts))
+            return None if found is None else math.fsum(found)
         case Product():
             known = normal_form(A)
             return None if isinstance(known, Product) else closed_trace(known)
         case _:
             return None
-
-
-def _total(parts: list[float | None]) -> float | None:
-    found = [p for p in parts if p is not None]
-    return math.fsum(found) if len(found) == len(parts) else None
 
 
 def split_trace(A: LinearOperator) -> tuple[float, float, LinearOperator | None]:

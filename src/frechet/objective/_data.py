@@ -175,10 +175,22 @@ class Subsample:
 
 
 def subsample(loader: Iterable[Any], examples: int, seed: int) -> Subsample:
-    """`examples` examples of `loader`, drawn without replacement, in data order; a shuffling DataLoader is fine here.
+    """Draw `examples` examples of `loader` without replacement, in data order. A shuffling DataLoader is fine here.
 
-    A DataLoader over a map-style dataset is read only at the drawn indices; any other iterable of batches is read once
-    and the drawn rows (axis 0 of every tensor) are kept in memory.
+    A DataLoader over a map-style dataset is read at the drawn indices alone. Any other iterable of batches is read
+    once, and the drawn rows are kept in memory.
+
+    Args:
+        loader: batches, whose tensors have the examples along axis 0.
+        examples: how many examples are drawn.
+        seed: the seed of the draw.
+
+    Example:
+        >>> import torch
+        >>> from frechet import subsample
+        >>> loader = [(torch.arange(6.0).reshape(6, 1), torch.zeros(6, 1))]
+        >>> [x.shape for x, y in subsample(loader, 4, seed=0)]
+        [torch.Size([4, 1])]
     """
     if examples < 1:
         raise ValueError(f"subsample: examples must be at least 1, got {examples}")

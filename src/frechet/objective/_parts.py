@@ -36,7 +36,16 @@ class Penalty:
 
 
 def l2(strength: float) -> Penalty:
-    """strength / 2 * |x|^2, what torch.optim's coupled ``weight_decay=strength`` adds to the gradient."""
+    """Return the penalty strength / 2 * |x|^2, whose gradient torch.optim's coupled ``weight_decay=strength`` adds.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, hessian, l2, squared_error
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> data = [(torch.ones(1, 1), torch.zeros(1, 1))]
+        >>> hessian(Objective(model, squared_error(), data, penalty=l2(0.5))).dense()  # 2 + 0.5
+        tensor([[2.5000]])
+    """
     if not strength >= 0:
         raise ValueError(f"l2: strength must be non-negative, got {strength}")
     return Penalty(lambda blocks: sum((p * p).sum() for p in blocks.values()) * (strength / 2), convex=True)  # type: ignore[return-value]

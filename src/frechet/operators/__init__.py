@@ -2,9 +2,7 @@
 
 from frechet.operators._check import OperatorCheck, check_operator
 from frechet.operators._closed_form import inverse, square_root
-from frechet.operators._operator import Fact, LinearOperator
-from frechet.operators._scipy import to_scipy
-from frechet.operators._structured import (
+from frechet.operators._constructors import (
     block_diagonal,
     from_callable,
     from_diagonal,
@@ -14,6 +12,8 @@ from frechet.operators._structured import (
     kronecker,
     restriction,
 )
+from frechet.operators._operator import Fact, LinearOperator
+from frechet.operators._scipy import to_scipy
 
 __all__ = [
     "Fact",

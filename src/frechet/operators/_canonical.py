@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from frechet.operators._constructors import from_diagonal
 from frechet.operators._operator import PSD, SYMMETRIC, Adjoint, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix, from_diagonal
+from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
 
 
 def normal_form(A: LinearOperator) -> LinearOperator:

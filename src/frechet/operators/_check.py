@@ -59,21 +59,30 @@ class OperatorCheck:
 def check_operator(
     A: LinearOperator, *, seed: int, probes: int = 3, rtol: float | None = None, transpose: bool = True
 ) -> OperatorCheck:
-    """Random tests of the laws that `A` must keep; ``check_operator(A, seed=0).checked()`` raises where one fails.
+    """Test the laws that `A` must keep by random products.
 
-    The laws and their errors, each compared with `rtol` (by default ``eps ** (2/3)`` of the dtype, 2.4e-5 in float32):
+    ``check_operator(A, seed=0).checked()`` raises where a law fails.
 
-    - ``kind``: result of the right shape, dtype, device, finite (0 or infinity)
-    - ``linearity``: ``|A(2u - 0.7v) - 2Au + 0.7Av| / (|2Au| + |0.7Av|)``, and ``|A(1024 v) - 1024 Av| / |1024 Av|``
-    - ``columns``: ``|(A V)_j - A v_j| / |A v_j|``, also of A'
-    - ``adjoint``: ``|<u, Av> - <A'u, v>| / max(|u||Av|, |A'u||v|)``; left out with ``transpose=False``, for an operator
-      made without its transpose
-    - ``symmetry`` and ``sign``, where the facts claim them: ``|<u, Av> - <v, Au>| / max(|u||Av|, |v||Au|)``, and minus
-      the smallest over the largest Ritz value on a Krylov space (infinity where a definite A has ``v'Av <= 0``)
-    - ``repeatability``: ``|A v - A v| / |A v|`` with another product in between
-    - ``input``, ``graph``: 0, or infinity where the input changed, or the result requires a gradient
+    The laws and their errors, each compared with `rtol`:
 
-    Costs about ``20 * probes`` products, and ``10 * probes`` vectors of memory.
+    - ``kind``: the result has the right shape, dtype and device, and is finite (0 or infinity).
+    - ``linearity``: ``|A(2u - 0.7v) - 2Au + 0.7Av| / (|2Au| + |0.7Av|)``, and ``|A(1024 v) - 1024 Av| / |1024 Av|``.
+    - ``columns``: ``|(A V)_j - A v_j| / |A v_j|``, also of A'.
+    - ``adjoint``: ``|<u, Av> - <A'u, v>| / max(|u||Av|, |A'u||v|)``.
+    - ``symmetry``, where the facts claim it: ``|<u, Av> - <v, Au>| / max(|u||Av|, |v||Au|)``.
+    - ``sign``, where the facts claim it: minus the smallest over the largest Ritz value on a Krylov space, and infinity
+      where a definite A has ``v'Av <= 0``.
+    - ``repeatability``: ``|A v - A v| / |A v|`` with another product in between.
+    - ``input``, ``graph``: 0, or infinity where the input changed, or the result requires a gradient.
+
+    Cost: about ``20 * probes`` products, and ``10 * probes`` vectors of memory.
+
+    Args:
+        A: the operator.
+        seed: the seed of the random vectors.
+        probes: how many vectors each law is tested with.
+        rtol: the largest error of a law that holds. Default: ``eps ** (2/3)`` of the dtype, 2.4e-5 in float32.
+        transpose: with False, the adjoint is left out, for an operator made without its transpose.
 
     Example:
         >>> import torch

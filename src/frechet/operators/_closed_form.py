@@ -38,6 +38,7 @@ from torch import Tensor
 
 from frechet.errors import NoClosedForm
 from frechet.operators._canonical import normal_form
+from frechet.operators._constructors import from_diagonal
 from frechet.operators._eigendecomposition import (
     Eigendecomposed,
     double,
@@ -48,16 +49,7 @@ from frechet.operators._eigendecomposition import (
     spectral,
 )
 from frechet.operators._operator import PD, PSD, SYMMETRIC, Adjoint, Fact, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import (
-    BlockDiagonal,
-    Diagonal,
-    Identity,
-    Kronecker,
-    LowRank,
-    Matrix,
-    Restriction,
-    from_diagonal,
-)
+from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix, Restriction
 from frechet.operators.derivatives._example_factors import by_examples
 from frechet.space import Space
 
@@ -85,14 +77,16 @@ class Proved(LinearOperator):
 
 
 def inverse(A: LinearOperator) -> LinearOperator:
-    """The inverse of `A` where its structure has one in closed form; positive definite where A is.
+    """Return the inverse of `A` where its structure has one in closed form. It is positive definite where A is.
 
-    An `empirical_fisher` plus a multiple of the identity, or a positive diagonal, is inverted by its examples'
-    gradients: a backward pass for each, and as many vectors of memory (at most n). `solve` takes cg there.
+    An `empirical_fisher` plus a multiple of the identity, or plus a positive diagonal, is inverted by its examples'
+    gradients: a backward pass for each, and as many vectors of memory, at most n. `solve` takes cg there.
 
-    Raises `NoClosedForm` for any other structure, and `ValueError` where A is not square or is singular to working
-    precision: a zero on a diagonal, a dense block whose reciprocal condition number is below the eps of its dtype, a
-    low rank without a shift, an eigenvalue that a shift cancels. The message names the part that is singular.
+    Raises:
+        NoClosedForm: A has any other structure.
+        ValueError: A is not square, or is singular to working precision: a zero on a diagonal, a dense block whose
+            reciprocal condition number is below the eps of its dtype, a low rank without a shift, an eigenvalue that a
+            shift cancels. The message names the part that is singular.
 
     Example:
         >>> import torch
@@ -195,11 +189,14 @@ def _inverse_of_sum(A: LinearOperator, first: LinearOperator, second: LinearOper
 
 
 def square_root(A: LinearOperator) -> LinearOperator:
-    """The symmetric positive semidefinite B with B B = A, where A's structure has one in closed form.
+    """Return the symmetric positive semidefinite B with B B = A, where A's structure has one in closed form.
 
-    A must be symmetric by its facts. Its sign is a fact, or is read from the eigenvalues: one below
-    ``-n * eps * largest`` raises `ValueError`, those between that and 0 count as 0. Raises `NoClosedForm` for a
-    structure without a closed form.
+    A must be symmetric by its facts. Its sign is a fact, or is read from the eigenvalues: those between ``-n * eps *
+    largest`` and 0 count as 0.
+
+    Raises:
+        NoClosedForm: A's structure has no closed form.
+        ValueError: an eigenvalue is below ``-n * eps * largest``.
 
     Example:
         >>> import torch

@@ -15,10 +15,12 @@ from frechet.operators._operator import LinearOperator
 
 
 def to_scipy(A: LinearOperator) -> sla.LinearOperator:
-    """`A` as a `scipy.sparse.linalg.LinearOperator` with the same shape and dtype, its transpose included.
+    """Return `A` as a `scipy.sparse.linalg.LinearOperator` of the same shape and dtype, with its transpose.
 
-    NumPy input of another real dtype is converted to A's dtype; complex input is taken as two real products. Raises
-    `TypeError` for a dtype that NumPy lacks (bfloat16).
+    NumPy input of another real dtype is converted to A's dtype. Complex input is taken as two real products.
+
+    Raises:
+        TypeError: NumPy lacks A's dtype (bfloat16).
 
     Example:
         >>> import torch

@@ -155,16 +155,17 @@ def _is_kept(served: Served) -> bool:
 def linearize(A: LinearOperator, memory: int | None = None, compile: bool = False) -> Linearized:
     """Return `A` with its products recorded: for many products with a Hessian, Gauss-Newton, Fisher, Jacobian or NTK.
 
-    Sums, products, multiples and transposes of these are linearized factor by factor; other operators in them stay as
+    Sums, products, multiples and transposes of these are linearized factor by factor. Other operators in them stay as
     they are. Random draws (dropout masks, labels of a Monte Carlo Fisher) are frozen. Each batch's recording is proved
-    against a product of `A`; batches for which there is none that is right are served by products of `A`, and `message`
-    says why.
+    against a product of `A`. Batches for which no recording is right are served by products of `A`, and `message` says
+    why.
 
-    A: the operator.
-    memory: the most bytes to hold; batches are kept in data order until the next would exceed it, those after it are
-        computed anew at each product from the data, which must stay the same. Default: half of what is free.
-    compile: whether the recorded code goes through torch.compile, which takes seconds. Default: no; on the CPU nothing
-        was gained where we measured it.
+    Args:
+        A: the operator.
+        memory: the most bytes to hold. Batches are kept in data order until the next would exceed it. Those after it
+            are computed anew at each product from the data, which must stay the same. Default: half of what is free.
+        compile: with True, the recorded code goes through torch.compile, which takes seconds. On the CPU nothing was
+            gained where we measured it.
 
     Example:
         >>> import torch

@@ -17,7 +17,7 @@ from frechet.space import Space
 def recorded_function(
     A: FunctionHessian | FunctionJacobian, budget: Budget
 ) -> tuple[LinearOperator, list[tuple[Served, ...]], str]:
-    """A by recordings, as of one batch of nothing, or by its own products; how it is served; and the route."""
+    """The operator by its recording or by its own products, how its one batch is served, and the route."""
 
     def push(v: list[Tensor]) -> list[Tensor]:
         return [A._matmat(v[0].unsqueeze(1))[:, 0]]

@@ -20,7 +20,7 @@ from frechet.recording._program import Cell, Constant, Program, Slot, Step, aten
 
 
 def simplified(program: Program, steps: list[Step], results: Sequence[Cell]) -> tuple[list[Step], list[Cell]]:
-    """Steps and results with less work; some steps may be for nobody. Nothing is changed where steps write in place."""
+    """Return cheaper steps with the same results. Some steps may be left unread. Steps that write in place stay."""
     if any(step.writes for step in steps):
         return steps, list(results)
     run = _Rewriting(program, Counter(a.index for step in steps for a in step.reads))

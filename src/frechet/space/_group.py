@@ -150,13 +150,13 @@ class Group:
         raise error from failure
 
     def together(self, work: Callable[[], T], where: str = "") -> T:
-        """``work()``; what it raises on one rank, all raise, as far as it is not collective itself. Collective."""
+        """Return ``work()``. If it raises on one rank, every rank raises. `work` must not communicate. Collective."""
         return self.alike(work, {}, "", "", where)
 
     def alike(
         self, work: Callable[[], T], facts: Mapping[str, Callable[[T], int]], what: str, advice: str, where: str = ""
     ) -> T:
-        """As `together`; raises on all ranks too unless each of the named numbers is the same on all. Collective."""
+        """As `together`. Every rank raises, too, if one of the named numbers differs between ranks. Collective."""
         failure: Exception | None = None
         result: Any = None
         numbers = [0] * len(facts)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frechet.space._draws import generator
 from frechet.space._shard import Shard
 
 CHUNK = 1 << 14
@@ -48,15 +49,6 @@ def _normalized(device: torch.device | str) -> torch.device:
 def _double(t: Tensor) -> Tensor:
     """`t` in float64, on the host where the device has no float64."""
     return t.cpu().double() if t.device.type == "mps" else t.double()
-
-
-def generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator for one stream of a seed; different streams are independent."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"generator: seed must be a non-negative int, got {seed!r}")
-    # spawn_key and not a list: trailing zeros of a list are ignored, so (seed,) and (seed, 0) would be one stream
-    state = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)
 
 
 @dataclass(frozen=True)
@@ -222,7 +214,9 @@ class Space:
         return torch.cat(parts).to(self.device) if parts else torch.zeros(0, dtype=torch.long, device=self.device)
 
     def vector(self, values: Mapping[str, float]) -> Tensor:
-        """A vector that is constant on blocks, from ``{pattern: value}``; a later pattern wins, unmatched is an error.
+        """Return a vector that is constant on blocks, from ``{pattern: value}``.
+
+        Where several patterns match a block, the last one counts. A block that no pattern matches raises.
 
         For diagonals such as per-group damping, prior precisions or learning rates.
         """
@@ -395,5 +389,11 @@ def aligned(t: Tensor) -> Tensor:
 
 
 def euclidean(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Space:
-    """R^n with one unnamed block."""
+    """Return R^n as a space with one unnamed block.
+
+    Args:
+        n: the dimension.
+        dtype: the dtype of its vectors.
+        device: the device of its vectors.
+    """
     return Space(("",), ((n,),), dtype, torch.device(device))

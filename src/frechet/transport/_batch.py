@@ -75,11 +75,16 @@ def sinkhorn_batch(
     rtol: float | None = None,
     max_iterations: int = 10_000,
 ) -> TransportBatch:
-    """The plans of a batch of problems with costs ``(..., n, m)`` and masses ``(..., n)`` and ``(..., m)``.
+    """Estimate the plans of a batch of transport problems of one size.
 
-    The masses are uniform if left out, and are broadcast over the batch: each problem's a and b must have one sum, m.
-    Costs must be finite. Converged means ``marginal_error <= rtol * m`` for a problem, with rtol as in `sinkhorn`.
-    `epsilon` is absolute and the same for all.
+    Args:
+        cost: ``(..., n, m)``, finite.
+        a: masses ``(..., n)``, >= 0, broadcast over the batch. Default: uniform, with sum 1.
+        b: masses ``(..., m)``, with the sum of a in each problem. Default: uniform, with sum 1.
+        epsilon: the weight of the entropy, > 0, in the unit of the cost, the same for all.
+        rtol: relative tolerance. A problem has converged when ``marginal_error <= rtol * mass``. Default: as in
+            `sinkhorn`.
+        max_iterations: the most sweeps. Default: 10 000.
 
     Example:
         >>> import torch
@@ -173,22 +178,24 @@ def _checked(
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise NonFinite(f"sinkhorn_batch: cost must be finite, got {float(cost[bad][0])} at {where}")
-    found = []
-    for name, x, shape in (("a", a, cost.shape[:-1]), ("b", b, (*cost.shape[:-2], cost.shape[-1]))):
-        if x is None:
-            x = torch.full((shape[-1],), 1.0 / shape[-1], dtype=cost.dtype, device=cost.device)
-        if x.dtype != cost.dtype or x.device != cost.device:
-            raise TypeError(f"sinkhorn_batch: {name} must be {cost.dtype} on {cost.device}, as cost is")
-        batch = zip(reversed(x.shape[:-1]), reversed(shape[:-1]), strict=False)
-        fits = 1 <= x.ndim <= len(shape) and x.shape[-1] == shape[-1]
-        if not fits or any(k not in (1, full) for k, full in batch):
-            raise ValueError(f"sinkhorn_batch: {name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
-        if not bool((x >= 0).all() & torch.isfinite(x).all()):
-            raise ValueError(f"sinkhorn_batch: {name} must be finite and >= 0")
-        found.append(x.expand(shape))
-    totals = [x.sum(-1) for x in found]
+    p, q = _mass("a", a, cost, cost.shape[:-1]), _mass("b", b, cost, (*cost.shape[:-2], cost.shape[-1]))
+    totals = p.sum(-1), q.sum(-1)
     if not bool(((totals[0] - totals[1]).abs() <= math.sqrt(torch.finfo(cost.dtype).eps) * totals[0]).all()):
         raise ValueError("sinkhorn_batch: a and b must have the same sum in each problem; divide each by its sum")
     if not bool((totals[0] > 0).all()):
         raise ValueError("sinkhorn_batch: a must have a positive sum in each problem")
-    return found[0], found[1]
+    return p, q
+
+
+def _mass(name: str, x: Tensor | None, cost: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if x is None:
+        x = torch.full((shape[-1],), 1.0 / shape[-1], dtype=cost.dtype, device=cost.device)
+    if x.dtype != cost.dtype or x.device != cost.device:
+        raise TypeError(f"sinkhorn_batch: {name} must be {cost.dtype} on {cost.device}, as cost is")
+    batch = zip(reversed(x.shape[:-1]), reversed(shape[:-1]), strict=False)
+    fits = 1 <= x.ndim <= len(shape) and x.shape[-1] == shape[-1]
+    if not fits or any(k not in (1, full) for k, full in batch):
+        raise ValueError(f"sinkhorn_batch: {name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+    if not bool((x >= 0).all() & torch.isfinite(x).all()):
+        raise ValueError(f"sinkhorn_batch: {name} must be finite and >= 0")
+    return x.expand(shape)

@@ -124,19 +124,29 @@ def sparse_transport(
     round_ties: bool = True,
     observe: Callable[[SparseTransportState], bool] | None = None,
 ) -> SparseTransportSolution:
-    """The plan T ``(n, m)`` from a to b with at most `cardinality` nonzeros in each column.
+    """Estimate the plan T ``(n, m)`` from a to b with few nonzeros in each column.
 
-    `gamma` is absolute: the square norm costs gamma/2 norm(T)^2. A `cardinality` of n asks for quadratically
-    regularized transport, which always converges. Transpose the cost to bound the rows.
+    Args:
+        cost: what it costs to carry a unit of mass from row i to column j, ``(n, m)``, finite. Transpose it to bound
+            the rows.
+        a: the masses of the rows, ``(n,)``, >= 0. Default: uniform, with sum 1.
+        b: the masses of the columns, ``(m,)``, with the sum of a. Default: uniform, with sum 1.
+        cardinality: the most nonzeros in a column. Generic masses need ``cardinality * m >= n + m - 1``. n asks for
+            quadratically regularized transport, which always converges.
+        gamma: the weight of the square norm, > 0: it costs ``gamma / 2 * norm(T)^2``.
+        rtol: relative tolerance. Converged means ``marginal_error <= max(rtol * mass, atol)``, where the error is the
+            sum of abs(T 1 - a) (columns are exact). The plan is then a global solution. Default: eps^(3/4).
+        atol: absolute tolerance on the same error, in the unit of the masses. Default: 0.
+        max_iterations: the most iterations of L-BFGS and Newton together. Default: 1000.
+        round_ties: whether a short search looks for a plan that meets the rows where entries are tied. Default: True.
+        observe: is called with a `SparseTransportState` at each iteration. The run stops if it returns True. Default:
+            none.
 
-    Converged means ``marginal_error <= max(rtol * m, atol)``, with m the mass and rtol eps^(3/4) of the dtype if left
-    out: the sum of |T 1 - a| (columns are exact). The plan is then a global solution.
-
-    Other statuses: `stagnated` (with `ties`: the dual maximum lies where the k-th and the next entry of some columns
-    are tied, and need not give a plan), `max_iterations` (of L-BFGS and Newton together), `stopped`. At ties a plan
-    that meets the rows is looked for by a short search. If one is found, `marginal_error` is rounding, and `gap` bounds
-    how much better another one may be; else the plan misses the rows by `marginal_error`. ``round_ties=False`` leaves
-    the search out. Generic masses need cardinality * m >= n + m - 1.
+    Returns:
+        A `SparseTransportSolution`. Its status is `converged` or one of these: `stagnated`, `max_iterations`,
+            `stopped`. `stagnated` with `ties` means that the dual maximum lies where the k-th and the next entry of
+            some columns are tied, and need not give a plan. If the search finds one, `marginal_error` is rounding, and
+            `gap` bounds how much better another one may be; else the plan misses the rows by `marginal_error`.
 
     Example:
         >>> import torch

@@ -34,7 +34,7 @@ from torch import Tensor
 from frechet.calculus.solutions._plain_function import Nested, one_by_one
 from frechet.errors import NotConverged
 from frechet.linalg.systems._cg import cg
-from frechet.operators._structured import from_diagonal
+from frechet.operators._constructors import from_diagonal
 from frechet.transport._newton import DENSE
 from frechet.transport._problem import Inputs, Problem, all_potentials, balanced, checked, reduced
 from frechet.transport._reduced_hessian import ReducedHessian, reduced_hessian
@@ -47,12 +47,21 @@ REFINEMENTS = 8
 def transport_value(
     cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float, rtol: float | None = None
 ) -> Tensor:
-    """min <C, P> + epsilon KL(P | a b'/m) over plans from a to b, a scalar that autograd sees through, to any order.
+    """Return min <C, P> + epsilon KL(P | a b'/m) over plans, a scalar that autograd sees through, to any order.
 
-    The arguments are those of `sinkhorn`, and so is what they mean; a run that does not converge raises `NotConverged`.
     The gradients are P for the cost and the potentials for a and b. Masses can change only together, so those two are
     known up to a constant c added to one and taken from the other; here sum a f = sum b g. The number returned is the
     dual value.
+
+    Args:
+        cost: what it costs to carry a unit of mass from row i to column j, ``(n, m)``. A cost of inf forbids a pair.
+        a: the masses of the rows, ``(n,)``, >= 0. Default: uniform, with sum 1.
+        b: the masses of the columns, ``(m,)``, with the sum of a. Default: uniform, with sum 1.
+        epsilon: the weight of the entropy, > 0, in the unit of the cost.
+        rtol: relative tolerance of `sinkhorn`. Default: the one there.
+
+    Raises:
+        NotConverged: `sinkhorn` did not converge.
 
     Example:
         >>> import torch
@@ -69,7 +78,15 @@ def transport_value(
 def transport_potentials(
     cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float, rtol: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The potentials f ``(n,)`` and g ``(m,)``, which autograd sees through. See `transport_plan`."""
+    """Return the potentials f ``(n,)`` and g ``(m,)``, which autograd sees through.
+
+    Args:
+        cost: costs ``(n, m)``. This and the other arguments are those of `transport_plan`.
+        a: masses ``(n,)``.
+        b: masses ``(m,)``.
+        epsilon: the weight of the entropy, > 0, in the unit of the cost.
+        rtol: relative tolerance of `sinkhorn`.
+    """
     f, g = _solved(_potentials, _Settings("transport_potentials", epsilon, rtol), cost, a, b)
     return f, g
 
@@ -77,12 +94,20 @@ def transport_potentials(
 def transport_plan(
     cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, epsilon: float, rtol: float | None = None
 ) -> Tensor:
-    """The plan P ``(n, m)`` of entropic transport, which autograd sees through, to any order.
+    """Return the plan P ``(n, m)`` of entropic transport, which autograd sees through, to any order.
 
-    The arguments are those of `sinkhorn`; a run that does not converge raises `NotConverged`. Gradients for a and b are
-    meant for changes that keep their sums equal. The adjoint system is solved to a residual of eps^(2/3) or raises
-    `NotConverged`: where epsilon is so small that the plan all but falls into pieces, its derivative grows without
-    bound.
+    Gradients for a and b are meant for changes that keep their sums equal.
+
+    Args:
+        cost: what it costs to carry a unit of mass from row i to column j, ``(n, m)``. A cost of inf forbids a pair.
+        a: the masses of the rows, ``(n,)``, >= 0. Default: uniform, with sum 1.
+        b: the masses of the columns, ``(m,)``, with the sum of a. Default: uniform, with sum 1.
+        epsilon: the weight of the entropy, > 0, in the unit of the cost.
+        rtol: relative tolerance of `sinkhorn`. Default: the one there.
+
+    Raises:
+        NotConverged: `sinkhorn` did not converge, or the adjoint system was not solved to a residual of eps^(2/3):
+            where epsilon is so small that the plan all but falls into pieces, its derivative grows without bound.
 
     Example:
         >>> import torch

@@ -48,11 +48,20 @@ def monge_gap(
     debiased: bool = False,
     rtol: float | None = None,
 ) -> Tensor:
-    """The Monge gap of a map with y = T(x), points ``(n, d)`` each, as a scalar that autograd sees through, twice.
+    """Return the Monge gap of a map with y = T(x), a scalar that autograd sees through, twice.
 
-    `epsilon` is absolute, in the units of the cost; a hundredth of the mean cost is a start. `cost` takes points
-    ``(n, d)`` and ``(m, d)`` to ``(n, m)``. To train a map, add a multiple of the gap of ``(x, model(x))`` to the loss.
-    A run that does not converge raises `NotConverged`.
+    To train a map, add a multiple of the gap of ``(x, model(x))`` to the loss.
+
+    Args:
+        x: points ``(n, d)``.
+        y: their images ``(n, d)``.
+        epsilon: the weight of the entropy, > 0, in the unit of the cost. A hundredth of the mean cost is a start.
+        cost: takes points ``(n, d)`` and ``(m, d)`` to ``(n, m)``. Default: half the squared distance.
+        debiased: whether to take the Sinkhorn divergence, as above. Default: False.
+        rtol: relative tolerance of `sinkhorn`. Default: the one there.
+
+    Raises:
+        NotConverged: a run of `sinkhorn` did not converge.
 
     Example:
         >>> import torch

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.linalg.systems._cg import cg
-from frechet.operators._structured import from_diagonal
+from frechet.operators._constructors import from_diagonal
 from frechet.transport._problem import Problem
 from frechet.transport._reduced_hessian import reduced_hessian
 from frechet.transport._scaling import Point, point

@@ -9,7 +9,6 @@ others: f_i = -epsilon log(sum_j b_j exp((g_j - C_ij) / epsilon) / m), which ask
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +57,7 @@ def checked(
     method: str, cost: Tensor, a: Tensor | None, b: Tensor | None, epsilon: float, *, graph: bool = False
 ) -> Inputs:
     """The arguments of `method`, or the error that says what is wrong with them."""
-    if not isinstance(cost, Tensor):
-        raise TypeError(f"{method}: cost must be a tensor, got {type(cost).__name__}")
-    if cost.ndim != 2 or not cost.numel():
-        raise ValueError(f"{method}: cost must have shape (n, m) with n, m >= 1, got {tuple(cost.shape)}")
-    if not cost.dtype.is_floating_point:
-        raise TypeError(f"{method}: cost must be of a floating-point type, got {cost.dtype}")
+    _check_cost(method, cost)
     if not 0 < epsilon < math.inf:
         raise ValueError(f"{method}: epsilon must be a number > 0, got {epsilon}")
     if not graph:
@@ -88,6 +82,15 @@ def checked(
         raise ValueError(f"{method}: a must have a positive sum, got {total:.9g}")
     rows, columns = (x.nonzero()[:, 0] for x in (a, b))
     return Inputs(cost, a, b * (total / other), epsilon, total, rows, columns)
+
+
+def _check_cost(method: str, cost: Tensor) -> None:
+    if not isinstance(cost, Tensor):
+        raise TypeError(f"{method}: cost must be a tensor, got {type(cost).__name__}")
+    if cost.ndim != 2 or not cost.numel():
+        raise ValueError(f"{method}: cost must have shape (n, m) with n, m >= 1, got {tuple(cost.shape)}")
+    if not cost.dtype.is_floating_point:
+        raise TypeError(f"{method}: cost must be of a floating-point type, got {cost.dtype}")
 
 
 def check_plain(method: str, name: str, x: Tensor) -> None:
@@ -193,8 +196,3 @@ def balanced(problem: Problem, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     mass = zero.index_add(0, row, problem.a) + zero.index_add(0, column, problem.b)
     t = (zero.index_add(0, column, problem.b * g) - zero.index_add(0, row, problem.a * f)) / mass
     return f + t[row], g - t[column]
-
-
-def restricted(given: Inputs, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The entries of a pair of potentials on rows and columns with mass."""
-    return tensors[0][given.rows], tensors[1][given.columns]

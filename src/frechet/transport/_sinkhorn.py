@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,6 +31,7 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg._result import Status
 from frechet.linalg.systems._arguments import check_resume
+from frechet.linalg.systems._protocol import Ending, iterate
 from frechet.transport._certificate import gap
 from frechet.transport._newton import MOST, Trust, newton_step
 from frechet.transport._problem import Inputs, Problem, checked, expanded, reduced, spread
@@ -57,21 +60,33 @@ def sinkhorn(
     observe: Callable[[TransportState], bool] | None = None,
     resume: TransportState | None = None,
 ) -> TransportSolution:
-    """The plan that carries the mass a ``(n,)`` to b ``(m,)`` at least cost ``(n, m)``, blurred by entropy.
+    """Estimate the plan that carries the mass a to b at least cost, blurred by entropy.
 
-    `a` and `b` must have the same sum (to rounding: b is then rescaled) and are uniform, with sum one, if left out.
-    `epsilon` is absolute, in the units of the cost: write ``epsilon=0.01 * float(cost.max())`` for a relative one. Zero
-    masses are dropped exactly; a cost of inf forbids a pair. `start` is a pair of potentials, such as ``(s.f, s.g)`` of
-    a similar problem: the run then begins at `epsilon` itself.
+    Args:
+        cost: what it costs to carry a unit of mass from row i to column j, ``(n, m)``. A cost of inf forbids a pair.
+        a: the masses of the rows, ``(n,)``, >= 0. Zero masses are dropped exactly. Default: uniform, with sum 1.
+        b: the masses of the columns, ``(m,)``, with the sum of a (to rounding: b is then rescaled). Default: uniform.
+        epsilon: the weight of the entropy, in the unit of the cost; ``0.01 * float(cost.max())`` for a relative one.
+        method: "auto", "newton" or "sinkhorn", as above. Default: "auto".
+        start: a pair of potentials, such as ``(s.f, s.g)`` of a similar problem. The run then begins at `epsilon`
+            itself. Default: zero, at a large epsilon.
+        rtol: relative tolerance. Converged means ``marginal_error <= max(rtol * mass, atol)`` for the error recomputed
+            from the potentials, the sum of abs(P 1 - a) and abs(P' 1 - b). Default: eps^(3/4) of the dtype, or eps (4 +
+            4 max(abs(C)) / epsilon) where that is larger, since the rounding of the potentials alone changes the plan
+            by that much. In float32 with epsilon = max(abs(C)) / 1000 it is 5e-4; use float64 for more.
+        atol: absolute tolerance on the same error, in the unit of the masses. Default: 0.
+        max_iterations: the most sweeps and Newton steps together. Default: 100 000.
+        observe: is called with a `TransportState` after each round of sweeps and each Newton step. The run stops if it
+            returns True. Default: none.
+        resume: a `TransportState` of the same problem, from which the run goes on. Default: none.
 
-    Converged means ``marginal_error <= max(rtol * m, atol)`` for the error recomputed from the potentials, the sum of
-    |P 1 - a| and |P' 1 - b|, with m the mass. If left out, rtol is eps^(3/4) of the dtype or, where that is larger,
-    eps (4 + 4 max|C| / epsilon): the potentials are of the size of the cost, and their rounding alone changes the plan
-    by that much. In float32 with epsilon = max|C| / 1000 it is 5e-4; use float64 for more.
+    Returns:
+        A `TransportSolution`. Its status is `converged` or one of these: `infeasible` (forbidden pairs leave no plan:
+            `reason` names the rows, the potentials are zero), `stagnated` (rounding), `max_iterations`, `stopped`,
+            `nonfinite`.
 
-    Other statuses: `infeasible` (forbidden pairs leave no plan: `reason` names the rows, the potentials are zero),
-    `stagnated` (rounding), `max_iterations` (sweeps and Newton steps together), `stopped`, `nonfinite`. A NaN in the
-    cost raises `NonFinite`. `observe` is called after each round of sweeps and each Newton step.
+    Raises:
+        NonFinite: the cost holds a NaN.
 
     Example:
         >>> import torch
@@ -92,54 +107,105 @@ def sinkhorn(
     problem = reduced(given)
     if isinstance(problem, str):
         zero = torch.zeros_like(given.a), torch.zeros_like(given.b)
-        return _solution(given, None, *zero, math.inf, Status.INFEASIBLE, problem, (0, 0, 0), method, ())
+        ending = Ending(Status.INFEASIBLE, problem)
+        return _solution(given, None, *zero, math.inf, ending, (0, 0, 0), method, ())
     tolerance = max(torch.finfo(given.cost.dtype).eps ** 0.75, problem.rounding) if rtol is None else rtol
     target = max(tolerance, atol / given.mass)
     label = ("sinkhorn", f"{tuple(given.cost.shape)}", f"epsilon {epsilon:.9g}", f"cost {float(_total(problem)):.9e}")
     stage, g = _beginning(problem, given, start, resume, label)
+    # the smaller side is the one that Newton's system has
+    turned = problem.T if problem.cost.shape[1] > problem.cost.shape[0] else problem
+    run = _Run(given, problem, turned, label, method, tolerance, target, max_iterations)
+    p = point(run.problem, g, stage)
+    history = [p.error]
+    s, ending = iterate(_Moment(p), partial(_judge, run, observe, history), partial(_step, run, history))
+    p = s.point
+    if (
+        p.epsilon != epsilon and ending.status is not Status.NONFINITE
+    ):  # on the way: the best f for the epsilon asked for
+        p = point(run.problem, p.g, epsilon)
+    counts = (s.swept, s.steps, s.products)
+    return _solution(given, problem, *run.potentials(p), target, ending, counts, method, tuple(history))
 
-    flipped = problem.cost.shape[1] > problem.cost.shape[0]
-    if flipped:  # the smaller side is the one that Newton's system has
-        problem = problem.T
-    p = point(problem, g, stage)
-    swept, steps, products, trust, history = 0, 0, 0, Trust(), [p.error]
-    kind, begun, fresh, status, reason = "start", 0, True, None, ""  # history[begun:] is of this epsilon
-    while True:
-        goal = 0.5 * target if p.epsilon == epsilon else max(STAGE, target)
-        if not math.isfinite(p.error):
-            status, reason = Status.NONFINITE, "a potential is not finite"
-        elif observe is not None and observe(_state(given, problem, p, label, swept + steps, kind, flipped)):
-            status, reason = Status.STOPPED, "observe returned True"
-        elif p.error <= goal and p.epsilon == epsilon:
-            status, reason = Status.CONVERGED, f"the marginals are met to {tolerance:.3g} of the mass"
-        elif swept + steps >= max_iterations:
-            status, reason = Status.MAX_ITERATIONS, f"{swept} sweeps and {steps} Newton steps were not enough"
-        elif trust.damping >= MOST or _stuck(history[begun:], problem):
-            status, reason = Status.STAGNATED, "the error has stopped falling"
-        if status is not None:
-            break
-        left = max_iterations - swept - steps
-        if p.error <= goal:
-            stage = max(p.epsilon / FALL, epsilon)
-            p, trust, begun, fresh, kind = point(problem, p.g, stage), Trust(), len(history), True, "start"
-        elif method == "sinkhorn" or fresh:
-            few = min(5 if method == "newton" else ROUND, left)
-            p, count = sweeps(problem, p, goal, few, math.inf if method == "sinkhorn" else PATIENCE)
-            swept, kind, fresh = swept + count, "sweeps", method == "auto" and count == ROUND
-        else:
-            step = newton_step(problem, p, trust, goal)
-            p, trust, products, steps, kind = step.point, step.trust, products + step.products, steps + 1, "newton"
-            if step.taken and p.error > goal and left > 1:
-                p, count = sweeps(problem, p, goal, 1, math.inf) if p.error > 1e-6 else (p, 0)
-                swept += count
-        history.append(p.error)
 
-    if p.epsilon != epsilon and status is not Status.NONFINITE:  # on the way: the best f for the epsilon asked for
-        p = point(problem, p.g, epsilon)
-    f, g = (p.g, p.f) if flipped else (p.f, p.g)
-    problem = problem.T if flipped else problem
-    f, g = expanded(given, problem, f, g)
-    return _solution(given, problem, f, g, target, status, reason, (swept, steps, products), method, tuple(history))
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The arguments of one call."""
+
+    given: Inputs
+    straight: Problem
+    problem: Problem  # with rows and columns exchanged where there are more columns
+    label: tuple[str, ...]
+    method: Method
+    tolerance: float
+    target: float
+    limit: int
+
+    def potentials(self, p: Point) -> tuple[Tensor, Tensor]:
+        """f and g of all rows and columns."""
+        f, g = (p.f, p.g) if self.problem is self.straight else (p.g, p.f)
+        return expanded(self.given, self.straight, f, g)
+
+    def goal(self, p: Point) -> float:
+        """The error that ends the present stage."""
+        return 0.5 * self.target if p.epsilon == self.given.epsilon else max(STAGE, self.target)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """Where a run stands."""
+
+    point: Point
+    trust: Trust = field(default_factory=Trust)
+    swept: int = 0  # sweeps
+    steps: int = 0  # Newton steps
+    products: int = 0
+    kind: str = "start"  # what led here
+    begun: int = 0  # history[begun:] is of this epsilon
+    fresh: bool = True  # whether sweeps come next
+
+    @property
+    def iteration(self) -> int:
+        return self.swept + self.steps
+
+
+def _judge(
+    run: _Run, observe: Callable[[TransportState], bool] | None, history: list[float], s: _Moment
+) -> tuple[_Moment, Ending | None]:
+    p, ending = s.point, None
+    if not math.isfinite(p.error):
+        ending = Ending(Status.NONFINITE, "a potential is not finite")
+    elif observe is not None and observe(_state(run, s)):
+        ending = Ending(Status.STOPPED, "observe returned True")
+    elif p.error <= run.goal(p) and p.epsilon == run.given.epsilon:
+        ending = Ending(Status.CONVERGED, f"the marginals are met to {run.tolerance:.3g} of the mass")
+    elif s.iteration >= run.limit:
+        ending = Ending(Status.MAX_ITERATIONS, f"{s.swept} sweeps and {s.steps} Newton steps were not enough")
+    elif s.trust.damping >= MOST or _stuck(history[s.begun :], run.problem):
+        ending = Ending(Status.STAGNATED, "the error has stopped falling")
+    return s, ending
+
+
+def _step(run: _Run, history: list[float], s: _Moment) -> tuple[_Moment, None]:
+    """A smaller epsilon, a round of sweeps, or a Newton step."""
+    p, goal, left = s.point, run.goal(s.point), run.limit - s.iteration
+    if p.error <= goal:
+        p = point(run.problem, p.g, max(p.epsilon / FALL, run.given.epsilon))
+        s = replace(s, point=p, trust=Trust(), begun=len(history), fresh=True, kind="start")
+    elif run.method == "sinkhorn" or s.fresh:
+        few = min(5 if run.method == "newton" else ROUND, left)
+        p, count = sweeps(run.problem, p, goal, few, math.inf if run.method == "sinkhorn" else PATIENCE)
+        again = run.method == "auto" and count == ROUND
+        s = replace(s, point=p, swept=s.swept + count, kind="sweeps", fresh=again)
+    else:
+        step = newton_step(run.problem, p, s.trust, goal)
+        p, count = step.point, 0
+        if step.taken and p.error > goal and left > 1 and p.error > 1e-6:
+            p, count = sweeps(run.problem, p, goal, 1, math.inf)
+        s = replace(s, point=p, trust=step.trust, products=s.products + step.products)
+        s = replace(s, steps=s.steps + 1, swept=s.swept + count, kind="newton")
+    history.append(p.error)
+    return s, None
 
 
 def _beginning(
@@ -180,12 +246,9 @@ def _total(problem: Problem) -> Tensor:
     return torch.where(torch.isfinite(problem.cost), problem.cost, 0).sum() + (problem.a[0] - problem.b[0])
 
 
-def _state(
-    given: Inputs, problem: Problem, p: Point, label: tuple[str, ...], iteration: int, kind: str, flipped: bool
-) -> TransportState:
-    f, g = (p.g, p.f) if flipped else (p.f, p.g)
-    f, g = expanded(given, problem.T if flipped else problem, f, g)
-    return TransportState(label, iteration, kind, p.epsilon, p.error * given.mass, f, g)
+def _state(run: _Run, s: _Moment) -> TransportState:
+    p = s.point
+    return TransportState(run.label, s.iteration, s.kind, p.epsilon, p.error * run.given.mass, *run.potentials(p))
 
 
 def _solution(
@@ -194,14 +257,14 @@ def _solution(
     f: Tensor,
     g: Tensor,
     target: float,
-    status: Status,
-    reason: str,
+    ending: Ending,
     counts: tuple[int, int, int],
     method: str,
     history: tuple[float, ...],
 ) -> TransportSolution:
     """Everything from the potentials as they are handed out."""
     cost, a, b, eps = given.cost, given.a, given.b, given.epsilon
+    status, reason = ending.status, ending.detail
     if problem is not None and problem.pattern is not None:
         allowed = torch.ones_like(cost, dtype=torch.bool)
         allowed[given.rows.unsqueeze(1), given.columns] = problem.pattern.allowed

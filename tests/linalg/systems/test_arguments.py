@@ -7,7 +7,7 @@ from frechet.linalg.systems._gmres import gmres
 from frechet.linalg.systems._lsmr import lsmr
 from frechet.linalg.systems._minres import minres
 from frechet.linalg.systems._solve import solve
-from frechet.operators._structured import from_diagonal, from_matrix, identity
+from frechet.operators._constructors import from_diagonal, from_matrix, identity
 
 SOLVERS = [cg, minres, gmres, lsmr]
 SYMMETRIC = [cg, minres]

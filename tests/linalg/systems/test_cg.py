@@ -9,7 +9,7 @@ from scipy.sparse.linalg import cg as scipy_cg
 from counting import counting
 from frechet.linalg._result import Status
 from frechet.linalg.systems._cg import cg
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix, identity
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix, identity
 from frechet.space import Space
 from spectra import F64, gaussian, geometric, with_eigenvalues
 

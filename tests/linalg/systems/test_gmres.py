@@ -8,7 +8,7 @@ from scipy.sparse.linalg import gmres as scipy_gmres
 from counting import counting
 from frechet.linalg._result import Status
 from frechet.linalg.systems._gmres import gmres
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix
 from spectra import F64, gaussian, geometric
 
 M = 2 * torch.eye(80, dtype=F64) + gaussian(80, 80) / 80**0.5

@@ -8,7 +8,7 @@ from scipy.sparse.linalg import lsmr as scipy_lsmr
 from counting import counting
 from frechet.linalg._result import Status
 from frechet.linalg.systems._lsmr import lsmr
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix
 from frechet.space import Space, euclidean
 from spectra import F64, gaussian, geometric, with_singular_values
 

@@ -8,7 +8,7 @@ from scipy.sparse.linalg import minres as scipy_minres
 from counting import counting
 from frechet.linalg._result import Status
 from frechet.linalg.systems._minres import minres
-from frechet.operators._structured import from_callable, from_diagonal, from_matrix
+from frechet.operators._constructors import from_callable, from_diagonal, from_matrix
 from spectra import F64, gaussian, geometric, with_eigenvalues
 
 INDEFINITE = torch.cat([torch.linspace(-3, -0.1, 20, dtype=F64), torch.linspace(0.1, 5, 60, dtype=F64)])

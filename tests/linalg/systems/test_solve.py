@@ -5,14 +5,7 @@ from counting import counting
 from frechet.errors import NotConverged
 from frechet.linalg._result import Status
 from frechet.linalg.systems._solve import solve
-from frechet.operators._structured import (
-    from_callable,
-    from_diagonal,
-    from_factors,
-    from_matrix,
-    identity,
-    kronecker,
-)
+from frechet.operators._constructors import from_callable, from_diagonal, from_factors, from_matrix, identity, kronecker
 from frechet.space import Space
 from spectra import F64, gaussian, geometric, with_eigenvalues, with_singular_values
 

@@ -96,7 +96,9 @@ def test_losses_of_another_kind_are_refused_with_the_fix(loss, fix):
 @pytest.mark.parametrize("loss", [cross_entropy, squared_error, binary_cross_entropy, custom, nn.CrossEntropyLoss])
 def test_what_was_not_called_is_refused(loss):
     name = loss.__name__
-    with pytest.raises(TypeError, match=rf"criterion must be a criterion, got {name} itself; call it: {name}\(\)"):
+    with pytest.raises(
+        TypeError, match=rf"criterion must be a Criterion, got the function {name}; call it: {name}\(\)"
+    ):
         as_criterion(loss)
 
 

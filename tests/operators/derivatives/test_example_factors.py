@@ -8,8 +8,9 @@ from frechet.linalg.systems._solve import solve
 from frechet.objective import Objective, l2
 from frechet.objective.criteria import cross_entropy, squared_error
 from frechet.operators._closed_form import inverse, square_root
+from frechet.operators._constructors import from_diagonal, identity
 from frechet.operators._operator import Fact
-from frechet.operators._structured import LowRank, Matrix, from_diagonal, identity
+from frechet.operators._structured import LowRank, Matrix
 from frechet.operators.derivatives._example_factors import by_examples
 from frechet.operators.derivatives._gauss_newton import OutputProduct, empirical_fisher, gauss_newton
 from objective_models import F64, labels, randn, seeded

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._constrained.normal_step import normal_step
 from frechet.optimize._constrained.projection import rows_of
 from spectra import F64, gaussian

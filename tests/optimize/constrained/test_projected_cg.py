@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from counting import counting
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._constrained.projected_cg import projected_cg
 from frechet.optimize._constrained.projection import rows_of
 from spectra import F64, gaussian

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._constrained.scaling import row_norms
 from spectra import gaussian
 

@@ -5,7 +5,7 @@ import torch
 
 from counting import counting
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._constrained.sketch import sketch_and_project
 from spectra import F64, gaussian
 

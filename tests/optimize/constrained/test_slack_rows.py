@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from counting import counting
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._constrained.slack_rows import SlackRows, slack_rows
 from spectra import F64, gaussian
 

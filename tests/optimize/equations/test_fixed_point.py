@@ -4,7 +4,7 @@ import torch
 from frechet.errors import NonFinite
 from frechet.linalg._result import Status
 from frechet.linalg.systems._gmres import gmres
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._equations.fixed_point import fixed_point
 from more_garbow_hillstrom import numbers
 from spectra import F64, gaussian

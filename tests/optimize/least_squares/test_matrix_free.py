@@ -4,7 +4,7 @@ import torch
 from counting import counting
 from frechet.errors import NonFinite
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_diagonal, from_matrix
+from frechet.operators._constructors import from_diagonal, from_matrix
 from frechet.optimize._least_squares.least_squares import least_squares
 from more_garbow_hillstrom import numbers
 from nist import load

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from frechet.errors import NonFinite, NotDifferentiable
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._least_squares.least_squares import least_squares
 from frechet.optimize._least_squares.residual import length
 from nist import load

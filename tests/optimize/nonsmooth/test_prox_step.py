@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.optimize import linprog, minimize
 
-from frechet.operators._structured import from_callable, from_matrix
+from frechet.operators._constructors import from_callable, from_matrix
 from frechet.optimize._nonsmooth.convex import Convex, convex_function
 from frechet.optimize._nonsmooth.prox_step import prox_step
 from frechet.space import euclidean

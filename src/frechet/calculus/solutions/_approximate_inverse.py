@@ -24,8 +24,8 @@ from frechet.linalg._precondition import nystrom
 from frechet.linalg._result import Solution, Status
 from frechet.linalg.systems._arguments import check_numbers
 from frechet.linalg.systems._cg import CGState, cg
+from frechet.operators._constructors import identity
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import identity
 
 Inverse = Literal["cg", "neumann", "nystrom"]
 TERMS = 100

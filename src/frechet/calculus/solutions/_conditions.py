@@ -59,7 +59,11 @@ def as_conditions(method: str, given: Conditions | Callable[..., Point]) -> Cond
 
 
 def root_conditions(F: Callable[..., Point], *, facts: Fact | str | Iterable[Fact | str] = ()) -> Conditions:
-    """F(x, *inputs) = 0, with as many equations as x has entries; `facts` are what you know of dF/dx ("symmetric").
+    """Return the conditions F(x, *inputs) = 0, with as many equations as x has entries.
+
+    Args:
+        F: the equations, a function of x and the inputs.
+        facts: what is known of dF/dx, such as ``"symmetric"``.
 
     Example:
         >>> import torch
@@ -73,9 +77,14 @@ def root_conditions(F: Callable[..., Point], *, facts: Fact | str | Iterable[Fac
 
 
 def fixed_point_conditions(g: Callable[..., Point], *, facts: Fact | str | Iterable[Fact | str] = ()) -> Conditions:
-    """g(x, *inputs) = x; `facts` are those of I - dg/dx.
+    """Return the conditions g(x, *inputs) = x.
 
-    A projected or proximal gradient step is a fixed point, too: lasso, box and simplex constraints by their operators.
+    A projected or proximal gradient step has such a fixed point too: lasso, box and simplex constraints by their
+    operators.
+
+    Args:
+        g: the map, a function of x and the inputs that returns what x is.
+        facts: what is known of I - dg/dx, such as ``"symmetric"``.
     """
 
     def equations(x: Point, _m: Blocks, _fixed: Blocks, inputs: Sequence[object]) -> tuple[Point, Blocks]:
@@ -92,10 +101,12 @@ def fixed_point_conditions(g: Callable[..., Point], *, facts: Fact | str | Itera
 def stationary_conditions(
     f: Callable[..., Tensor], *, facts: Fact | str | Iterable[Fact | str] = Fact.SYMMETRIC
 ) -> Conditions:
-    """df/dx (x, *inputs) = 0, a minimum, a maximum or a saddle of the scalar f.
+    """Return the conditions df/dx (x, *inputs) = 0: x is a minimum, a maximum or a saddle of the scalar f.
 
-    f may return one value per problem of a batch: they are added up. With ``facts="positive_definite"``, a strict
-    minimum, systems are solved by `cg`, which then notices where it is none.
+    Args:
+        f: the function of x and the inputs. It may return one value per problem of a batch: they are added up.
+        facts: what is known of the Hessian. With ``"positive_definite"``, a strict minimum, systems are solved by `cg`,
+            which notices where the Hessian has negative curvature.
 
     Example:
         >>> import torch
@@ -114,11 +125,14 @@ def stationary_conditions(
 
 
 def least_squares_conditions(r: Callable[..., object], *, gauss_newton: bool = False) -> Conditions:
-    """J'r = 0 for the residuals r(x, *inputs), a tensor or a dict of tensors, and J = dr/dx.
+    """Return the conditions J'r = 0 for the residuals r(x, *inputs), where J = dr/dx.
 
-    The exact second-order conditions: d(J'r)/dx is J'J + sum_i r_i d^2 r_i/dx^2. With ``gauss_newton=True`` J'J stands
-    for it: cheaper, never indefinite, and a derivative that is wrong by what the residuals at the solution leave, none
-    where they vanish.
+    These are the exact second-order conditions: d(J'r)/dx is J'J + sum_i r_i d^2 r_i/dx^2.
+
+    Args:
+        r: the residuals, a function of x and the inputs to a tensor or a dict of tensors.
+        gauss_newton: with True, J'J stands for the derivative above. It is cheaper and never indefinite. The derivative
+            of the solution is then wrong by what the residuals at the solution leave, and right where they vanish.
     """
 
     def equations(x: Point, _m: Blocks, _fixed: Blocks, inputs: Sequence[object]) -> tuple[Point, Blocks]:

@@ -111,26 +111,40 @@ def hypergradient(
     strict: bool = True,
     observe: Callable[[CGState], bool] | None = None,
 ) -> Hypergradient:
-    """d/dtheta of outer(x*(theta), theta) at x near x*(theta) = argmin_x inner(x, theta).
+    """Return d/dtheta of outer(x*(theta), theta), at x near x*(theta) = argmin_x inner(x, theta).
 
-    `outer(x, theta)` and `inner(x, theta)` return scalars; x and theta are tensors or dicts of tensors. With
-    `inner_data` or `outer_data`, iterables of batches that can be read many times, they are called as ``inner(x, theta,
-    batch)``, summed over the batches, and hold the graph of one batch at a time.
-
-    x must be a solution: a result that is not converged raises `NotConverged`, and so does an x at which the gradient
-    of inner is larger than a change of x by a thousandth makes it, unless ``strict=False`` or its error is asked for
+    x must be a solution. A result that is not converged raises `NotConverged`. So does an x at which the gradient of
+    inner is larger than a change of x by a thousandth makes it, unless ``strict=False`` or the error of x is asked for
     (`correct`, `curvature`).
 
-    Converged means ``norm(r) <= rtol * norm(d outer/dx)``, r recomputed (rtol is sqrt(eps) if left out), for every
-    `inverse`; nothing is raised, ``.checked()`` does. "cg" takes `rtol`, `max_iterations`, `observe`, and a
-    `preconditioner` near the inverse of H + damping I, or `rank` with `seed` for a Nystrom one (and damping > 0);
-    "neumann" `terms`, and `scale` below 2 / largest eigenvalue or a `seed` to find one; "nystrom" `rank`, `seed` and
-    `damping`. Damping changes the system: it biases the gradient where H has eigenvalues near it, and `correct`
-    estimates this, too.
+    With `inner_data` or `outer_data` the functions are called as ``inner(x, theta, batch)``, summed over the batches,
+    and hold the graph of one batch at a time. Nothing is raised where the linear system does not converge;
+    ``.checked()`` does.
 
-    ``correct=True`` adds `correction` and `error`, for two more solves and third derivatives of inner. A positive
-    `curvature`, a lower bound of the eigenvalues of H between x and x* (the weight decay of a convex problem), gives
-    ``inner_error = stationarity / curvature`` and ``solve_error = norm(d outer/dx - H v) / curvature``.
+    Args:
+        outer: the outer function of x and theta, a scalar.
+        inner: the inner function of x and theta, a scalar.
+        x: the inner solution, a tensor or a dict of tensors.
+        theta: the hyperparameters, a tensor or a dict of tensors.
+        inverse: how (H + damping I)^-1 is applied. ``"cg"``: conjugate gradients; ``"neumann"``: `terms` of Neumann's
+            series; ``"nystrom"``: a low-rank approximation of H of rank `rank`, from `seed`, with `damping`.
+        damping: added to the eigenvalues of H. It biases the gradient where H has eigenvalues near it; `correct`
+            estimates this, too.
+        rtol: converged means ``norm(r) <= rtol * norm(d outer/dx)`` for the recomputed residual r. Default: sqrt(eps).
+        max_iterations: the limit of "cg". Default: that of `cg`.
+        preconditioner: for "cg", an operator near the inverse of H + damping I.
+        rank: for "cg", the rank of a Nystrom preconditioner (with `seed`, and damping > 0); for "nystrom", that of H.
+        terms: the number of terms of "neumann".
+        scale: for "neumann", a number below 2 / largest eigenvalue. Default: one is found, from `seed`.
+        seed: the seed of what is drawn.
+        outer_data: batches of the outer function, an iterable that can be read many times.
+        inner_data: batches of the inner function, likewise.
+        curvature: a positive lower bound of the eigenvalues of H between x and x*, such as the weight decay of a convex
+            problem. It gives ``inner_error = stationarity / curvature`` and ``solve_error = norm(d outer/dx - H v) /
+            curvature``.
+        correct: with True, `correction` and `error` are computed, for two more solves and third derivatives of inner.
+        strict: with False, an x that is not a solution is taken as it is.
+        observe: called with each `CGState`; True stops the run.
 
     Example:
         >>> import torch
@@ -155,10 +169,9 @@ def hypergradient(
     for name, data in (("outer_data", outer_data), ("inner_data", inner_data)):
         if isinstance(data, Iterator):
             raise TypeError(f"hypergradient: {name} must be iterable more than once, got an iterator; pass a list")
-    problem = _Problem(
-        *(_terms(outer, outer_data), _terms(inner, inner_data), Variables.of(x), Variables.of(theta)),
-        *([b.detach() for b in named(x).values()], [b.detach() for b in named(theta).values()]),
-    )
+    outside, inside = _terms(outer, outer_data), _terms(inner, inner_data)
+    xs, thetas = ([b.detach() for b in named(point).values()] for point in (x, theta))
+    problem = _Problem(outside, inside, Variables.of(x), Variables.of(theta), xs, thetas)
     space = problem.space
     with second_order("hypergradient", space.device):
         value, slope = problem.outer_slope()

@@ -97,30 +97,33 @@ def implicit(
     strict: bool = True,
     observe: Callable[[Solution], object] | None = None,
 ) -> Callable[..., Any]:
-    """`solver` with derivatives: ``implicit(solver, conditions)(*inputs)`` is its x, as a node of the graph.
+    """Return `solver` with derivatives: ``implicit(solver, conditions)(*inputs)`` is its x, as a node of the graph.
 
-    `solver(*inputs)` is a black box: it gets plain tensors and returns x, a tensor or a dict of tensors, an array or a
-    number (converted to the dtype of the first floating input), or a result with the attribute ``x``. `conditions` is
-    F(x, *inputs) with F = 0 at the solution, or made by `fixed_point_conditions`, `stationary_conditions`,
-    `least_squares_conditions`, `kkt_conditions`. Inputs are tensors, dicts, lists of them, or anything else, which is
-    passed on. There are derivatives with respect to every floating tensor among them, of any order, by ``backward``,
-    ``autograd.grad``, dual numbers and `torch.func`; none with respect to what is closed over: conditions that use such
-    a tensor that requires grad raise. Gradients of a model's parameters need them as an input,
-    ``dict(model.named_parameters())``, and ``torch.func.functional_call``.
+    There are derivatives in every floating tensor among the inputs, of any order, by ``backward``, ``autograd.grad``,
+    dual numbers and `torch.func`. There are none in what a function closes over: conditions that use such a tensor that
+    requires grad raise. For gradients in a model's parameters pass ``dict(model.named_parameters())`` as an input, and
+    call the model by ``torch.func.functional_call``. Derivatives are as wrong as x is.
 
-    The conditions hold at the solution if ``norm(F) <= tolerance * norm(dF/dx v)`` for a v with the entries of x in
-    root mean square: a larger residual than a change of x by the fraction `tolerance` makes raises, with the number.
-    Derivatives are as wrong as x is. A result of `solver` that says itself that it is not converged (``converged`` or
-    ``success`` is false) raises `NotConverged`, unless ``strict=False``.
+    A solution that is not isolated raises, unless what is asked for does not depend on the open directions.
+    ``method="lsmr"`` then takes the derivative of least norm.
 
-    Each derivative is a linear solve by `method`, "auto" for the choice by facts, to
-    ``norm(residual) <= rtol * norm(right side)`` (eps^0.6 if left out; for lsmr its own rules); `preconditioner` is an
-    operator near the inverse of dF/dx, or a function that makes it from dF/dx. One that fails raises `NotConverged`;
-    ``strict=False`` takes what it reached. `observe` is called with the `Solution` of each. A solution that is not
-    isolated raises unless what is asked for does not depend on the open directions; ``method="lsmr"`` then takes the
-    derivative of least norm.
-
-    With ``batch=True`` axis 0 of all unknowns counts independent problems, whose small systems are solved one by one.
+    Args:
+        solver: a black box. It gets plain tensors, and returns x (a tensor, a dict of tensors, an array or a number,
+            which is converted to the dtype of the first floating input) or a result with the attribute ``x``.
+        conditions: F(x, *inputs) with F = 0 at the solution, or what `fixed_point_conditions`, `stationary_conditions`,
+            `least_squares_conditions` or `kkt_conditions` return.
+        method: the solver of the linear systems. ``"auto"`` chooses by the facts of dF/dx.
+        preconditioner: an operator near the inverse of dF/dx, or a function that makes it from dF/dx.
+        rtol: a system is solved to ``norm(residual) <= rtol * norm(right side)``; `lsmr` has its own rules. Default:
+            eps^0.6.
+        max_iterations: the limit of each system's iterations. Default: that of the method.
+        tolerance: the conditions hold at x if ``norm(F) <= tolerance * norm(dF/dx v)``, where v has the entries of x in
+            root mean square. So a residual raises that is larger than a change of x by the fraction `tolerance` makes.
+        batch: with True, axis 0 of all unknowns counts independent problems, whose small systems are solved one by one.
+        strict: with True, a result of `solver` that says that it is not converged (``converged`` or ``success`` is
+            false) raises `NotConverged`, and so does a linear system that does not converge. False takes what was
+            reached.
+        observe: called with the `Solution` of each linear system.
 
     Example:
         >>> import torch

@@ -48,18 +48,24 @@ def kkt_conditions(
     active_tolerance: float | None = None,
     weakly_active: Literal["raise", "hold", "free"] = "raise",
 ) -> Conditions:
-    """The conditions of a minimum of f(x, *inputs) with equality(x, *inputs) = 0, inequality(x, *inputs) <= 0, bounds.
+    """Return the conditions of a minimum of f(x, *inputs) under equalities, inequalities and bounds.
 
-    Constraints return tensors of any shape; concatenate several. `bounds` is a pair (lower, upper) of None, numbers,
-    tensors or dicts shaped like x, or functions of the inputs that return one: only a function has derivatives.
+    An inequality g_i <= 0 is active where ``g_i >= -active_tolerance * max(1, max |x|)``, a bound likewise. A violation
+    by more raises, and so does a multiplier of the wrong sign. Where an active constraint's multiplier is zero, by ``<=
+    active_tolerance * max(1, largest)``, the solution has a kink.
 
-    An inequality is active where ``g_i >= -active_tolerance * max(1, max |x|)``, a bound in the same way
-    (``eps**0.4``, 5e-7 in float64, if left out); a violation by more raises. Multipliers follow from least squares, or
-    `multipliers` takes them out of what the solver returned, as a dict with the keys "equality", "inequality", "bounds"
-    ("bounds.name" for each block of a dict x; positive at upper sides, negative at lower ones). One of the wrong sign
-    raises. Where an active one is zero (``<= active_tolerance * max(1, largest)``) the solution has a kink:
-    `weakly_active` says whether to raise, or which of the one-sided derivatives to take, that with the constraint held
-    or that with it free.
+    Args:
+        f: the function of x and the inputs that is minimal.
+        equality: equality(x, *inputs) = 0, a tensor of any shape. Concatenate several.
+        inequality: inequality(x, *inputs) <= 0, a tensor of any shape.
+        bounds: a pair (lower, upper), each None, a number, a tensor or dict shaped like x, or a function of the inputs
+            that returns one. Only a function has derivatives.
+        multipliers: a function that takes the multipliers out of what the solver returned, as a dict with the keys
+            "equality", "inequality" and "bounds" ("bounds.name" for each block of a dict x; positive at upper sides,
+            negative at lower ones). Default: they follow from least squares.
+        active_tolerance: see above. Default: eps^0.4, which is 5e-7 in float64.
+        weakly_active: what to do at a kink. ``"raise"``; or take the one-sided derivative with the constraint held
+            (``"hold"``) or without it (``"free"``).
 
     Example:
         >>> import torch

@@ -87,12 +87,24 @@ def solution_jacobian(
     strict: bool = True,
     observe: Callable[[Solution], object] | None = None,
 ) -> LinearOperator:
-    """The operator dx/d(inputs[wrt]) of the solution x at these inputs, from conditions that hold there.
+    """Return the operator dx / d(inputs[wrt]) of the solution x at these inputs, from conditions that hold there.
 
-    `x` is the solution, or the result that holds it, which must be converged unless ``strict=False``.
+    Its domain has the shape of ``inputs[wrt]``, a tensor or a dict of tensors, and its codomain that of x. Products
+    raise `NotConverged` where a linear system does not converge.
 
-    ``inputs[wrt]`` is a tensor or a dict of tensors: the domain; x likewise: the codomain. Conditions and the other
-    arguments are those of `implicit`; products raise `NotConverged` where a solve does.
+    Args:
+        conditions: as in `implicit`.
+        x: the solution, or the result that holds it.
+        inputs: the inputs of the conditions.
+        wrt: the number of the input that varies.
+        method: as in `implicit`.
+        preconditioner: as in `implicit`.
+        rtol: as in `implicit`.
+        max_iterations: as in `implicit`.
+        tolerance: as in `implicit`.
+        batch: as in `implicit`.
+        strict: with True, a result `x` that is not converged raises `NotConverged`.
+        observe: as in `implicit`.
 
     Example:
         >>> import torch

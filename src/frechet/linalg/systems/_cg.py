@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ from frechet.linalg.systems._arguments import (
     check_preconditioner,
     check_resume,
     check_symmetric,
-    fingerprint,
     vector,
 )
+from frechet.linalg.systems._protocol import Course, Ending, System, iterate, system, verdict
 from frechet.operators._operator import LinearOperator
 from frechet.space import Space
 
@@ -55,11 +56,14 @@ class CGState:
     x: Tensor
     r: Tensor
     p: Tensor
-    rz: Tensor
-    curvature: Tensor
+    rz: Tensor  # (k,), r'Mr
+    curvature: Tensor  # (k,), of the last direction: d'Ad
+    norm: Tensor  # (k,), of r
+    unseen: tuple[Tensor, ...]  # norms since the host last looked, with the present one
     confirmed: float
     products: int
-    history: tuple[float, ...]
+    history: tuple[float, ...] = ()
+    true: tuple[float, ...] | None = None  # norms of b - A x, where they were recomputed at this x
 
 
 @torch.no_grad()
@@ -76,22 +80,29 @@ def cg(
     observe: Callable[[CGState], bool] | None = None,
     resume: CGState | None = None,
 ) -> Solution:
-    """The solution of A x = b for symmetric positive definite A.
+    """Solve A x = b for a symmetric positive definite A.
 
-    `b` is a vector ``(n,)``, a block ``(n, k)`` of k right-hand sides, or a dict shaped like A's domain; ``x`` has the
-    shape of b, flat for a dict (``A.domain.unflatten(s.x)`` names its blocks). `preconditioner` is a symmetric positive
-    definite operator near the inverse of A.
+    Args:
+        A: the operator ``(n, n)``, with the fact `symmetric`.
+        b: a vector ``(n,)``, a block ``(n, k)`` of k right-hand sides, or a dict shaped like A's domain. The solution
+            has the shape of b, and is flat for a dict: ``A.domain.unflatten(s.x)`` names its blocks.
+        start: where the iteration starts, shaped like b. A column of b that is zero ignores it. Default: zero.
+        preconditioner: a symmetric positive definite operator near the inverse of A. Default: none.
+        rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)`` in every column, for
+            the residual recomputed from its definition. Default: 1e-6.
+        atol: absolute tolerance on the same norm, in the unit of b. Default: 0.
+        max_iterations: the most iterations. Default: 10 n.
+        check_every: how many iterations pass between two decisions. Each decision waits for the device. A larger
+            number waits less and costs up to `check_every` - 1 idle products; x is the same. Default: 1.
+        observe: is called with a `CGState` at each decision, and stops the run by returning True. Default: none.
+        resume: a `CGState` of the same problem, from which the run goes on. Default: none.
 
-    Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)`` in every column, for the residual recomputed from its
-    definition; `Solution.residual` is that norm (the largest column's), `history` the recurrence's, one per iteration.
-    A zero right-hand side has the solution zero, whatever the start.
-
-    Other statuses: `indefinite` (``direction`` d with d'Ad <= 0, x the last iterate), `stagnated` (the tolerance is
-    below what the working precision reaches: raise rtol, precondition, or use float64), `max_iterations` (10 n if left
-    out), `breakdown` (the preconditioner is not positive definite), `nonfinite`, `stopped`.
-
-    Decisions are taken every `check_every` iterations, each a wait for the device: up to check_every - 1 idle products
-    are the price of fewer waits; x is the same. `observe` is called then, too.
+    Returns:
+        A `Solution`. Its `residual` is the recomputed norm of the largest column. Its `history` has the norm of the
+            recurrence at each iteration. The status is `converged` or one of these: `indefinite` (``direction`` is a d
+            with d'Ad <= 0, and x the last iterate), `stagnated` (the working precision does not reach the tolerance:
+            raise rtol, precondition, or use float64), `max_iterations`, `breakdown` (the preconditioner is not
+            positive definite), `nonfinite`, `stopped`.
 
     Example:
         >>> import torch
@@ -105,99 +116,104 @@ def cg(
     check_symmetric("cg", A)
     check_preconditioner("cg", A, preconditioner, symmetric=True)
     check_numbers("cg", rtol=rtol, atol=atol, max_iterations=max_iterations, check_every=check_every)
-    space = A.domain
-    b = vector("cg", "b", space, b, block=True)
-    B = b.T.contiguous().T if b.ndim == 2 else b.unsqueeze(1)
-    k = B.shape[1]
-    norm_b = space.norm(B)
-    target = torch.clamp(rtol * norm_b, min=atol)
-    goals = target.tolist()
-    limit = 10 * space.dim if max_iterations is None else max_iterations
-    problem = fingerprint("cg", A, norm_b.tolist(), preconditioner)
-
+    b = vector("cg", "b", A.domain, b, block=True)
+    block = b.T.contiguous().T if b.ndim == 2 else b.unsqueeze(1)
+    problem = system("cg", A, block, preconditioner, rtol, atol)
     if resume is None:
-        x, r, products = space.zeros(k), B, 0
-        if start is not None:
-            x0 = vector("cg", "start", space, start, block=True)
-            if x0.shape != b.shape:
-                raise ValueError(f"cg: start must have the shape of b {tuple(b.shape)}, got {tuple(x0.shape)}")
-            # keep a NaN in b visible: only an exact zero has the known answer
-            x = torch.where((norm_b == 0).to(x.device), x, x0.reshape(B.shape))
-            r, products = B - A @ x, k
-        p = r if preconditioner is None else preconditioner @ r
-        rz, curvature, confirmed = _inner(space, r, p), torch.ones_like(norm_b), math.inf
-        iterations, history = 0, []
+        state = _begin(problem, b, start)
     else:
-        check_resume("cg", resume.fingerprint, problem)
-        x, r, p, rz, curvature = resume.x.reshape(B.shape), resume.r, resume.p, resume.rz, resume.curvature
-        confirmed, iterations, products = resume.confirmed, resume.iteration, resume.products
-        history = list(resume.history)
+        check_resume("cg", resume.fingerprint, problem.fingerprint)
+        state = replace(resume, unseen=(resume.norm,))
+    course = Course.of(state, 10 * A.domain.dim if max_iterations is None else max_iterations, observe)
+    s, ending = iterate(state, partial(_judge, problem, course, check_every), partial(_step, problem))
+    if s.true is None:
+        s = _recomputed(problem, s)[0]
+    residual = max(s.true or (), default=0.0)
+    return Solution(
+        s.x, ending.status, residual, s.iteration, s.products, tuple(course.history), ending.message("cg"),
+        ending.direction,
+    )  # fmt: skip
 
-    first, pending, status, message, direction = iterations, [], None, "cg", None
-    true: list[float] | None = None
-    while True:
-        norm = space.norm(r)
-        pending.append(norm)
-        if iterations % check_every == 0 or iterations == limit:
-            norms, rzs, curvatures = torch.stack([norm, rz, curvature]).tolist()  # waits for the device
-            history.extend(max(row, default=0.0) for row in torch.stack(pending).tolist())
-            pending.clear()
-            stop = False
-            if observe is not None and iterations > first:
-                carried = (r, p, rz, curvature, confirmed, products, tuple(history[:-1]))
-                stop = observe(CGState(problem, iterations, history[-1], x.reshape(b.shape), *carried))
-            unfinished = [j for j in range(k) if not norms[j] <= goals[j]]
-            bent = [j for j in unfinished if curvatures[j] <= 0]
-            if not all(map(math.isfinite, norms + rzs + curvatures)):
-                status = Status.NONFINITE
-                message = f"cg: {_culprit(norms, rzs, iterations)} is not finite"
-            elif bent:
-                status, direction = Status.INDEFINITE, p[:, bent[0]].clone()
-                ratio = curvatures[bent[0]] / float(space.inner(direction, direction))
-                message = f"cg: A is not positive definite, d'Ad/d'd = {ratio:.3g}"
-            elif any(rzs[j] <= 0 for j in unfinished):
-                status = Status.BREAKDOWN
-                message = f"cg: the preconditioner M is not positive definite, r'Mr = {min(rzs):.3g}"
-            elif not unfinished:
-                r = B - A @ x
-                products += k
-                norm = space.norm(r)
-                true = norm.tolist()
-                excess = max((t / g if g else math.inf for t, g in zip(true, goals, strict=True) if t > g), default=0.0)
-                if excess == 0:
-                    status = Status.CONVERGED
-                elif not excess < confirmed / 2:
-                    status = Status.STAGNATED
-                    message = f"cg: the true residual is {excess:.3g} times the tolerance"
-                else:
-                    confirmed = excess
-                    p = r if preconditioner is None else preconditioner @ r
-                    rz, curvature = _inner(space, r, p), torch.ones_like(norm_b)
-            if status is None and iterations >= limit:
-                status = Status.MAX_ITERATIONS
-            if status is None and stop:
-                status = Status.STOPPED
-            if status is not None:
-                break
-        Ap = A @ p
-        products += k
-        iterations += 1
-        curvature = _inner(space, p, Ap)
-        moving = (norm > target) & (curvature > 0) & (rz > 0)
-        mask = moving.to(x.device)
-        step = torch.where(moving, rz / curvature, 0.0).to(x)
-        x = x + step * p
-        r = torch.where(mask, r - step * Ap, r)
-        z = r if preconditioner is None else preconditioner @ r
-        rz, rz_old = torch.where(moving, _inner(space, r, z), rz), rz
-        p = torch.where(mask, z + torch.where(moving, rz / rz_old, 0.0).to(x) * p, p)
-        true = None
 
-    if true is None:
-        true = space.norm(B - A @ x).tolist()
-        products += k
-    residual = max(true, default=0.0)
-    return Solution(x.reshape(b.shape), status, residual, iterations, products, tuple(history), message, direction)
+def _begin(problem: System, b: Tensor, start: Tensor | Mapping[str, Tensor] | None) -> CGState:
+    space, r = problem.A.domain, problem.b
+    x, products = space.zeros(r.shape[1]), 0
+    if start is not None:
+        x0 = vector("cg", "start", space, start, block=True)
+        if x0.shape != b.shape:
+            raise ValueError(f"cg: start must have the shape of b {tuple(b.shape)}, got {tuple(x0.shape)}")
+        # keep a NaN in b visible: only an exact zero has the known answer
+        x = torch.where((problem.norm_b == 0).to(x.device), x, x0.reshape(r.shape))
+        r, products = problem.residual(x), r.shape[1]
+    p, norm = problem.preconditioned(r), space.norm(r)
+    rz, curvature = _inner(space, r, p), torch.ones_like(norm)
+    x = x.reshape(b.shape)
+    return CGState(
+        problem.fingerprint, 0, math.inf, x, r, p, rz, curvature, norm, (norm,), confirmed=math.inf, products=products
+    )
+
+
+def _step(problem: System, s: CGState) -> tuple[CGState, None]:
+    """One iteration; columns that are finished or broken stay where they are."""
+    space, x = problem.A.domain, s.x.reshape(s.r.shape)
+    Ap = problem.A @ s.p
+    curvature = _inner(space, s.p, Ap)
+    moving = (s.norm > problem.target) & (curvature > 0) & (s.rz > 0)
+    mask = moving.to(x.device)
+    alpha = torch.where(moving, s.rz / curvature, 0.0).to(x)
+    x = x + alpha * s.p
+    r = torch.where(mask, s.r - alpha * Ap, s.r)
+    z = problem.preconditioned(r)
+    rz = torch.where(moving, _inner(space, r, z), s.rz)
+    beta = torch.where(moving, rz / s.rz, 0.0).to(x)
+    p = torch.where(mask, z + beta * s.p, s.p)
+    norm, x = space.norm(r), x.reshape(s.x.shape)
+    s = replace(s, x=x, r=r, p=p, rz=rz, curvature=curvature, norm=norm, unseen=(*s.unseen, norm), true=None)
+    return replace(s, iteration=s.iteration + 1, products=s.products + r.shape[1]), None
+
+
+def _judge(problem: System, course: Course[CGState], every: int, s: CGState) -> tuple[CGState, Ending | None]:
+    if s.iteration % every and s.iteration != course.limit:
+        return s, None
+    norms, rzs, curvatures = torch.stack([s.norm, s.rz, s.curvature]).tolist()  # waits for the device
+    *between, residual = [max(row, default=0.0) for row in torch.stack(s.unseen).tolist()]
+    course.history.extend(between)
+    s = replace(s, residual=residual, unseen=())
+    course.record(s, residual)
+    unfinished = [j for j, goal in enumerate(problem.goals) if not norms[j] <= goal]
+    bent = [j for j in unfinished if curvatures[j] <= 0]
+    ending = None
+    if not all(map(math.isfinite, norms + rzs + curvatures)):
+        ending = Ending(Status.NONFINITE, f"{_culprit(norms, rzs, s.iteration)} is not finite")
+    elif bent:
+        d = s.p[:, bent[0]].clone()
+        ratio = curvatures[bent[0]] / float(problem.A.domain.inner(d, d))
+        ending = Ending(Status.INDEFINITE, f"A is not positive definite, d'Ad/d'd = {ratio:.3g}", d)
+    elif any(rzs[j] <= 0 for j in unfinished):
+        ending = Ending(Status.BREAKDOWN, f"the preconditioner M is not positive definite, r'Mr = {min(rzs):.3g}")
+    elif not unfinished:
+        s, ending = _confirmed(problem, s)
+    return s, ending or course.ended(s)
+
+
+def _recomputed(problem: System, s: CGState) -> tuple[CGState, Tensor]:
+    """The state with the true norms in it, and the true residual."""
+    r = problem.residual(s.x.reshape(problem.b.shape))
+    norm = problem.A.domain.norm(r)
+    return replace(s, norm=norm, products=s.products + r.shape[1], true=tuple(norm.tolist())), r
+
+
+def _confirmed(problem: System, s: CGState) -> tuple[CGState, Ending | None]:
+    """The end, or the method begun again from the true residual."""
+    s, r = _recomputed(problem, s)
+    pairs = zip(s.true or (), problem.goals, strict=True)
+    excess = max((t / g if g else math.inf for t, g in pairs if not t <= g), default=0.0)
+    ending = verdict(excess == 0, excess, s.confirmed, f"the true residual is {excess:.3g} times the tolerance")
+    if ending is not None:
+        return s, ending
+    p = problem.preconditioned(r)
+    rz = _inner(problem.A.domain, r, p)
+    return replace(s, r=r, p=p, rz=rz, curvature=torch.ones_like(rz), confirmed=excess), None
 
 
 def _inner(space: Space, U: Tensor, V: Tensor) -> Tensor:

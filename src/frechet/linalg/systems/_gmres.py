@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,10 +35,11 @@ from frechet.linalg.systems._arguments import (
     check_preconditioner,
     check_resume,
     check_square,
-    fingerprint,
     vector,
 )
+from frechet.linalg.systems._protocol import Course, Ending, System, iterate, origin, system
 from frechet.operators._operator import LinearOperator
+from frechet.space import Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,8 @@ class GmresState:
     r: Tensor
     previous: float
     products: int
-    history: tuple[float, ...]
+    history: tuple[float, ...] = ()
+    exhausted: bool = False  # whether the Krylov space of the cycle before ended
 
 
 @torch.no_grad()
@@ -72,18 +75,26 @@ def gmres(
     observe: Callable[[GmresState], bool] | None = None,
     resume: GmresState | None = None,
 ) -> Solution:
-    """The solution of A x = b for square A.
+    """Solve A x = b for a square A.
 
-    `b` is a vector ``(n,)`` or a dict shaped like A's domain; ``x`` is flat. `preconditioner` is an operator near the
-    inverse of A, not necessarily symmetric. `restart` is the length m of a cycle: more memory, fewer iterations.
+    Args:
+        A: the operator ``(n, n)``.
+        b: a vector ``(n,)`` or a dict shaped like A's domain. The solution is flat.
+        start: where the iteration starts, shaped like b. A zero b ignores it. Default: zero.
+        preconditioner: an operator near the inverse of A, not necessarily symmetric. Default: none.
+        restart: the length m of a cycle. A larger m takes more memory and fewer iterations. Default: 30.
+        rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)``, for the residual
+            recomputed from its definition. Default: 1e-6.
+        atol: absolute tolerance on the same norm, in the unit of b. Default: 0.
+        max_iterations: the most iterations. Default: 10 n.
+        observe: is called with a `GmresState` after each iteration, and stops the run by returning True. Default: none.
+        resume: a `GmresState` of the same problem, from which the run goes on. Default: none.
 
-    Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)`` for the residual recomputed from its definition,
-    which is `Solution.residual`; `history` holds the recurrence's, one per iteration. A zero right-hand side has the
-    solution zero, whatever the start.
-
-    Other statuses: `stagnated` (a cycle lowered the residual by less than a thousandth: a longer cycle, a
-    preconditioner, or a tolerance within the working precision helps), `breakdown` (the Krylov space is exhausted and
-    holds no solution: A is singular), `max_iterations` (10 n if left out), `nonfinite`, `stopped`.
+    Returns:
+        A `Solution`. Its `residual` is recomputed. Its `history` has the norm of the recurrence at each iteration. The
+            status is `converged` or one of these: `stagnated` (a cycle lowered the residual by less than a thousandth:
+            a longer cycle, a preconditioner, or a tolerance within the working precision helps), `breakdown` (the
+            Krylov space is exhausted and holds no solution: A is singular), `max_iterations`, `nonfinite`, `stopped`.
 
     Example:
         >>> import torch
@@ -99,95 +110,108 @@ def gmres(
     check_numbers("gmres", rtol=rtol, atol=atol, max_iterations=max_iterations)
     if restart < 1:
         raise ValueError(f"gmres: restart must be >= 1, got {restart}")
-    space = A.domain
-    b = vector("gmres", "b", space, b)
-    norm_b = float(space.norm(b))
-    target = max(rtol * norm_b, atol)
-    limit = 10 * space.dim if max_iterations is None else max_iterations
-    m = min(restart, space.dim)
-    problem = fingerprint("gmres", A, [norm_b], preconditioner, f"restart = {restart}")
+    b = vector("gmres", "b", A.domain, b)
+    problem = system("gmres", A, b, preconditioner, rtol, atol, f"restart = {restart}")
+    state = _begin(problem, start) if resume is None else resume
+    check_resume("gmres", state.fingerprint, problem.fingerprint)
+    course = Course.of(state, 10 * A.domain.dim if max_iterations is None else max_iterations, observe)
+    # a cycle begins at its first iteration
+    state = replace(state, iteration=state.begun, residual=float(A.domain.norm(state.r)))
+    cycle = partial(_cycle, problem, min(restart, A.domain.dim), course)
+    s, ending = iterate(state, partial(_judge, problem, course), cycle)
+    message = ending.message("gmres")
+    return Solution(s.x, ending.status, s.residual, s.iteration, s.products, tuple(course.history), message)
 
-    seen = 0
-    if resume is None:
-        x, r, products = space.zeros(), b, 0
-        if start is not None:
-            x0 = vector("gmres", "start", space, start)
-            if norm_b != 0:
-                x, r, products = x0, b - A @ x0, 1
-        previous, iterations, history = math.inf, 0, []
-    else:
-        check_resume("gmres", resume.fingerprint, problem)
-        x, r, previous, products = resume.x, resume.r, resume.previous, resume.products
-        iterations, seen, history = resume.begun, resume.iteration, list(resume.history)
 
-    exhausted, stopped, message = False, False, "gmres"
-    while True:
-        residual = float(space.norm(r))
-        if not math.isfinite(residual):
-            status = Status.NONFINITE
-            message = f"gmres: the residual after {iterations} iterations is not finite"
-            break
-        if residual <= target:
-            status = Status.CONVERGED
-            break
-        if not residual < 0.999 * previous:
-            status = Status.BREAKDOWN if exhausted else Status.STAGNATED
-            reason = "the Krylov space is exhausted, A is singular" if exhausted else "the last cycle brought nothing"
-            message = f"gmres: {reason}, residual {residual / target if target else math.inf:.3g} times the tolerance"
-            break
-        if iterations >= limit or stopped:
-            status = Status.MAX_ITERATIONS if iterations >= limit else Status.STOPPED
-            break
+def _begin(problem: System, start: Tensor | Mapping[str, Tensor] | None) -> GmresState:
+    x, r, products = origin("gmres", problem.A, problem.b, float(problem.norm_b), start)
+    return GmresState(problem.fingerprint, 0, math.inf, 0, x, r, math.inf, products)
 
-        begun = GmresState(problem, iterations, residual, iterations, x, r, previous, products, tuple(history))
-        previous, estimate, exhausted, broken = residual, residual, False, False
-        V = space.zeros(m + 1)
-        V[:, 0] = r / residual
-        H = np.zeros((m + 1, m))
-        R, g, rotations = np.zeros((m + 1, m)), np.zeros(m + 1), []
-        g[0] = residual
-        if not history:
-            history.append(residual)
-        j = 0
-        while j < m and iterations < limit and estimate > target and not exhausted and not stopped:
-            w = A @ (V[:, j] if preconditioner is None else preconditioner @ V[:, j])
-            products += 1
-            size = float(space.norm(w))
-            broken = not math.isfinite(size)
-            if broken:
-                break
-            for _ in range(2):
-                coefficients = space.gram(V[:, : j + 1], w.unsqueeze(1))[:, 0]
-                w = w - V[:, : j + 1] @ coefficients.to(w)
-                H[: j + 1, j] += coefficients.cpu().numpy()
-            H[j + 1, j] = float(space.norm(w))
-            exhausted = bool(H[j + 1, j] <= 10 * space.eps * size)
-            if not exhausted:
-                V[:, j + 1] = w / H[j + 1, j]
-            R[:, j] = H[:, j]
-            for i, (c, s) in enumerate(rotations):
-                R[i, j], R[i + 1, j] = c * R[i, j] + s * R[i + 1, j], c * R[i + 1, j] - s * R[i, j]
-            rho = math.hypot(R[j, j], R[j + 1, j])
-            c, s = (R[j, j] / rho, R[j + 1, j] / rho) if rho > 0 else (0.0, 1.0)
-            rotations.append((c, s))
-            g[j], g[j + 1] = c * g[j], -s * g[j]
-            estimate = abs(float(g[j + 1]))
-            j += 1
-            iterations += 1
-            history.append(estimate)
-            if observe is not None and iterations > seen:
-                stopped = observe(replace(begun, iteration=iterations, residual=estimate))
 
-        rhs = np.zeros(j + 1)
-        rhs[0] = residual
-        y = torch.from_numpy(np.linalg.lstsq(H[: j + 1, :j], rhs, rcond=None)[0])
-        correction = V[:, :j] @ y.to(V)
-        x = x + (correction if preconditioner is None else preconditioner @ correction)
-        r = b - A @ x
-        products += 1
-        if broken:
-            status, residual = Status.NONFINITE, float(space.norm(r))
-            message = f"gmres: a product in iteration {iterations + 1} is not finite"
-            break
+def _judge(problem: System, course: Course[GmresState], s: GmresState) -> tuple[GmresState, Ending | None]:
+    target = problem.goals[0]
+    if not math.isfinite(s.residual):
+        return s, Ending(Status.NONFINITE, f"the residual after {s.iteration} iterations is not finite")
+    if s.residual <= target:
+        return s, Ending(Status.CONVERGED)
+    if not s.residual < 0.999 * s.previous:
+        status = Status.BREAKDOWN if s.exhausted else Status.STAGNATED
+        reason = "the Krylov space is exhausted, A is singular" if s.exhausted else "the last cycle brought nothing"
+        excess = s.residual / target if target else math.inf
+        return s, Ending(status, f"{reason}, residual {excess:.3g} times the tolerance")
+    return s, course.ended(s)
 
-    return Solution(x, status, residual, iterations, products, tuple(history), message)
+
+def _cycle(problem: System, m: int, course: Course[GmresState], s: GmresState) -> tuple[GmresState, Ending | None]:
+    """At most m iterations, then x and the true residual."""
+    begun = replace(s, begun=s.iteration, history=tuple(course.history))
+    if not course.history:
+        course.history.append(s.residual)
+    K = _Krylov.of(problem.A.domain, s.r, s.residual, m)
+    limit, broken = min(m, course.limit - s.iteration), False
+    while K.j < limit and K.estimate > problem.goals[0] and not (K.exhausted or course.stopped or broken):
+        broken = not K.extend(problem)
+        if not broken:
+            course.history.append(K.estimate)
+            course.watch(replace(begun, iteration=s.iteration + K.j, residual=K.estimate))
+    x = s.x + problem.preconditioned(K.correction())
+    r = problem.residual(x)
+    residual, products = float(problem.A.domain.norm(r)), s.products + K.j + broken + 1
+    iteration = s.iteration + K.j
+    s = GmresState(s.fingerprint, iteration, residual, iteration, x, r, s.residual, products, (), K.exhausted)
+    told = f"a product in iteration {iteration + 1} is not finite"
+    return s, Ending(Status.NONFINITE, told) if broken else None
+
+
+@dataclass(eq=False)
+class _Krylov:
+    """The first j vectors of the Krylov space, A M V = V H, and Q H = R by rotations, Q (norm(r), 0, ...) = g."""
+
+    space: Space
+    V: Tensor
+    H: np.ndarray
+    R: np.ndarray
+    g: np.ndarray
+    rotations: list[tuple[float, float]]
+    size: float  # norm of r
+    estimate: float  # norm of the residual
+    j: int = 0
+    exhausted: bool = False
+
+    @classmethod
+    def of(cls, space: Space, r: Tensor, residual: float, m: int) -> _Krylov:
+        V, g = space.zeros(m + 1), np.zeros(m + 1)
+        V[:, 0], g[0] = r / residual, residual
+        return cls(space, V, np.zeros((m + 1, m)), np.zeros((m + 1, m)), g, [], residual, residual)
+
+    def extend(self, problem: System) -> bool:
+        """One more vector; False where the product is not finite."""
+        V, H, R, g, j = self.V, self.H, self.R, self.g, self.j
+        w = problem.A @ problem.preconditioned(V[:, j])
+        size = float(self.space.norm(w))
+        if not math.isfinite(size):
+            return False
+        for _ in range(2):
+            coefficients = self.space.gram(V[:, : j + 1], w.unsqueeze(1))[:, 0]
+            w = w - V[:, : j + 1] @ coefficients.to(w)
+            H[: j + 1, j] += coefficients.cpu().numpy()
+        H[j + 1, j] = float(self.space.norm(w))
+        self.exhausted = bool(H[j + 1, j] <= 10 * self.space.eps * size)
+        if not self.exhausted:
+            V[:, j + 1] = w / H[j + 1, j]
+        R[:, j] = H[:, j]
+        for i, (c, s) in enumerate(self.rotations):
+            R[i, j], R[i + 1, j] = c * R[i, j] + s * R[i + 1, j], c * R[i + 1, j] - s * R[i, j]
+        rho = math.hypot(R[j, j], R[j + 1, j])
+        c, s = (R[j, j] / rho, R[j + 1, j] / rho) if rho > 0 else (0.0, 1.0)
+        self.rotations.append((c, s))
+        g[j], g[j + 1] = c * g[j], -s * g[j]
+        self.estimate, self.j = abs(float(g[j + 1])), j + 1
+        return True
+
+    def correction(self) -> Tensor:
+        """V y with norm(g_0 e_1 - H y) least."""
+        j, rhs = self.j, np.zeros(self.j + 1)
+        rhs[0] = self.size
+        y = torch.from_numpy(np.linalg.lstsq(self.H[: j + 1, :j], rhs, rcond=None)[0])
+        return self.V[:, :j] @ y.to(self.V)

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ from frechet.linalg.systems._arguments import (
     fingerprint,
     vector,
 )
+from frechet.linalg.systems._protocol import Course, Ending, iterate, origin, verdict
 from frechet.operators._operator import LinearOperator
 
 
@@ -75,9 +77,22 @@ class LsmrState:
     h: Tensor
     h_bar: Tensor
     scalars: Scalars
-    confirmed: float
     products: int
-    history: tuple[float, ...]
+    confirmed: float = 0.0
+    history: tuple[float, ...] = ()
+    true: tuple[float, float] | None = None  # norm(r) and norm(A'r), where they were recomputed at this x
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    A: LinearOperator
+    b: Tensor
+    norm_b: float
+    damping: float
+    rtol: float
+    atol: float
+    worst_condition: float
+    fingerprint: Fingerprint
 
 
 @torch.no_grad()
@@ -94,20 +109,32 @@ def lsmr(
     observe: Callable[[LsmrState], bool] | None = None,
     resume: LsmrState | None = None,
 ) -> Solution:
-    """The x that minimizes norm(b - A x)^2 + damping^2 norm(x)^2; of least norm where there are many and start is None.
+    """Solve the least-squares problem min norm(b - A x)^2 + damping^2 norm(x)^2.
 
-    `b` is a vector ``(m,)`` or a dict shaped like A's codomain; ``x`` ``(n,)`` is flat. To precondition from the right
-    with P, solve ``lsmr(A @ P, b)`` for y and take x = P @ y.
+    Where there are many solutions and `start` is None, x is the one of least norm.
 
-    Converged means, for r = b - A x recomputed from its definition and norm(A) estimated from below, either
-    ``norm(r) <= max(rtol * (norm(b) + norm(A) * norm(x)), atol)`` (A x = b is solved) or
-    ``norm(A'r - damping^2 x) <= rtol * norm(A) * norm(r)`` (least squares is solved); with damping, r also counts
-    damping * x, and norm(A) the damping. `Solution.residual` is norm(b - A x), `history` norm(A'r) of the recurrence;
-    the message has the recomputed norm(A'r) and the estimated condition number.
+    Args:
+        A: any operator ``(m, n)``. To precondition from the right with P, solve ``lsmr(A @ P, b)`` for y and take
+            x = P @ y.
+        b: a vector ``(m,)`` or a dict shaped like A's codomain. The solution ``(n,)`` is flat.
+        damping: weight of norm(x), >= 0. Default: 0.
+        start: where the iteration starts, a vector ``(n,)`` or a dict shaped like A's domain; only without damping.
+            Default: zero.
+        rtol: relative tolerance. Converged means, for r = b - A x recomputed from its definition and norm(A) estimated
+            from below, either ``norm(r) <= max(rtol * (norm(b) + norm(A) * norm(x)), atol)`` (A x = b is solved) or
+            ``norm(A'r - damping^2 x) <= rtol * norm(A) * norm(r)`` (least squares is solved). With damping, r also
+            counts damping * x, and norm(A) the damping. Default: 1e-6.
+        atol: absolute tolerance on norm(r), in the unit of b. Default: 0.
+        condition_limit: the estimated condition number that ends the run. Default: 1 / eps of the dtype.
+        max_iterations: the most iterations. Default: 4 max(m, n).
+        observe: is called with an `LsmrState` after each iteration, and stops the run by returning True. Default: none.
+        resume: an `LsmrState` of the same problem, from which the run goes on. Default: none.
 
-    Other statuses: `singular` (the estimated condition number reached `condition_limit`, 1 / eps if left out: more
-    damping, or fewer unknowns), `stagnated` (the tolerance is below what the working precision reaches),
-    `max_iterations` (4 max(m, n) if left out), `nonfinite`, `stopped`.
+    Returns:
+        A `Solution`. Its `residual` is norm(b - A x), recomputed. Its `history` has norm(A'r) of the recurrence at each
+            iteration. Its message has the recomputed norm(A'r) and the estimated condition number. The status is
+            `converged` or one of these: `singular` (`condition_limit` was reached: more damping, or fewer unknowns),
+            `stagnated` (the working precision does not reach the tolerance), `max_iterations`, `nonfinite`, `stopped`.
 
     Example:
         >>> import torch
@@ -126,121 +153,108 @@ def lsmr(
         raise ValueError(
             "lsmr: start must be None where damping > 0, got a tensor; the damping would pull towards it, not towards 0"
         )
-    space, image = A.domain, A.codomain
-    b = vector("lsmr", "b", image, b)
-    norm_b = float(image.norm(b))
-    limit = 4 * max(A.shape) if max_iterations is None else max_iterations
-    worst_condition = 1.0 / space.eps if condition_limit is None else condition_limit
-    problem = fingerprint("lsmr", A, [norm_b], None, f"damping = {damping}")
-
-    if resume is None:
-        x, u, products = space.zeros(), b, 0
-        if start is not None:
-            x0 = vector("lsmr", "start", space, start)
-            if norm_b != 0:
-                x, u, products = x0, b - A @ x0, 1
-        beta = float(image.norm(u))
-        u = u / beta if beta > 0 else u
-        v = A.T @ u
-        alpha = float(space.norm(v))
-        v = v / alpha if alpha > 0 else v
-        products += 1
-        h, h_bar = v, space.zeros()
-        scalars = Scalars(alpha, alpha, alpha * beta, beta, norm_A=math.hypot(alpha, damping))
-        iterations, residual, confirmed, history = 0, beta, 0.0, []
-    else:
-        check_resume("lsmr", resume.fingerprint, problem)
-        x, u, v, h, h_bar, scalars = resume.x, resume.u, resume.v, resume.h, resume.h_bar, resume.scalars
-        iterations, residual, confirmed = resume.iteration, resume.residual, resume.confirmed
-        products, history = resume.products, list(resume.history)
-
-    first, status, verdict, known = iterations, None, "", None
-    while True:
-        normal = abs(scalars.zeta_bar)
-        stop = False
-        if observe is not None and iterations > first:
-            carried = (x, u, v, h, h_bar, scalars, confirmed, products, tuple(history))
-            stop = observe(LsmrState(problem, iterations, residual, normal, *carried))
-        history.append(normal)
-        if not math.isfinite(residual + normal):
-            status, verdict = Status.NONFINITE, "b, A @ start or A'b is not finite; "
-            break
-        goals = (max(rtol * (norm_b + scalars.norm_A * float(space.norm(x))), atol), rtol * scalars.norm_A)
-        strict = 1 / (2 * confirmed) if confirmed > 0 else 1.0  # what an earlier miss asks of the recurrences
-        if residual <= strict * goals[0] or normal <= strict * goals[1] * residual:
-            known, products = _recomputed(A, b, x, damping), products + 2
-            size = math.hypot(known[0], damping * float(space.norm(x)))
-            excess = min(_ratio(size, goals[0]), _ratio(known[1], goals[1] * size))
-            if excess <= 1:
-                status = Status.CONVERGED
-                break
-            if confirmed > 0 and not excess < confirmed / 2:
-                status, verdict = Status.STAGNATED, f"the recomputed residuals are {excess:.3g} times the tolerance; "
-                break
-            confirmed = excess
-        if scalars.condition >= worst_condition:
-            status, verdict = Status.SINGULAR, f"the condition number reached its limit {worst_condition:.3g}; "
-            break
-        if iterations >= limit or stop:
-            status = Status.MAX_ITERATIONS if iterations >= limit else Status.STOPPED
-            break
-
-        alpha = scalars.alpha
-        u_next = A @ v - alpha * u
-        beta = float(image.norm(u_next))
-        u = u_next / beta if beta > 0 else u_next
-        v_next = A.T @ u - beta * v
-        alpha_next = float(space.norm(v_next))
-        products += 2
-        if not math.isfinite(beta + alpha_next):
-            status, verdict = Status.NONFINITE, f"a product in iteration {iterations + 1} is not finite; "
-            break
-        v = v_next / alpha_next if alpha_next > 0 else v_next
-
-        # damping, then the triangle R, then the triangle R bar
-        c_hat, s_hat, alpha_hat = _rotation(scalars.alpha_bar, damping)
-        c, s, rho = _rotation(alpha_hat, beta)
-        theta, alpha_bar = s * alpha_next, c * alpha_next
-        theta_bar, rho_temp = scalars.s_bar * rho, scalars.c_bar * rho
-        c_bar, s_bar, rho_bar = _rotation(rho_temp, theta)
-        c_tilde, s_tilde, rho_tilde = _rotation(scalars.rho_dot, theta_bar)
-        if min(rho, rho_bar, rho_temp, rho_tilde) == 0.0:
-            status, verdict = Status.STAGNATED, "the Krylov space is exhausted; "
-            break
-        zeta, zeta_bar = c_bar * scalars.zeta_bar, -s_bar * scalars.zeta_bar
-        # ratio by ratio: products of two such numbers may leave the range
-        h_bar = h - (theta_bar / scalars.rho) * (rho / scalars.rho_bar) * h_bar
-        x = x + (zeta / rho / rho_bar) * h_bar
-        h = v - (theta / rho) * h
-
-        # norm(r), by a third triangle
-        beta_acute, beta_check = c_hat * scalars.beta_dd, -s_hat * scalars.beta_dd
-        beta_hat, beta_dd = c * beta_acute, -s * beta_acute
-        theta_tilde, rho_dot = s_tilde * rho_bar, c_tilde * rho_bar
-        beta_d = c_tilde * beta_hat - s_tilde * scalars.beta_d
-        tau_tilde = (scalars.zeta - scalars.theta_tilde * scalars.tau_tilde) / rho_tilde
-        tau_dot = (zeta - theta_tilde * tau_tilde) / rho_dot
-        d = scalars.d + beta_check**2
-        residual = math.sqrt(d + (beta_d - tau_dot) ** 2 + beta_dd**2)
-
-        norm_A = max(scalars.norm_A, math.hypot(alpha, beta, damping))
-        largest = max(scalars.largest, scalars.rho_bar if iterations else 0.0)
-        smallest = min(scalars.smallest, scalars.rho_bar if iterations else math.inf)
-        condition = max(largest, rho_temp) / min(smallest, rho_temp)
-        shape = (beta_d, rho, rho_bar, c_bar, s_bar, zeta, rho_dot, tau_tilde, theta_tilde, d)
-        scalars = Scalars(alpha_next, alpha_bar, zeta_bar, beta_dd, *shape, norm_A, largest, smallest, condition)
-        iterations, known = iterations + 1, None
-
-    if known is None:
-        known, products = _recomputed(A, b, x, damping), products + 2
-    message = f"lsmr: {verdict}norm(A'r) = {known[1]:.3g}, condition estimate {scalars.condition:.3g}"
-    return Solution(x, status, known[0], iterations, products, tuple(history), message)
+    b = vector("lsmr", "b", A.codomain, b)
+    norm_b = float(A.codomain.norm(b))
+    worst = 1.0 / A.domain.eps if condition_limit is None else condition_limit
+    label = fingerprint("lsmr", A, [norm_b], None, f"damping = {damping}")
+    problem = _Problem(A, b, norm_b, damping, rtol, atol, worst, label)
+    state = _begin(problem, start) if resume is None else resume
+    check_resume("lsmr", state.fingerprint, label)
+    course = Course.of(state, 4 * max(A.shape) if max_iterations is None else max_iterations, observe)
+    s, ending = iterate(state, partial(_judge, problem, course), partial(_step, problem))
+    (residual, normal), products = (s.true, s.products) if s.true else (_recomputed(problem, s.x), s.products + 2)
+    detail = f"{ending.detail}; " if ending.detail else ""
+    message = f"lsmr: {detail}norm(A'r) = {normal:.3g}, condition estimate {s.scalars.condition:.3g}"
+    return Solution(s.x, ending.status, residual, s.iteration, products, tuple(course.history), message)
 
 
-def _recomputed(A: LinearOperator, b: Tensor, x: Tensor, damping: float) -> tuple[float, float]:
+def _begin(problem: _Problem, start: Tensor | Mapping[str, Tensor] | None) -> LsmrState:
+    A, space = problem.A, problem.A.domain
+    x, u, products = origin("lsmr", A, problem.b, problem.norm_b, start)
+    beta = float(A.codomain.norm(u))
+    u = u / beta if beta > 0 else u
+    v = A.T @ u
+    alpha = float(space.norm(v))
+    v = v / alpha if alpha > 0 else v
+    scalars = Scalars(alpha, alpha, alpha * beta, beta, norm_A=math.hypot(alpha, problem.damping))
+    normal = abs(scalars.zeta_bar)
+    return LsmrState(problem.fingerprint, 0, beta, normal, x, u, v, v, space.zeros(), scalars, products + 1)
+
+
+def _judge(problem: _Problem, course: Course[LsmrState], s: LsmrState) -> tuple[LsmrState, Ending | None]:
+    course.record(s, s.normal)
+    if not math.isfinite(s.residual + s.normal):
+        return s, Ending(Status.NONFINITE, "b, A @ start or A'b is not finite")
+    norm_A, norm_x = s.scalars.norm_A, float(problem.A.domain.norm(s.x))
+    goals = max(problem.rtol * (problem.norm_b + norm_A * norm_x), problem.atol), problem.rtol * norm_A
+    strict = 1 / (2 * s.confirmed) if s.confirmed > 0 else 1.0  # what an earlier miss asks of the recurrences
+    if s.residual <= strict * goals[0] or s.normal <= strict * goals[1] * s.residual:
+        residual, normal = _recomputed(problem, s.x)
+        s = replace(s, true=(residual, normal), products=s.products + 2)
+        size = math.hypot(residual, problem.damping * norm_x)
+        excess = min(_ratio(size, goals[0]), _ratio(normal, goals[1] * size))
+        if excess <= 1 or s.confirmed > 0:
+            told = f"the recomputed residuals are {excess:.3g} times the tolerance"
+            if ending := verdict(excess <= 1, excess, s.confirmed, told):
+                return s, ending
+        s = replace(s, confirmed=excess)
+    if s.scalars.condition >= problem.worst_condition:
+        return s, Ending(Status.SINGULAR, f"the condition number reached its limit {problem.worst_condition:.3g}")
+    return s, course.ended(s)
+
+
+def _step(problem: _Problem, s: LsmrState) -> tuple[LsmrState, Ending | None]:
+    A, damping, now = problem.A, problem.damping, s.scalars
+    u = A @ s.v - now.alpha * s.u
+    beta = float(A.codomain.norm(u))
+    u = u / beta if beta > 0 else u
+    v = A.T @ u - beta * s.v
+    alpha = float(A.domain.norm(v))
+    s = replace(s, products=s.products + 2)
+    if not math.isfinite(beta + alpha):
+        return s, Ending(Status.NONFINITE, f"a product in iteration {s.iteration + 1} is not finite")
+    v = v / alpha if alpha > 0 else v
+
+    # damping, then the triangle R, then the triangle R bar
+    c_hat, s_hat, alpha_hat = _rotation(now.alpha_bar, damping)
+    c, sine, rho = _rotation(alpha_hat, beta)
+    theta, alpha_bar = sine * alpha, c * alpha
+    theta_bar, rho_temp = now.s_bar * rho, now.c_bar * rho
+    c_bar, s_bar, rho_bar = _rotation(rho_temp, theta)
+    c_tilde, s_tilde, rho_tilde = _rotation(now.rho_dot, theta_bar)
+    if min(rho, rho_bar, rho_temp, rho_tilde) == 0.0:
+        return s, Ending(Status.STAGNATED, "the Krylov space is exhausted")
+    zeta, zeta_bar = c_bar * now.zeta_bar, -s_bar * now.zeta_bar
+    # ratio by ratio: products of two such numbers may leave the range
+    h_bar = s.h - (theta_bar / now.rho) * (rho / now.rho_bar) * s.h_bar
+    x = s.x + (zeta / rho / rho_bar) * h_bar
+    h = v - (theta / rho) * s.h
+
+    # norm(r), by a third triangle
+    beta_acute, beta_check = c_hat * now.beta_dd, -s_hat * now.beta_dd
+    beta_hat, beta_dd = c * beta_acute, -sine * beta_acute
+    theta_tilde, rho_dot = s_tilde * rho_bar, c_tilde * rho_bar
+    beta_d = c_tilde * beta_hat - s_tilde * now.beta_d
+    tau_tilde = (now.zeta - now.theta_tilde * now.tau_tilde) / rho_tilde
+    tau_dot = (zeta - theta_tilde * tau_tilde) / rho_dot
+    d = now.d + beta_check**2
+    residual = math.sqrt(d + (beta_d - tau_dot) ** 2 + beta_dd**2)
+
+    norm_A = max(now.norm_A, math.hypot(now.alpha, beta, damping))
+    largest = max(now.largest, now.rho_bar if s.iteration else 0.0)
+    smallest = min(now.smallest, now.rho_bar if s.iteration else math.inf)
+    condition = max(largest, rho_temp) / min(smallest, rho_temp)
+    shape = (beta_d, rho, rho_bar, c_bar, s_bar, zeta, rho_dot, tau_tilde, theta_tilde, d)
+    scalars = Scalars(alpha, alpha_bar, zeta_bar, beta_dd, *shape, norm_A, largest, smallest, condition)
+    s = replace(s, iteration=s.iteration + 1, residual=residual, normal=abs(zeta_bar), true=None)
+    return replace(s, x=x, u=u, v=v, h=h, h_bar=h_bar, scalars=scalars), None
+
+
+def _recomputed(problem: _Problem, x: Tensor) -> tuple[float, float]:
     """norm(r) and norm(A'r - damping^2 x) for r = b - A x."""
-    r = b - A @ x
-    return float(A.codomain.norm(r)), float(A.domain.norm(A.T @ r - damping**2 * x))
+    A = problem.A
+    r = problem.b - A @ x
+    return float(A.codomain.norm(r)), float(A.domain.norm(A.T @ r - problem.damping**2 * x))
 
 
 def _rotation(a: float, b: float) -> tuple[float, float, float]:

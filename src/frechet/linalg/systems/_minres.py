@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,9 +42,9 @@ from frechet.linalg.systems._arguments import (
     check_preconditioner,
     check_resume,
     check_symmetric,
-    fingerprint,
     vector,
 )
+from frechet.linalg.systems._protocol import Course, Ending, System, iterate, origin, system, verdict
 from frechet.operators._operator import LinearOperator
 
 
@@ -79,15 +80,16 @@ class MinresState:
     r: Tensor
     lanczos: tuple[Tensor, Tensor, Tensor]  # v, u and the u before
     basis: tuple[Tensor, Tensor, Tensor]  # the settled part of x, w and the w before
-    scalars: Scalars | None  # None where a Lanczos process is to begin
-    norm_A: float
-    confirmed: float
-    doubt: float
-    best: tuple[float, Tensor, float] | None  # norm(A r) / norm(r), x and norm(r)
-    direction: Tensor | None
-    curvature: float
     products: int
-    history: tuple[float, ...]
+    scalars: Scalars | None = None  # None where a Lanczos process is to begin
+    norm_A: float = 0.0
+    confirmed: float = math.inf
+    doubt: float = 0.0
+    best: tuple[float, Tensor, float] | None = None  # norm(A r) / norm(r), x and norm(r)
+    direction: Tensor | None = None
+    curvature: float = 0.0
+    history: tuple[float, ...] = ()
+    true: bool = False  # whether `residual` was recomputed from its definition at this x
 
 
 @torch.no_grad()
@@ -104,21 +106,30 @@ def minres(
     observe: Callable[[MinresState], bool] | None = None,
     resume: MinresState | None = None,
 ) -> Solution:
-    """The solution of A x = b for symmetric A, or a least-squares solution where there is none.
+    """Solve A x = b for a symmetric A, or its least-squares problem where there is no solution.
 
-    `b` is a vector ``(n,)`` or a dict shaped like A's domain; ``x`` is flat. `preconditioner` is a symmetric positive
-    definite operator.
+    Args:
+        A: the operator ``(n, n)``, with the fact `symmetric`. It may be indefinite or singular.
+        b: a vector ``(n,)`` or a dict shaped like A's domain. The solution is flat.
+        start: where the iteration starts, shaped like b. A zero b ignores it. Default: zero.
+        preconditioner: a symmetric positive definite operator. Default: none.
+        rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)``, for the residual
+            recomputed from its definition. Default: 1e-6.
+        atol: absolute tolerance on the same norm, in the unit of b. Default: 0.
+        max_iterations: the most iterations. Default: 10 n.
+        stop_at_negative_curvature: whether a direction of negative curvature ends the run. Default: False.
+        observe: is called with a `MinresState` after each iteration. The run stops if it returns True. Default: none.
+        resume: a `MinresState` of the same problem, from which the run goes on. Default: none.
 
-    Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)`` for the residual recomputed from its definition,
-    which is `Solution.residual`; `history` holds the recurrence's, one per iteration. Status `singular` means
-    ``norm(A r) <= max(rtol, 4 sqrt(eps)) * norm(A) * norm(r)`` first, with r recomputed and norm(A) estimated from
-    below: within that tolerance A is singular and b outside its range, and x solves the least-squares problem (rounding
-    allows no more; `lsmr` does better, and gives the solution of least norm).
-
-    ``direction`` is the first d met with d'Ad < 0, if any, whatever the status; with `stop_at_negative_curvature` the
-    run ends there, status `indefinite`. Other statuses: `stagnated` (the tolerance is below what the working precision
-    reaches), `max_iterations` (10 n if left out), `breakdown` (the preconditioner is not positive definite),
-    `nonfinite`, `stopped`.
+    Returns:
+        A `Solution`. Its `residual` is recomputed. Its `history` has the norm of the recurrence at each iteration. Its
+            ``direction`` is the first d met with d'Ad < 0, if any, whatever the status. The status is `converged` or
+            one of these: `singular` (``norm(A r) <= max(rtol, 4 sqrt(eps)) * norm(A) * norm(r)`` came first, with r
+            recomputed and norm(A) estimated from below: within that tolerance A is singular and b outside its range,
+            and x solves the least-squares problem as well as rounding allows; `lsmr` does better, and gives the
+            solution of least norm), `indefinite` (only with `stop_at_negative_curvature`), `stagnated` (the working
+            precision does not reach the tolerance), `max_iterations`, `breakdown` (the preconditioner is not positive
+            definite), `nonfinite`, `stopped`.
 
     Example:
         >>> import torch
@@ -132,145 +143,175 @@ def minres(
     check_symmetric("minres", A)
     check_preconditioner("minres", A, preconditioner, symmetric=True)
     check_numbers("minres", rtol=rtol, atol=atol, max_iterations=max_iterations)
-    space = A.domain
-    b = vector("minres", "b", space, b)
-    norm_b = float(space.norm(b))
-    target, floor = max(rtol * norm_b, atol), 4 * math.sqrt(space.eps)
-    limit = 10 * space.dim if max_iterations is None else max_iterations
-    problem = fingerprint("minres", A, [norm_b], preconditioner)
+    problem = system("minres", A, vector("minres", "b", A.domain, b), preconditioner, rtol, atol)
+    state = _begin(problem, start) if resume is None else resume
+    check_resume("minres", state.fingerprint, problem.fingerprint)
+    course = Course.of(state, 10 * A.domain.dim if max_iterations is None else max_iterations, observe)
+    s, ending = iterate(state, partial(_judge, problem, course), partial(_step, problem, stop_at_negative_curvature))
+    if not s.true:
+        s = _recomputed(problem, s)
+    message = ending.message("minres")
+    if s.direction is not None:
+        message = f"{message}{';' if ':' in message else ':'} A is indefinite, d'Ad/d'd = {s.curvature:.3g}"
+    return Solution(
+        s.x, ending.status, s.residual, s.iteration, s.products, tuple(course.history), message, s.direction
+    )
 
-    scalars, direction = None, None
-    if resume is None:
-        x, r, products = space.zeros(), b, 0
-        if start is not None:
-            x0 = vector("minres", "start", space, start)
-            if norm_b != 0:
-                x, r, products = x0, b - A @ x0, 1
-        norm_A, confirmed, doubt, curvature, best = 0.0, math.inf, 0.0, 0.0, None
-        lanczos, basis = (x, x, x), (x, x, x)
-        iterations, history = 0, []
-    else:
-        check_resume("minres", resume.fingerprint, problem)
-        x, r, lanczos, basis, scalars = resume.x, resume.r, resume.lanczos, resume.basis, resume.scalars
-        norm_A, confirmed, doubt, best = resume.norm_A, resume.confirmed, resume.doubt, resume.best
-        direction, curvature = resume.direction, resume.curvature
-        iterations, products, history = resume.iteration, resume.products, list(resume.history)
 
-    first, status, message = iterations, None, "minres"
-    while True:
-        residual, known = float(space.norm(r)), False
-        stop = False
-        if observe is not None and iterations > first:
-            carried = (norm_A, confirmed, doubt, best, direction, curvature, products, tuple(history))
-            stop = observe(MinresState(problem, iterations, residual, x, r, lanczos, basis, scalars, *carried))
-        history.append(residual)
-        if not math.isfinite(residual):
-            status, message = Status.NONFINITE, "minres: b - A @ start is not finite"
-            break
-        if residual <= target:
-            r, products = b - A @ x, products + 1
-            residual, known = float(space.norm(r)), True
-            excess = residual / target if target else math.inf
-            if residual <= target:
-                status = Status.CONVERGED
-                break
-            if not excess < confirmed / 2:
-                status = Status.STAGNATED
-                message = f"minres: the true residual is {excess:.3g} times the tolerance"
-                break
-            confirmed, scalars = excess, None
-        if iterations >= limit or stop:
-            status = Status.MAX_ITERATIONS if iterations >= limit else Status.STOPPED
-            break
+def _begin(problem: System, start: Tensor | Mapping[str, Tensor] | None) -> MinresState:
+    x, r, products = origin("minres", problem.A, problem.b, float(problem.norm_b), start)
+    residual = float(problem.A.domain.norm(r))
+    return MinresState(problem.fingerprint, 0, residual, x, r, (x, x, x), (x, x, x), products)
 
-        if scalars is None:
-            z = r if preconditioner is None else preconditioner @ r
-            square = float(space.inner(r, z))
-            if not square > 0:
-                status, message = _unusable(square, iterations)
-                break
-            scalars, zero = Scalars(math.sqrt(square)), space.zeros()
-            lanczos, basis = (z / scalars.phi, r / scalars.phi, zero), (x, zero, zero)
-        v, u, u_before = lanczos
-        beta, c, s, phi = scalars.beta, scalars.c, scalars.s, scalars.phi
-        q = A @ v
-        products += 1
-        alpha = float(space.inner(v, q))
-        q = q - alpha * u - beta * u_before
-        z = q if preconditioner is None else preconditioner @ q
-        square = float(space.inner(q, z))
-        if not (math.isfinite(alpha) and square >= 0):
-            status, message = _unusable(square if math.isfinite(alpha) else math.nan, iterations + 1)
-            break
-        beta_next = math.sqrt(square)
-        # the last left reflection, applied to the new column (beta, alpha, beta_next) of T
-        delta, epsilon_next = c * scalars.delta + s * alpha, s * beta_next
-        gamma_bar, delta_next = s * scalars.delta - c * alpha, -c * beta_next
-        norm_A = max(norm_A, math.hypot(beta, alpha, beta_next))
 
-        # the curvature of r is -c gamma_bar per squared length; the margin is the rounding of the recurrences
-        if direction is None and -c * gamma_bar < min(-100 * space.eps * norm_A, doubt):
-            d = r if preconditioner is None else preconditioner @ r
-            curvature = float(space.inner(d, A @ d)) / float(space.inner(d, d))
-            products += 1
-            direction, doubt = (d, doubt) if curvature < 0 else (None, -2 * c * gamma_bar)
-        if direction is not None and stop_at_negative_curvature:
-            status = Status.INDEFINITE
-            break
-        # norm(A r) / norm(r) of the current x falls towards 0 where b is outside the range. Below sqrt(eps) rounding
-        # makes the zero eigenvalue a tiny one, and it rises again while r stays: the best x is kept for that moment
-        level = math.hypot(gamma_bar, delta_next)
-        if best is not None and residual <= 0.9 * best[2]:
-            best = None
-        if level <= floor * norm_A and (best is None or level < best[0]):
-            best = (level, x, residual)
-        risen = best is not None and level > 30 * best[0]
-        if level <= rtol * norm_A or risen:
-            x = best[1] if best is not None and risen else x
-            r = b - A @ x
-            z = r if preconditioner is None else preconditioner @ r
-            g = A @ z
-            products += 2
-            residual, known = float(space.norm(r)), True
-            normal = math.sqrt(max(float(space.inner(g, g if preconditioner is None else preconditioner @ g)), 0.0))
-            allowed = max(rtol, floor) * norm_A * math.sqrt(max(float(space.inner(r, z)), 0.0))
-            status = Status.SINGULAR if normal <= allowed else Status.STAGNATED
-            message = f"minres: A is singular and b outside its range, norm(Ar) = {normal:.3g}"
-            break
+def _judge(problem: System, course: Course[MinresState], s: MinresState) -> tuple[MinresState, Ending | None]:
+    course.record(s, s.residual)
+    if not math.isfinite(s.residual):
+        return s, Ending(Status.NONFINITE, "b - A @ start is not finite")
+    target, ending = problem.goals[0], None
+    if s.residual <= target:
+        s = _recomputed(problem, s)
+        excess = s.residual / target if target else math.inf
+        told = f"the true residual is {excess:.3g} times the tolerance"
+        ending = verdict(s.residual <= target, excess, s.confirmed, told)
+        s = s if ending else replace(s, confirmed=excess, scalars=None)
+    return s, ending or course.ended(s)
 
-        c, s, gamma = _reflection(gamma_bar, beta_next)
-        tau, phi = c * phi, s * phi
-        # P_{t-2,t}, then P_{t-1,t}, from the right
-        c2, s2 = scalars.right
-        theta_1, delta = c2 * scalars.thetas[0] + s2 * delta, s2 * scalars.thetas[0] - c2 * delta
-        eta, gamma = s2 * gamma, -c2 * gamma
-        c1, s1, gamma_1 = _reflection(scalars.gammas[0], delta)
-        theta, gamma = s1 * gamma, -c1 * gamma
-        # L u = tau; a negligible pivot leaves its coordinate out, which keeps x short
-        smallest = space.eps * norm_A
-        (tau_1, tau_2), (eta_1, eta_2), (u3, u4) = scalars.taus, scalars.etas, scalars.us
-        u2 = _quotient(tau_2 - eta_2 * u4 - scalars.thetas[1] * u3, scalars.gammas[1], smallest)
-        u1 = _quotient(tau_1 - eta_1 * u3 - theta_1 * u2, gamma_1, smallest)
-        u0 = _quotient(tau - eta * u2 - theta * u1, gamma, smallest)
-        settled, w1, w2 = basis
-        w0 = s2 * w2 - c2 * v
-        settled = settled + u2 * (c2 * w2 + s2 * v)
-        w1, w0 = c1 * w1 + s1 * w0, s1 * w1 - c1 * w0
-        x = settled + u1 * w1 + u0 * w0
-        basis = (settled, w0, w1)
 
-        lanczos = (z / beta_next, q / beta_next, u) if beta_next > 0 else (space.zeros(), space.zeros(), u)
-        r = s * s * r - phi * c * lanczos[1]
-        c2, s2, gamma_1 = _reflection(gamma_1, epsilon_next)
-        diagonals = ((gamma, gamma_1), (theta, theta_1), (eta, eta_1))
-        scalars = Scalars(phi, beta_next, c, s, delta_next, (c2, s2), *diagonals, (tau, tau_1), (u2, u3))
-        iterations += 1
+def _recomputed(problem: System, s: MinresState) -> MinresState:
+    r = problem.residual(s.x)
+    return replace(s, r=r, residual=float(problem.A.domain.norm(r)), products=s.products + 1, true=True)
 
-    if not known:
-        residual, products = float(space.norm(b - A @ x)), products + 1
-    if direction is not None:
-        message = f"{message}{';' if ':' in message else ':'} A is indefinite, d'Ad/d'd = {curvature:.3g}"
-    return Solution(x, status, residual, iterations, products, tuple(history), message, direction)
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """The newest column of T and of its reduction, before the new reflection; q and z = M q are not normalized yet."""
+
+    q: Tensor
+    z: Tensor
+    alpha: float
+    beta: float  # of the next Lanczos vector
+    delta: float
+    gamma_bar: float
+    delta_next: float
+    epsilon_next: float
+
+
+def _step(problem: System, stop_if_bent: bool, s: MinresState) -> tuple[MinresState, Ending | None]:
+    if s.scalars is None:
+        begun = _lanczos_begun(problem, s)
+        if isinstance(begun, Ending):
+            return s, begun
+        s = begun
+    now = s.scalars
+    assert now is not None
+    new = _lanczos(problem, s, now)
+    s = replace(s, products=s.products + 1)
+    if isinstance(new, Ending):
+        return s, new
+    s = replace(s, norm_A=max(s.norm_A, math.hypot(now.beta, new.alpha, new.beta)))
+    s = _curvature(problem, s, now, new)
+    if s.direction is not None and stop_if_bent:
+        return s, Ending(Status.INDEFINITE)
+    s, ending = _least_squares(problem, s, new)
+    return (s, ending) if ending else (_reflected(problem, s, now, new), None)
+
+
+def _lanczos_begun(problem: System, s: MinresState) -> MinresState | Ending:
+    z, zero = problem.preconditioned(s.r), problem.A.domain.zeros()
+    square = float(problem.A.domain.inner(s.r, z))
+    if not square > 0:
+        return _unusable(square, s.iteration)
+    phi = math.sqrt(square)
+    return replace(s, scalars=Scalars(phi), lanczos=(z / phi, s.r / phi, zero), basis=(s.x, zero, zero))
+
+
+def _lanczos(problem: System, s: MinresState, now: Scalars) -> _Column | Ending:
+    """One step of the Lanczos process."""
+    space, (v, u, u_before) = problem.A.domain, s.lanczos
+    q = problem.A @ v
+    alpha = float(space.inner(v, q))
+    q = q - alpha * u - now.beta * u_before
+    z = problem.preconditioned(q)
+    square = float(space.inner(q, z))
+    if not (math.isfinite(alpha) and square >= 0):
+        return _unusable(square if math.isfinite(alpha) else math.nan, s.iteration + 1)
+    beta = math.sqrt(square)
+    # the last left reflection, applied to the new column (beta, alpha, beta_next) of T
+    delta, gamma_bar = now.c * now.delta + now.s * alpha, now.s * now.delta - now.c * alpha
+    return _Column(q, z, alpha, beta, delta, gamma_bar, delta_next=-now.c * beta, epsilon_next=now.s * beta)
+
+
+def _curvature(problem: System, s: MinresState, now: Scalars, new: _Column) -> MinresState:
+    """The state with r as its direction, where a product confirms that the curvature there is negative."""
+    space, bent = problem.A.domain, -now.c * new.gamma_bar  # the curvature of r per squared length
+    # the margin is the rounding of the recurrences
+    if s.direction is not None or not bent < min(-100 * space.eps * s.norm_A, s.doubt):
+        return s
+    d = problem.preconditioned(s.r)
+    curvature = float(space.inner(d, problem.A @ d)) / float(space.inner(d, d))
+    s = replace(s, curvature=curvature, products=s.products + 1)
+    return replace(s, direction=d) if curvature < 0 else replace(s, doubt=-2 * now.c * new.gamma_bar)
+
+
+def _least_squares(problem: System, s: MinresState, new: _Column) -> tuple[MinresState, Ending | None]:
+    """The end at a least-squares solution, where norm(A r) / norm(r) of the current x falls towards 0.
+
+    Below sqrt(eps) rounding makes the zero eigenvalue a tiny one, and the ratio rises again while r stays: the best x
+    is kept for that moment.
+    """
+    space, floor = problem.A.domain, 4 * math.sqrt(problem.A.domain.eps)
+    level, best = math.hypot(new.gamma_bar, new.delta_next), s.best
+    if best is not None and s.residual <= 0.9 * best[2]:
+        best = None
+    if level <= floor * s.norm_A and (best is None or level < best[0]):
+        best = (level, s.x, s.residual)
+    risen = best is not None and level > 30 * best[0]
+    s = replace(s, best=best)
+    if not (level <= problem.rtol * s.norm_A or risen):
+        return s, None
+    s = _recomputed(problem, replace(s, x=best[1]) if best is not None and risen else s)
+    z = problem.preconditioned(s.r)
+    g = problem.A @ z
+    normal = math.sqrt(max(float(space.inner(g, problem.preconditioned(g))), 0.0))
+    allowed = max(problem.rtol, floor) * s.norm_A * math.sqrt(max(float(space.inner(s.r, z)), 0.0))
+    status = Status.SINGULAR if normal <= allowed else Status.STAGNATED
+    told = f"A is singular and b outside its range, norm(Ar) = {normal:.3g}"
+    return replace(s, products=s.products + 1), Ending(status, told)
+
+
+def _reflected(problem: System, s: MinresState, now: Scalars, new: _Column) -> MinresState:
+    """The next iterate: T is reduced by one reflection from the left and two from the right, and L u = tau solved."""
+    v, u, _ = s.lanczos
+    c, sine, gamma = _reflection(new.gamma_bar, new.beta)
+    tau, phi = c * now.phi, sine * now.phi
+    # P_{t-2,t}, then P_{t-1,t}, from the right
+    c2, s2 = now.right
+    theta_1, delta = c2 * now.thetas[0] + s2 * new.delta, s2 * now.thetas[0] - c2 * new.delta
+    eta, gamma = s2 * gamma, -c2 * gamma
+    c1, s1, gamma_1 = _reflection(now.gammas[0], delta)
+    theta, gamma = s1 * gamma, -c1 * gamma
+    # L u = tau; a negligible pivot leaves its coordinate out, which keeps x short
+    smallest = problem.A.domain.eps * s.norm_A
+    (tau_1, tau_2), (eta_1, eta_2), (u3, u4) = now.taus, now.etas, now.us
+    u2 = _quotient(tau_2 - eta_2 * u4 - now.thetas[1] * u3, now.gammas[1], smallest)
+    u1 = _quotient(tau_1 - eta_1 * u3 - theta_1 * u2, gamma_1, smallest)
+    u0 = _quotient(tau - eta * u2 - theta * u1, gamma, smallest)
+    settled, w1, w2 = s.basis
+    w0 = s2 * w2 - c2 * v
+    settled = settled + u2 * (c2 * w2 + s2 * v)
+    w1, w0 = c1 * w1 + s1 * w0, s1 * w1 - c1 * w0
+    x = settled + u1 * w1 + u0 * w0
+
+    zero = problem.A.domain.zeros
+    lanczos = (new.z / new.beta, new.q / new.beta, u) if new.beta > 0 else (zero(), zero(), u)
+    r = sine * sine * s.r - phi * c * lanczos[1]
+    c2, s2, gamma_1 = _reflection(gamma_1, new.epsilon_next)
+    diagonals = ((gamma, gamma_1), (theta, theta_1), (eta, eta_1))
+    scalars = Scalars(phi, new.beta, c, sine, new.delta_next, (c2, s2), *diagonals, (tau, tau_1), (u2, u3))
+    residual = float(problem.A.domain.norm(r))
+    s = replace(s, iteration=s.iteration + 1, residual=residual, x=x, r=r, true=False)
+    return replace(s, lanczos=lanczos, basis=(settled, w0, w1), scalars=scalars)
 
 
 def _reflection(a: float, b: float) -> tuple[float, float, float]:
@@ -283,7 +324,7 @@ def _quotient(a: float, b: float, smallest: float) -> float:
     return a / b if abs(b) > smallest else 0.0
 
 
-def _unusable(square: float, iteration: int) -> tuple[Status, str]:
+def _unusable(square: float, iteration: int) -> Ending:
     if math.isfinite(square):
-        return Status.BREAKDOWN, f"minres: the preconditioner M is not positive definite, r'Mr = {square:.3g}"
-    return Status.NONFINITE, f"minres: a product in iteration {iteration} is not finite"
+        return Ending(Status.BREAKDOWN, f"the preconditioner M is not positive definite, r'Mr = {square:.3g}")
+    return Ending(Status.NONFINITE, f"a product in iteration {iteration} is not finite")

@@ -98,19 +98,27 @@ def sketched_lstsq(
     confidence: float = 0.99,
     max_iterations: int = 200,
 ) -> SketchedSolution:
-    """The x of least norm that minimizes norm(A x - b), for A ``(m, n)`` with m >= n and b ``(m,)`` or ``(m, k)``.
+    """Solve the least-squares problem min norm(A x - b) with many rows, for the x of least norm.
 
-    "precondition" gives the exact solution to rounding errors; "solve" one whose residual is larger by a factor of
-    about sqrt(1 + n / d), at the cost of the sketch alone, and with `bound` at `confidence`. The sketch has d =
-    `oversampling` n rows, 6 to 32 n if left out, the more the larger m / n. It is of sparse signs by default to
-    precondition, and a Hadamard sketch to solve. Where d >= m there is nothing to gain: A itself is factored, and both
-    are exact.
+    Where d >= m there is nothing to gain by a sketch: A itself is factored, and both methods are exact.
 
-    Converged means for "precondition": `backward_error` <= `rtol`, 10 eps sqrt(n) of the dtype if left out. Columns of
-    A that depend on each other (singular values of the sketch, with the columns at length one, below max(n, 50) eps
-    times the largest) lower the `rank`, and the solution is the one of least norm. Other statuses, with a sentence in
-    `reason`: `stagnated` (rounding errors leave a larger backward error), `max_iterations` (in all rounds together),
-    `nonfinite` (NaN or infinity in A or b; x is NaN).
+    Args:
+        A: a matrix ``(m, n)`` with m >= n, in float32 or float64.
+        b: a vector ``(m,)`` or a block ``(m, k)``. The solution has its shape.
+        seed: of the sketch.
+        method: "precondition" is exact to rounding. "solve" costs the sketch alone, and its residual is larger by a
+            factor of about sqrt(1 + n / d). Default: "precondition".
+        sketch: "sparse_sign" or "hadamard". Default: sparse signs to precondition, and a Hadamard sketch to solve.
+        oversampling: rows of the sketch, d = `oversampling` n. Default: 6 to 32, the more the larger m / n.
+        rtol: relative tolerance of "precondition": `backward_error` <= rtol. Default: 10 eps sqrt(n) of the dtype.
+        confidence: of `bound`, which "solve" with a Hadamard sketch has. Default: 0.99.
+        max_iterations: the most iterations, in all rounds together. Default: 200.
+
+    Returns:
+        A `SketchedSolution`. Columns of A that depend on each other (singular values of the sketch, with the columns at
+            length one, below max(n, 50) eps times the largest) lower its `rank`. The status is `converged` or one of
+            these, with a sentence in `reason`: `stagnated` (rounding errors leave a larger backward error),
+            `max_iterations`, `nonfinite` (NaN or infinity in A or b; x is NaN).
 
     Example:
         >>> import torch
@@ -160,19 +168,7 @@ def sketched_lstsq(
     r = B - A @ x
     error = _backward_error(A, x, r, P, s, D)
     if method == "precondition":
-        falls = True
-        for _ in range(MOST_ROUNDS):
-            if bool((error <= aim).all()) or not falls or iterations >= max_iterations:
-                break
-            y, spent = _conjugate_gradients(A, P, r, math.sqrt(eps), max_iterations - iterations)
-            iterations += spent
-            trial = x + P @ y
-            r_trial = B - A @ trial
-            after = _backward_error(A, trial, r_trial, P, s, D)
-            better = (after < error).to(x.device)
-            falls = bool((after <= FALLS * error)[error > aim].any())
-            x, r = torch.where(better, trial, x), torch.where(better, r_trial, r)
-            error = torch.minimum(after, error)
+        x, r, error, iterations = _refined(A, B, (P, s, D), x, r, error, aim, max_iterations)
         largest = float(error.amax()) if k else 0.0
         reason = f"the backward error is {largest:.3g}"
         if not largest <= goal:
@@ -220,6 +216,27 @@ def _factored(SA: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]
         U, s, Vt = torch.linalg.svd(SA, full_matrices=False)
         U, s, Vt, D = U[:, :rank], s[:rank], Vt[:rank], torch.ones_like(D)
     return U, s, (Vt / s[:, None]).T / D[:, None], D
+
+
+def _refined(
+    A: Tensor, B: Tensor, factors: tuple[Tensor, Tensor, Tensor], x: Tensor, r: Tensor, error: Tensor, aim: float,
+    limit: int,
+) -> tuple[Tensor, Tensor, Tensor, int]:  # fmt: skip
+    """x, r, the backward error and the iterations after rounds of conjugate gradients, while the error falls."""
+    (P, s, D), iterations, falls = factors, 0, True
+    for _ in range(MOST_ROUNDS):
+        if bool((error <= aim).all()) or not falls or iterations >= limit:
+            break
+        y, spent = _conjugate_gradients(A, P, r, math.sqrt(torch.finfo(A.dtype).eps), limit - iterations)
+        iterations += spent
+        trial = x + P @ y
+        r_trial = B - A @ trial
+        after = _backward_error(A, trial, r_trial, P, s, D)
+        better = (after < error).to(x.device)
+        falls = bool((after <= FALLS * error)[error > aim].any())
+        x, r = torch.where(better, trial, x), torch.where(better, r_trial, r)
+        error = torch.minimum(after, error)
+    return x, r, error, iterations
 
 
 def _conjugate_gradients(A: Tensor, P: Tensor, r: Tensor, rtol: float, limit: int) -> tuple[Tensor, int]:
@@ -285,6 +302,24 @@ def _arguments(
     max_iterations: int,
 ) -> tuple[bool, Tensor, str]:
     """Whether b is one vector, b as a block, and the kind of sketch."""
+    _check_matrices(A, b)
+    if method not in ("precondition", "solve"):
+        raise ValueError(f"sketched_lstsq: method must be 'precondition' or 'solve', got {method!r}")
+    if sketch not in (None, "sparse_sign", "hadamard"):
+        raise ValueError(f"sketched_lstsq: sketch must be 'sparse_sign' or 'hadamard', got {sketch!r}")
+    if oversampling is not None and not 1 < oversampling < math.inf:
+        raise ValueError(f"sketched_lstsq: oversampling must be a number > 1, got {oversampling}")
+    if rtol is not None and not 0 <= rtol < 1:
+        raise ValueError(f"sketched_lstsq: rtol must lie in [0, 1), got {rtol}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"sketched_lstsq: confidence must lie between 0 and 1, got {confidence}")
+    if max_iterations < 0:
+        raise ValueError(f"sketched_lstsq: max_iterations must be >= 0, got {max_iterations}")
+    kind = sketch or ("sparse_sign" if method == "precondition" else "hadamard")
+    return b.ndim == 1, b.detach()[:, None] if b.ndim == 1 else b.detach(), kind
+
+
+def _check_matrices(A: Tensor, b: Tensor) -> None:
     for name, t in (("A", A), ("b", b)):
         if not isinstance(t, Tensor):
             raise TypeError(f"sketched_lstsq: {name} must be a tensor, got {type(t).__name__}; for operators use lsmr")
@@ -302,17 +337,3 @@ def _arguments(
         raise ValueError(f"sketched_lstsq: b must have shape ({m},) or ({m}, k), got {tuple(b.shape)}")
     if b.dtype != A.dtype or b.device != A.device:
         raise TypeError(f"sketched_lstsq: b must be {A.dtype} on {A.device} like A, got {b.dtype} on {b.device}")
-    if method not in ("precondition", "solve"):
-        raise ValueError(f"sketched_lstsq: method must be 'precondition' or 'solve', got {method!r}")
-    if sketch not in (None, "sparse_sign", "hadamard"):
-        raise ValueError(f"sketched_lstsq: sketch must be 'sparse_sign' or 'hadamard', got {sketch!r}")
-    if oversampling is not None and not 1 < oversampling < math.inf:
-        raise ValueError(f"sketched_lstsq: oversampling must be a number > 1, got {oversampling}")
-    if rtol is not None and not 0 <= rtol < 1:
-        raise ValueError(f"sketched_lstsq: rtol must lie in [0, 1), got {rtol}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"sketched_lstsq: confidence must lie between 0 and 1, got {confidence}")
-    if max_iterations < 0:
-        raise ValueError(f"sketched_lstsq: max_iterations must be >= 0, got {max_iterations}")
-    kind = sketch or ("sparse_sign" if method == "precondition" else "hadamard")
-    return b.ndim == 1, b.detach()[:, None] if b.ndim == 1 else b.detach(), kind

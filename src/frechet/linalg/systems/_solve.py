@@ -42,16 +42,25 @@ def solve(
     atol: float = 0.0,
     max_iterations: int | None = None,
 ) -> Solution:
-    """The converged solution of A x = b, or of least squares where A is rectangular; raises `NotConverged` otherwise.
-
-    `b` is a vector, a dict shaped like A's codomain, or, for a closed form and for positive definite A, a block
-    ``(n, k)``; ``x`` has the shape of b, flat for a dict. Converged means
-    ``norm(b - A x) <= max(rtol * norm(b), atol)`` (for rectangular A the rules of `lsmr`). The exception carries what
-    was reached: its ``result`` is the `Solution` with the status and the message of the method (see `cg`, `minres`,
-    `gmres`, `lsmr`).
+    """Solve A x = b, or its least-squares problem where A is rectangular; raise `NotConverged` otherwise.
 
     A closed form is used where `preconditioner` and `start` are None. Where the structure has one but A is singular,
     the iterative method is used, and the message says why.
+
+    Args:
+        A: the operator. Its facts choose the method.
+        b: a vector, or a dict shaped like A's codomain. With a closed form or a positive definite A also a block
+            ``(n, k)``. The solution has the shape of b, and is flat for a dict.
+        start: where the iteration starts, shaped like x. Default: zero.
+        preconditioner: an operator near the inverse of A, for a square A. Default: none.
+        rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)``; for a rectangular A
+            the rules of `lsmr` hold. Default: 1e-6.
+        atol: absolute tolerance on the same norm, in the unit of b. Default: 0.
+        max_iterations: the most iterations. Default: that of the method.
+
+    Raises:
+        NotConverged: ``result`` is the `Solution` that was reached, with the status and the message of the method (see
+            `cg`, `minres`, `gmres`, `lsmr`).
 
     Example:
         >>> import torch

@@ -148,7 +148,10 @@ class Elementwise(Criterion):
 
 
 def squared_error() -> Criterion:
-    """(f - y)^2 per element: minus the log-likelihood, up to constants, of a normal with variance 1/2."""
+    """Return the criterion (f - y)^2 per element.
+
+    Up to constants it is minus the log-likelihood of a normal distribution with variance 1/2.
+    """
     return Elementwise(
         "squared_error",
         lambda f, y: (f - y) ** 2,  # torch's mse_loss breaks forward mode over its gradient
@@ -160,9 +163,13 @@ def squared_error() -> Criterion:
 
 
 def binary_cross_entropy(*, pos_weight: Tensor | float | None = None) -> Criterion:
-    """-y log s(f) - (1 - y) log(1 - s(f)) per logit f, s the logistic function; y in [0, 1].
+    """Return the criterion -y log s(f) - (1 - y) log(1 - s(f)) for each logit f, where s is the logistic function.
 
-    `pos_weight` multiplies the first part, as in `torch.nn.BCEWithLogitsLoss`; the count stays the number of elements.
+    Targets y lie in [0, 1].
+
+    Args:
+        pos_weight: multiplies the first part, as in `torch.nn.BCEWithLogitsLoss`. The count stays the number of
+            elements.
     """
     weight = None if pos_weight is None else torch.as_tensor(pos_weight).detach().clone()
     if weight is not None and bool((weight < 0).any()):
@@ -189,7 +196,10 @@ def binary_cross_entropy(*, pos_weight: Tensor | float | None = None) -> Criteri
 
 
 def poisson() -> Criterion:
-    """exp(f) - y f per element, f the log rate: `torch.nn.PoissonNLLLoss(log_input=True, full=False)`."""
+    """Return the criterion exp(f) - y f per element, where f is the log rate.
+
+    It is `torch.nn.PoissonNLLLoss(log_input=True, full=False)`.
+    """
     return Elementwise(
         "poisson",
         lambda f, y: f.exp() - y * f,
@@ -201,7 +211,10 @@ def poisson() -> Criterion:
 
 
 def huber(delta: float = 1.0) -> Criterion:
-    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), with d = f - y: `torch.nn.HuberLoss`."""
+    """Return `torch.nn.HuberLoss` as a criterion.
+
+    With d = f - y it is d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2).
+    """
     if delta <= 0:
         raise ValueError(f"huber: delta must be positive, got {delta}")
 
@@ -276,8 +289,9 @@ class Gaussian(Criterion):
 
 
 def gaussian() -> Criterion:
-    """Minus the normal log-likelihood without its constant; outputs are (mean, log variance) on the last axis.
+    """Return the criterion that is minus the normal log-likelihood, without its constant.
 
-    Not convex in the outputs, so its Gauss-Newton matrix is only symmetric; its Fisher is positive semidefinite.
+    Outputs are (mean, log variance) along the last axis. The criterion is not convex in the outputs, so its
+    Gauss-Newton matrix is symmetric alone. Its Fisher is positive semidefinite.
     """
     return Gaussian()

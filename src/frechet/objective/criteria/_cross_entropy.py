@@ -190,10 +190,16 @@ def cross_entropy(
     weight: Tensor | None = None,
     class_dim: int = -1,
 ) -> Criterion:
-    """Softmax cross entropy of logits. `class_dim` is the class axis; targets are class indices or probabilities.
+    """Return the softmax cross entropy of logits as a criterion. Targets are class indices or probabilities.
 
-    One term per position whose target is not `ignore_index`. With class `weight` ``(C,)`` the mean divides by the sum
-    of the targets' weights, as `torch.nn.CrossEntropyLoss` does.
+    There is one term for each position whose target is not `ignore_index`. With class weights the mean divides by the
+    sum of the targets' weights, as `torch.nn.CrossEntropyLoss` does.
+
+    Args:
+        ignore_index: the class index that marks a position as left out.
+        label_smoothing: the share of each target that is spread over all classes.
+        weight: a weight for each class, ``(C,)``. Default: ones.
+        class_dim: the axis of the classes. It is never guessed: torch's own losses have it at 1.
 
     Example:
         >>> import torch

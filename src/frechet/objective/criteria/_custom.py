@@ -111,12 +111,14 @@ def custom(
 ) -> Criterion:
     """Return a criterion from ``terms(outputs, targets) -> (examples, ...)``, summed over each example.
 
-    terms: a function of what the model returned (a tensor, or a tuple, dict, dataclass or torch distribution of
-        tensors; of an output of transformers the logits) and of the batch's targets (anything, or None).
-    count: the number of terms of a batch, from its targets. Default: its examples.
-    convex: your word that every term is convex in the outputs; the Gauss-Newton operator is then positive semidefinite.
-    additive: whether each term sees one example alone. With False (contrastive and ranking losses) what asks about
-        single examples, and `in_pieces`, raise. `check` tests the word.
+    Args:
+        terms: a function of what the model returned (a tensor, or a tuple, dict, dataclass or torch distribution of
+            tensors; of an output of transformers the logits) and of the batch's targets (anything, or None).
+        count: the number of terms of a batch, from its targets. Default: its examples.
+        convex: your word that every term is convex in the outputs. The Gauss-Newton operator is then positive
+            semidefinite.
+        additive: whether each term sees one example alone. With False (contrastive and ranking losses) questions about
+            single examples, and `in_pieces`, raise. `check` tests the word.
 
     Example:
         >>> import torch

@@ -52,7 +52,7 @@ def as_criterion(loss: object) -> Criterion:
         if refused is not None:
             raise TypeError(f"Objective: criterion {name} cannot be used: {refused}")
         if loss in _UNCALLED or isinstance(loss, type):
-            raise TypeError(f"Objective: criterion must be a criterion, got {name} itself; call it: {name}()")
+            raise TypeError(f"Objective: criterion must be a Criterion, got the function {name}; call it: {name}()")
         if isinstance(loss, AnyLoss):
             return _from_module(loss)
         if callable(loss) and loss in _FUNCTIONS:

@@ -30,14 +30,12 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive, refuse_unseen
 from frechet.objective._head import Head
 from frechet.objective._kernels import refused_hooks
-from frechet.objective._model import backward_hooks
-from frechet.objective._torch_internals import in_dispatch_mode
 from frechet.objective.criteria import Criterion
 from frechet.operators._operator import PSD, SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._chunked_head import add_headed, head_blocks
-from frechet.operators.derivatives._custom_functions import refuse_nonadjoint, refuse_nonlinear
 from frechet.operators.derivatives._joint import AtOutputs, Push
 from frechet.operators.derivatives._modes import Route, Way, chosen, forward_only, refuse_padded_embedding
+from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint
 from frechet.operators.derivatives._products import Leaves, Sums, dual_numbers, grads
 from frechet.operators.derivatives._sum_over_data import Adding, SumOverData
 from frechet.space import Space, generator
@@ -138,55 +136,6 @@ class OutputProduct(SumOverData):
         return y, lambda i: first if i == 0 else pushed_forward(i)
 
 
-def prove_adjoint(
-    what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor], u: Tensor, transposed: list[Tensor]
-) -> None:
-    """Once for each operator in reverse mode whose model has hooks or functions of its own: J v is the adjoint of J'u.
-
-    `transposed` is J'u with its graph.
-    """
-    functions = s.functions
-    if functions is None or functions.adjoint or batch.index or in_dispatch_mode():
-        return
-    if changes_gradients(s):
-        refuse_nonadjoint(what, y, leaves, u, transposed)
-    functions.adjoint = True
-
-
-def prove_linear(what: str, s: Snapshot, batch: Batch, y: Tensor, leaves: list[Tensor]) -> None:
-    """Once for each operator whose model has hooks or functions of its own: J'u is linear in u."""
-    functions = s.functions
-    if functions is None or functions.adjoint or functions.linear or batch.index or in_dispatch_mode():
-        return
-    if changes_gradients(s) and y.requires_grad:
-        refuse_nonlinear(what, y, leaves)
-    functions.linear = True
-
-
-def changes_gradients(s: Snapshot) -> bool:
-    """Whether the model has backward hooks, or functions with a backward of their own, as far as was seen."""
-    own = s.functions is not None and (s.functions.custom or s.functions.hooked)
-    return own or backward_hooks(s.model) is not None
-
-
-def primal_and_tangent(
-    s: Snapshot,
-    space: Space,
-    blocks: Mapping[str, Tensor],
-    v: list[Tensor],
-    batch: Batch,
-    head: Head | None = None,
-    what: str = "jacobian",
-) -> tuple[Tensor, Tensor]:
-    """The outputs on one batch (with a `head`, what goes into it) and J v, without a graph."""
-    with torch.no_grad(), forward_only(what, s.functions), dual_numbers():
-        duals = {name: forward_ad.make_dual(blocks[name].detach(), t) for name, t in zip(space.names, v, strict=True)}
-        primal, derivative = forward_ad.unpack_dual(s.forward({**blocks, **duals}, batch, head))
-        # a model that takes derivatives itself has run with a graph
-        primal = primal.detach()
-        return primal, torch.zeros_like(primal) if derivative is None else derivative.detach()
-
-
 def _place(
     name: str,
     objective: Objective,
@@ -216,10 +165,17 @@ def gauss_newton(
     restrict: str | list[str] | None = None,
     route: Route | None = None,
 ) -> LinearOperator:
-    """The (generalized) Gauss-Newton operator sum_j w_j / count_j J' H_j J, H_j the criterion's Hessian in the outputs.
+    """Return the (generalized) Gauss-Newton operator sum_j w_j / count_j J' H_j J.
 
-    Positive semidefinite where every criterion is convex and every weight non-negative. Penalties declared convex are
-    included with their Hessian, others are not.
+    J is the Jacobian of the outputs in the parameters, and H_j the criterion's Hessian in the outputs. The operator is
+    positive semidefinite where every criterion is convex and every weight non-negative. Penalties that are declared
+    convex are included with their Hessian, others are not.
+
+    Args:
+        objective: the objective.
+        x: the point ``(n,)``, or a dict of tensors. Default: the model's present parameters.
+        restrict: a glob pattern, or several, of the parameters that vary. Default: all trainable ones.
+        route: ``"forward"`` or ``"reverse"``. Default: the faster one for the model; `A.route` says which was taken.
 
     Example:
         >>> import torch
@@ -260,11 +216,27 @@ def fisher(
     restrict: str | list[str] | None = None,
     route: Route | None = None,
 ) -> LinearOperator:
-    """The Fisher information 1/count sum over terms of E[s s'], s the score of the model's own distribution.
+    """Return the Fisher information: 1/count sum over terms of E[s s'], s the score of the model's own distribution.
 
-    Exact without `seed`; with one, a Monte Carlo matrix from `samples` label sets drawn from the likelihood, the same
-    labels at every product; in a group every rank draws its own, so another split of the data gives another matrix.
     Penalties (priors) are left out. Label smoothing and class weights raise: they are no likelihood.
+
+    Args:
+        objective: the objective. Its criterion must be a likelihood.
+        seed: the seed of labels drawn from the likelihood, the same labels at every product. In a group every rank
+            draws its own, so another split of the data gives another matrix. Default: the exact Fisher; nothing is
+            drawn.
+        samples: how many sets of labels are drawn.
+        x: the point ``(n,)``, or a dict of tensors. Default: the model's present parameters.
+        restrict: a glob pattern, or several, of the parameters that vary. Default: all trainable ones.
+        route: as in `gauss_newton`.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, fisher, squared_error
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> data = [(torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1))]
+        >>> fisher(Objective(model, squared_error(), data)).dense()  # 2 mean x^2
+        tensor([[5.]])
     """
     _require_objective("fisher", objective)
     if samples < 1 or (seed is None and samples > 1):
@@ -311,12 +283,28 @@ def empirical_fisher(
     restrict: str | list[str] | None = None,
     route: Route | None = None,
 ) -> LinearOperator:
-    """The uncentered second moment of gradients on the actual targets.
+    """Return the uncentered second moment of gradients on the actual targets.
 
-    ``per="term"``: 1/count sum over terms of g g'. ``per="example"``: 1/N sum over examples of g g' with g the gradient
-    of the example's total times N/count, so that the mean of g is the objective's gradient. They agree where every
-    example has one term. Penalties are left out. Needs a model that treats the examples of a batch independently: one
-    that normalizes by the statistics of the batch is refused. A factor c on the objective is c^2 on this matrix.
+    Penalties are left out. The model must treat the examples of a batch independently: one that normalizes by the
+    statistics of the batch is refused. A factor c on the objective is c^2 on this matrix.
+
+    Args:
+        objective: the objective.
+        per: ``"term"`` is 1/count sum over terms of g g'. ``"example"`` is 1/N sum over examples of g g', where g is
+            the gradient of the example's total times N/count, so that the mean of g is the objective's gradient. Both
+            agree where every example has one term.
+        x: the point ``(n,)``, or a dict of tensors. Default: the model's present parameters.
+        restrict: a glob pattern, or several, of the parameters that vary. Default: all trainable ones.
+        route: as in `gauss_newton`.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, empirical_fisher, squared_error
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> data = [(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [-1.0]]))]  # g = -2, 4
+        >>> empirical_fisher(Objective(model, squared_error(), data), per="example").dense()
+        tensor([[10.]])
     """
     _require_objective("empirical_fisher", objective)
     if per not in ("example", "term"):

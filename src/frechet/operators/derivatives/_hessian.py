@@ -137,13 +137,18 @@ def hessian(
     restrict: str | list[str] | None = None,
     route: Route | None = None,
 ) -> LinearOperator:
-    """The Hessian of an objective, at `x` or the model's present parameters; or of a scalar function `of` at `x`.
+    """Return the Hessian of an objective, or of a scalar function, as an operator.
 
-    Penalties are included. `restrict` keeps the parameters whose names match the globs: the product then is the
-    submatrix's, and pays for no other parameter. `route` is "reverse" (default) or "forward".
+    Penalties are included. Where parameters are sharded, so are vectors: each product gathers the parameters and its
+    vectors on every rank for as long as it takes.
 
-    Where parameters are sharded, so are vectors; each product gathers the parameters and its vectors on every rank for
-    as long as it takes.
+    Args:
+        of: the objective, or a scalar function.
+        x: the point: ``(n,)`` or a dict of tensors for an objective, what the function takes for a function. Default
+            for an objective: the model's present parameters.
+        restrict: a glob pattern, or several, of the parameters that vary. The product is that of the submatrix, and
+            costs nothing for other parameters. Default: all trainable ones.
+        route: ``"reverse"`` or ``"forward"``. Default: reverse.
 
     Example:
         >>> import torch

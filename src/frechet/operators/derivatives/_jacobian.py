@@ -19,8 +19,8 @@ from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._kernels import ordinary
 from frechet.operators._operator import NONE, Fact, LinearOperator
 from frechet.operators.derivatives._function import function_jacobian
-from frechet.operators.derivatives._gauss_newton import primal_and_tangent, prove_adjoint, prove_linear
 from frechet.operators.derivatives._modes import Route, Way, chosen, refuse_padded_embedding
+from frechet.operators.derivatives._on_batches import primal_and_tangent, prove_adjoint, prove_linear
 from frechet.operators.derivatives._products import Leaves, Sums, columns, differentiating, grads
 from frechet.space import Space
 
@@ -114,7 +114,14 @@ def jacobian(
     restrict: str | list[str] | None = None,
     route: Route | None = None,
 ) -> LinearOperator:
-    """The Jacobian of a function `of` at `x`, or of an objective's model outputs on all its data.
+    """Return the Jacobian of a function, or of an objective's model outputs on all its data, as an operator.
+
+    Args:
+        of: the objective, or a function to a tensor or a dict of tensors.
+        x: the point, as in `hessian`.
+        restrict: a glob pattern, or several, of the parameters that vary. Default: all trainable ones.
+        route: the mode of products with the Jacobian: ``"forward"`` or ``"reverse"``. Default: forward where the model
+            has that mode.
 
     Example:
         >>> import torch
@@ -163,7 +170,24 @@ def ntk(
     restrict: str | list[str] | None = None,
     route: Route | None = None,
 ) -> LinearOperator:
-    """The neural tangent kernel J J' over (example, output) pairs in data order, unscaled, positive semidefinite."""
+    """Return the neural tangent kernel J J' over (example, output) pairs in data order, unscaled, as an operator.
+
+    It is positive semidefinite.
+
+    Args:
+        objective: the objective. Its criterion and targets are not used.
+        x: the point ``(n,)``, or a dict of tensors. Default: the model's present parameters.
+        restrict: a glob pattern, or several, of the parameters that vary. Default: all trainable ones.
+        route: as in `jacobian`.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, ntk, squared_error
+        >>> X = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+        >>> ntk(Objective(torch.nn.Linear(2, 1, bias=False), squared_error(), [(X, torch.zeros(2, 1))])).dense()  # X X'
+        tensor([[1., 1.],
+                [1., 5.]])
+    """
     J = jacobian(objective, x, restrict=restrict, route=route)
     if isinstance(J, OutputJacobian):
         J.snapshot.refuse_coupled("ntk")

@@ -175,7 +175,12 @@ def _vector(name: str, x: Point, v: Point) -> list[Tensor]:
 
 
 def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | dict[str, Tensor]:
-    """(d^2 f / dx^2) v for a scalar function f, shaped like x, differentiable in x, v and in what f closes over.
+    """Return (d^2 f / dx^2) v, shaped like x, as a differentiable function of x, v and what f closes over.
+
+    Args:
+        f: a scalar function.
+        x: the point, a tensor or a dict of tensors.
+        v: the vector, shaped like x.
 
     Example:
         >>> import torch
@@ -198,7 +203,12 @@ def hessian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor | di
 
 
 def jacobian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor:
-    """(df/dx) v for a function f to a tensor, shaped like f(x), differentiable in x, v and what f closes over.
+    """Return (df/dx) v, shaped like f(x), as a differentiable function of x, v and what f closes over.
+
+    Args:
+        f: a function to a tensor.
+        x: the point, a tensor or a dict of tensors.
+        v: the vector, shaped like x.
 
     Example:
         >>> import torch
@@ -218,7 +228,15 @@ def jacobian_product(f: Callable[..., Tensor], x: Point, v: Point) -> Tensor:
 def gauss_newton_product(
     f: Callable[..., Tensor], loss: Callable[[Tensor], Tensor], x: Point, v: Point
 ) -> Tensor | dict[str, Tensor]:
-    """J' H J v with J the Jacobian of f at x and H the Hessian of the scalar `loss` at f(x); shaped like x.
+    """Return J' H J v, shaped like x, where J is the Jacobian of f at x and H the Hessian of `loss` at f(x).
+
+    It is a differentiable function of x, v and what f and loss close over.
+
+    Args:
+        f: a function to a tensor.
+        loss: a scalar function of f's value.
+        x: the point, a tensor or a dict of tensors.
+        v: the vector, shaped like x.
 
     Example:
         >>> import torch

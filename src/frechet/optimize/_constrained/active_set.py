@@ -17,8 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.optimize._constrained.kkt import Conditions, conditions
 from frechet.optimize._constrained.program import Point, Program
 from frechet.optimize._constrained.projected_cg import projected_cg

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from frechet.linalg._result import Status
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.optimize._constrained.active_set import on_active_set
 from frechet.optimize._constrained.barrier import barrier_error, duals, kept_duals, merit_of, moved_duals
 from frechet.optimize._constrained.frame import framed, pulled_back, pushed_inside, row_multipliers, slack_reset, tried

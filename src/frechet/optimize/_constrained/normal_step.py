@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from frechet.linalg.systems._lsmr import lsmr
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.optimize._constrained.projected_cg import to_ball
 from frechet.optimize._constrained.projection import Rows
 from frechet.optimize._constrained.slack_rows import SlackRows

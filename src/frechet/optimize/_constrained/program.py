@@ -22,8 +22,8 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.objective import Objective
 from frechet.objective._kernels import ordinary
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._constrained.constraint import Function

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_callable
 from frechet.optimize._constrained.projection import ENTRIES, Rows, rows_of
 from frechet.space import Space, euclidean
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg._result import Status
 from frechet.linalg.systems._lsmr import lsmr
+from frechet.operators._constructors import from_diagonal
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_diagonal
 from frechet.optimize._least_squares.optimality import Rules
 from frechet.optimize._least_squares.residual import Point, Residual
 from frechet.optimize._least_squares.robust import row_scales

@@ -28,18 +28,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite, NotConverged
 from frechet.linalg._result import Status
+from frechet.linalg.systems._protocol import Ending
+from frechet.operators._constructors import from_matrix
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import from_matrix
 from frechet.operators.derivatives._jacobian import jacobian
 from frechet.optimize._nonsmooth.convex import Convex, Named, convex_function
-from frechet.optimize._nonsmooth.prox_step import prox_step
+from frechet.optimize._nonsmooth.prox_step import Step, prox_step
 from frechet.space import Space, Variables, euclidean
 
 Parameters = Tensor | Mapping[str, Tensor]
@@ -105,21 +106,29 @@ def prox_linear(
     max_iterations: int = 200,
     observe: Callable[[ProxLinearState], bool] | None = None,
 ) -> ProxLinearSolution:
-    """A stationary point of h(c(x)) from `x0`, a tensor of any shape or a dict of tensors; x has the same form.
+    """Find a stationary point of h(c(x)), where h is convex and c smooth. A minimum that is found is a local one.
 
-    `h` is "l1" (the sum of |z_i|), "huber" (of z_i^2 / 2 inside of [-1, 1] and |z_i| - 1/2 outside: divide c by the
-    size that separates them), "max" (the largest z_i: minimax), or a `Convex`. `c` returns a tensor, which is
-    flattened.
+    Args:
+        h: ``"l1"`` (the sum of abs(z_i)), ``"huber"`` (of z_i^2 / 2 inside of [-1, 1] and abs(z_i) - 1/2 outside:
+            divide c by the size that separates them), ``"max"`` (the largest z_i: minimax), or a `Convex`.
+        c: a function of what x0 is to a tensor, which is flattened.
+        x0: where the iteration starts, a tensor of any shape or a dict of tensors. The solution has the same form.
+        gtol: converged means ``norm(d) / t <= gtol * norm(J) * norm(y)`` for the exact step d = -t J'y of the last
+            model, with the largest norm(J) and norm(y) met so far (estimated from products), or that the model predicts
+            no decrease above 100 eps abs(h(c(x))), which is what rounding errors leave to see. Where t had to shrink,
+            both hold for the first t too. Default: eps^(2/3) of the dtype.
+        t0: the first t, of the size of norm(x - x*) / norm(J'y). It adapts. Default: from the first model.
+        max_iterations: the most steps that are accepted.
+        observe: is called with a `ProxLinearState` before each step, and stops the run by returning True.
 
-    Converged means ``norm(d) / t <= gtol * norm(J) * norm(y)`` for the exact step d = -t J'y of the last model, with
-    the largest norm(J) and norm(y) met so far (estimated from products), or that the model predicts no decrease above
-    100 eps |h(c(x))|, what rounding errors leave to see; both also for the first t, where it had to shrink. `gtol` is
-    eps^(2/3) of the dtype if left out. A minimum is a local one.
+    Returns:
+        A `ProxLinearSolution`. Its status is `converged` or one of these, each with a sentence in `reason`: `stagnated`
+            (no step, however short, reduces h(c(x)): c is discontinuous there, or its rounding errors are larger than
+            they should be; or J is zero), `unbounded`, `max_iterations`, `stopped`. A trial point at which c is not
+            finite refuses the step.
 
-    Other statuses, each with a sentence in `reason`: `stagnated` (no step, however short, reduces h(c(x)): c is
-    discontinuous there, or rounding errors are larger than they should be; or J is zero), `unbounded`,
-    `max_iterations`, `stopped`. A trial point at which c is not finite refuses the step; c or J not finite at x0 raises
-    `NonFinite`. `t0` is the first t, of the size of norm(x - x*) / norm(J'y); it adapts.
+    Raises:
+        NonFinite: c or J is not finite at x0.
 
     Example:
         >>> import torch
@@ -131,107 +140,184 @@ def prox_linear(
         >>> s.x.round(decimals=12)
         tensor([0.5000], dtype=torch.float64)
     """
-    outside = convex_function(h)
     variables, x = start_of(x0)
-    space = variables.space
     _check(gtol, t0, max_iterations)
-    goal = space.eps ** (2 / 3) if gtol is None else gtol
+    problem, s = _begin(convex_function(h), c, variables, x, gtol, t0, max_iterations)
+    history = [s.value]
+    while True:
+        s, model = _modelled(problem, s)
+        model, s, ending = _proved(problem, model, s, _judged(problem, s, model))
+        if ending is None and observe is not None:
+            ending = _observed(observe, s, model)
+        if ending is not None and ending.status is not Status.CONVERGED:
+            break
+        s, accepted = _tried(problem, s, model, last=ending is not None)
+        if ending is not None:
+            break
+        if accepted:
+            history.append(s.value)
+    return ProxLinearSolution(
+        x=variables.unflatten(s.x.clone()),
+        status=ending.status,
+        reason=ending.detail,
+        value=s.value,
+        stationarity=model.stationarity,
+        t=s.t,
+        gap=model.step.gap,
+        multipliers=s.y,
+        iterations=s.iterations,
+        evaluations=s.evaluations,
+        jacobians=s.jacobians,
+        products=s.products,
+        history=tuple(history),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """h(c(x)), and when a run on it ends."""
+
+    h: Convex
+    values: Callable[[Tensor], Tensor]  # c at a flat x
+    space: Space
+    image: Space
+    goal: float  # gtol
+    limit: int  # of iterations
+    first: float  # h(c(x0))
+    t: float  # the first one
+
+
+@dataclass(frozen=True, eq=False)
+class _Iterate:
+    """A point, the model of c there, and what the run knows so far."""
+
+    x: Tensor  # (n,)
+    z: Tensor  # (m,), c(x)
+    value: float
+    J: LinearOperator
+    norm_J: float  # the largest so far
+    y: Tensor  # (m,), the last multipliers
+    largest_y: float
+    t: float
+    products: int
+    refused: int = 0  # steps in a row
+    iterations: int = 0
+    evaluations: int = 1
+    jacobians: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """The step of an iterate, and what it says."""
+
+    step: Step
+    length: float
+    stationarity: float
+    predicted: float  # decrease
+    noise: float  # rounding error of the value
+
+
+def _begin(
+    h: Convex,
+    c: Callable[..., Tensor],
+    variables: Variables,
+    x: Tensor,
+    gtol: float | None,
+    t0: float | None,
+    limit: int,
+) -> tuple[_Problem, _Iterate]:
+    space = variables.space
 
     def values(x: Tensor) -> Tensor:
         return flat(space, c(variables.unflatten(x)))
 
     with torch.no_grad():
-        now = values(x)
-    image = euclidean(now.numel(), space.dtype, space.device)
-    if not now.numel():
+        z = values(x)
+    image = euclidean(z.numel(), space.dtype, space.device)
+    if not z.numel():
         raise ValueError("prox_linear: c must have at least one entry, got an empty tensor")
-    value = float(outside.value(now))
-    if not bool(now.isfinite().all()) or not math.isfinite(value):
+    value = float(h.value(z))
+    if not bool(z.isfinite().all()) or not math.isfinite(value):
         raise NonFinite(f"prox_linear: c and h(c) must be finite at x0, got h(c(x0)) = {value}")
     J, norm_J, products = linearized(values, x, space, image)
     if not math.isfinite(norm_J):
         raise NonFinite("prox_linear: the Jacobian of c must be finite at x0, got NaN or infinity; start off its kinks")
-    first = value
-    y = subgradient(outside, now)
-    products += 1
+    y = subgradient(h, z)
     slope = float(space.norm(J.T @ y))
     t = t0 if t0 is not None else max(abs(value), 1e-8 * norm_J) / slope**2 if slope > 0 else 1.0
-    start_t, largest_y, refused = t, float(image.norm(y)), 0
-    iterations, evaluations, jacobians, history = 0, 1, 1, [value]
-    while True:
-        noise = space.eps * max(abs(value), norm_J * float(space.norm(x)) * 1e-2 * largest_y, 1e-300)
-        step = prox_step(outside, now, J, t, y, norm_J, ACCURACY, noise)
-        products += step.products
-        y, length = step.y, math.sqrt(2 * t * step.quadratic)
-        largest_y, stationarity = max(largest_y, float(image.norm(y))), length / t
-        predicted = value - step.model - step.quadratic
-        status, reason = None, ""
-        unsure = math.sqrt(2 * step.gap / t)  # of the mapping
-        if norm_J == 0:
-            status, reason = Status.STAGNATED, "the Jacobian is zero: c does not change with any parameter"
-        elif stationarity + unsure <= goal * norm_J * largest_y:
-            status, reason = Status.CONVERGED, f"the prox-gradient mapping is {stationarity:.3g}"
-        elif max(predicted, 0.0) + step.gap <= 100 * noise:
-            text = f"a step would gain no more than rounding errors, prox-gradient mapping {stationarity:.3g}"
-            status, reason = Status.CONVERGED, text
-        elif value < -1e15 * (1 + abs(first)):
-            status, reason = Status.UNBOUNDED, f"h(c(x)) falls without end, to {value:.3g}"
-        elif iterations >= max_iterations:
-            status = Status.MAX_ITERATIONS
-            reason = f"the limit of {max_iterations} iterations was reached, prox-gradient mapping {stationarity:.3g}"
-        elif refused >= MOST_REFUSED or length <= space.eps * 1e-3 * float(space.norm(x)):
-            status, reason = Status.STAGNATED, f"{NO_STEP}, but the prox-gradient mapping is {stationarity:.3g}"
-        if status is Status.CONVERGED and t < start_t:
-            # the mapping is zero for every t or for none: a t that had to shrink proves nothing
-            check = prox_step(outside, now, J, start_t, y, norm_J, ACCURACY, noise)
-            products += check.products
-            gain, mapping = value - check.model - check.quadratic, math.sqrt(2 * check.quadratic / start_t)
-            if gain > 1e3 * noise and mapping > goal * norm_J * largest_y:
-                status, stationarity = Status.STAGNATED, mapping
-                reason = f"{NO_STEP}, but the prox-gradient mapping is {mapping:.3g}"
-        state = ProxLinearState(iterations, x.clone(), value, stationarity, t)
-        if status is None and observe is not None and observe(state):
-            status, reason = Status.STOPPED, f"observe returned True in iteration {iterations}"
-        if status is not None and status is not Status.CONVERGED:
-            break
-        with torch.no_grad():
-            trial = values(x + step.d)
-        evaluations += 1
-        after = float(outside.value(trial)) if bool(trial.isfinite().all()) else math.nan
-        if status is Status.CONVERGED:  # the step is there: it is taken where it does no harm
-            if after <= value:
-                x, now, value = x + step.d, trial, after
-            break
-        error = (
-            (after - step.model) / step.quadratic if step.quadratic > 0 else math.nan
-        )  # of the model, in units of it
-        if math.isfinite(after) and value - after >= ACCEPT * predicted - noise / 10:
-            moved = x + step.d
-            linear = linearized(values, moved, space, image)
-            jacobians, products = jacobians + 1, products + linear[2]
-            if math.isfinite(linear[1]):
-                x, now, value, J = moved, trial, after, linear[0]
-                norm_J, refused = max(norm_J, linear[1]), 0
-                iterations += 1
-                history.append(value)
-                t = t * GROW if error <= 0.25 else t if error <= 1 else t / SHRINK
-                continue
-        refused, t = refused + 1, t / SHRINK
-    return ProxLinearSolution(
-        x=variables.unflatten(x.clone()),
-        status=status,
-        reason=reason,
-        value=value,
-        stationarity=stationarity,
-        t=t,
-        gap=step.gap,
-        multipliers=y,
-        iterations=iterations,
-        evaluations=evaluations,
-        jacobians=jacobians,
-        products=products,
-        history=tuple(history),
+    goal = space.eps ** (2 / 3) if gtol is None else gtol
+    s = _Iterate(x, z, value, J, norm_J, y, float(image.norm(y)), t, products + 1)
+    return _Problem(h, values, space, image, goal, limit, value, t), s
+
+
+def _modelled(problem: _Problem, s: _Iterate) -> tuple[_Iterate, _Model]:
+    """The step of the model at the iterate."""
+    noise = problem.space.eps * max(
+        abs(s.value), s.norm_J * float(problem.space.norm(s.x)) * 1e-2 * s.largest_y, 1e-300
     )
+    step = prox_step(problem.h, s.z, s.J, s.t, s.y, s.norm_J, ACCURACY, noise)
+    length = math.sqrt(2 * s.t * step.quadratic)
+    model = _Model(step, length, length / s.t, s.value - step.model - step.quadratic, noise)
+    largest = max(s.largest_y, float(s.J.codomain.norm(step.y)))
+    return replace(s, y=step.y, largest_y=largest, products=s.products + step.products), model
+
+
+def _judged(problem: _Problem, s: _Iterate, m: _Model) -> Ending | None:
+    """Why the run ends at the iterate, if it does."""
+    unsure = math.sqrt(2 * m.step.gap / s.t)  # of the mapping
+    mapping = f"prox-gradient mapping {m.stationarity:.3g}"
+    if s.norm_J == 0:
+        return Ending(Status.STAGNATED, "the Jacobian is zero: c does not change with any parameter")
+    if m.stationarity + unsure <= problem.goal * s.norm_J * s.largest_y:
+        return Ending(Status.CONVERGED, f"the prox-gradient mapping is {m.stationarity:.3g}")
+    if max(m.predicted, 0.0) + m.step.gap <= 100 * m.noise:
+        return Ending(Status.CONVERGED, f"a step would gain no more than rounding errors, {mapping}")
+    if s.value < -1e15 * (1 + abs(problem.first)):
+        return Ending(Status.UNBOUNDED, f"h(c(x)) falls without end, to {s.value:.3g}")
+    if s.iterations >= problem.limit:
+        return Ending(Status.MAX_ITERATIONS, f"the limit of {problem.limit} iterations was reached, {mapping}")
+    if s.refused >= MOST_REFUSED or m.length <= problem.space.eps * 1e-3 * float(problem.space.norm(s.x)):
+        return Ending(Status.STAGNATED, f"{NO_STEP}, but the prox-gradient mapping is {m.stationarity:.3g}")
+    return None
+
+
+def _proved(problem: _Problem, m: _Model, s: _Iterate, ending: Ending | None) -> tuple[_Model, _Iterate, Ending | None]:
+    """The mapping is zero for every t or for none: a t that had to shrink proves nothing, so the first t is tried."""
+    if ending is None or ending.status is not Status.CONVERGED or s.t >= problem.t:
+        return m, s, ending
+    check = prox_step(problem.h, s.z, s.J, problem.t, s.y, s.norm_J, ACCURACY, m.noise)
+    s = replace(s, products=s.products + check.products)
+    gain, mapping = s.value - check.model - check.quadratic, math.sqrt(2 * check.quadratic / problem.t)
+    if gain > 1e3 * m.noise and mapping > problem.goal * s.norm_J * s.largest_y:
+        m = replace(m, stationarity=mapping)
+        ending = Ending(Status.STAGNATED, f"{NO_STEP}, but the prox-gradient mapping is {mapping:.3g}")
+    return m, s, ending
+
+
+def _observed(observe: Callable[[ProxLinearState], bool], s: _Iterate, m: _Model) -> Ending | None:
+    stop = observe(ProxLinearState(s.iterations, s.x.clone(), s.value, m.stationarity, s.t))
+    return Ending(Status.STOPPED, f"observe returned True in iteration {s.iterations}") if stop else None
+
+
+def _tried(problem: _Problem, s: _Iterate, m: _Model, *, last: bool) -> tuple[_Iterate, bool]:
+    """The iterate after the step, and whether it was accepted. The `last` step is taken where it does no harm."""
+    moved = s.x + m.step.d
+    with torch.no_grad():
+        trial = problem.values(moved)
+    s = replace(s, evaluations=s.evaluations + 1)
+    after = float(problem.h.value(trial)) if bool(trial.isfinite().all()) else math.nan
+    if last:
+        return (replace(s, x=moved, z=trial, value=after) if after <= s.value else s), False
+    if math.isfinite(after) and s.value - after >= ACCEPT * m.predicted - m.noise / 10:
+        J, norm_J, spent = linearized(problem.values, moved, problem.space, problem.image)
+        s = replace(s, jacobians=s.jacobians + 1, products=s.products + spent)
+        if math.isfinite(norm_J):
+            # the model's error in units of its quadratic part
+            error = (after - m.step.model) / m.step.quadratic if m.step.quadratic > 0 else math.nan
+            t = s.t * GROW if error <= 0.25 else s.t if error <= 1 else s.t / SHRINK
+            s = replace(s, x=moved, z=trial, value=after, J=J, norm_J=max(s.norm_J, norm_J), t=t, refused=0)
+            return replace(s, iterations=s.iterations + 1), True
+    return replace(s, refused=s.refused + 1, t=s.t / SHRINK), False
 
 
 def start_of(x0: Parameters) -> tuple[Variables, Tensor]:

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from frechet.linalg.systems._cg import cg
+from frechet.operators._constructors import from_callable, identity
 from frechet.operators._operator import LinearOperator
-from frechet.operators._structured import Matrix, from_callable, identity
+from frechet.operators._structured import Matrix
 from frechet.optimize._nonsmooth.convex import Convex
 from frechet.space import Space
 

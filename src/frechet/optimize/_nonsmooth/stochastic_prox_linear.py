@@ -19,7 +19,7 @@ the prox-gradient mapping of the whole problem.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.linalg._result import Status
+from frechet.linalg.systems._protocol import Ending
 from frechet.optimize._nonsmooth.convex import Convex, Named, convex_function
 from frechet.optimize._nonsmooth.prox_linear import (
     ACCURACY,
@@ -39,7 +40,7 @@ from frechet.optimize._nonsmooth.prox_linear import (
     subgradient,
 )
 from frechet.optimize._nonsmooth.prox_step import Step, prox_step
-from frechet.space import euclidean, generator
+from frechet.space import Variables, euclidean, generator
 
 
 def stochastic_prox_linear(
@@ -56,16 +57,28 @@ def stochastic_prox_linear(
     gtol: float | None = None,
     observe: Callable[[ProxLinearState], bool] | None = None,
 ) -> ProxLinearSolution:
-    """A point near a minimum of the mean of h over the rows of c, by steps on `batch_size` of the `rows` at a time.
-
-    `c(x, i)` returns the rows with the numbers i ``(b,)``, a tensor of integers, as ``(b,)``. `h` is a sum over rows:
-    "l1", "huber", or a `Convex` that is one. `t0` is the first t, by default that of a Polyak step; it is multiplied by
-    `decay` after every epoch. `observe` is called once per epoch, with the mean of the values that the batches had.
+    """Find a point near a minimum of the mean of h over the rows of c, by steps on a few rows at a time.
 
     The `value`, `stationarity` and `multipliers` of the result are those of the mean over all rows at the last x, for
-    the first t. `evaluations` and `jacobians` count passes over all rows. Converged means
-    ``stationarity <= gtol * norm(J) * norm(y)``, gtol = sqrt(eps) of the dtype if left out; otherwise the status is
-    `max_iterations` (the epochs are over), `stopped` or `nonfinite`, and `reason` has the number.
+    the first t. Its `evaluations` and `jacobians` count passes over all rows.
+
+    Args:
+        h: a sum over rows: ``"l1"``, ``"huber"``, or a `Convex` that is one.
+        c: ``c(x, i)`` returns the rows with the numbers i ``(b,)``, a tensor of integers, as ``(b,)``.
+        x0: where the iteration starts, a tensor of any shape or a dict of tensors.
+        rows: how many rows there are.
+        batch_size: how many rows a step sees.
+        seed: the seed of the order of rows.
+        epochs: how many times each row is seen.
+        t0: the first t. Default: that of a Polyak step.
+        decay: t is multiplied by it after every epoch.
+        gtol: converged means ``stationarity <= gtol * norm(J) * norm(y)``. Default: sqrt(eps) of the dtype.
+        observe: is called after each epoch with the mean of the values that the batches had, and stops the run by
+            returning True.
+
+    Returns:
+        A `ProxLinearSolution`. Its status is `converged`, `max_iterations` (the epochs are over), `stopped` or
+            `nonfinite`, and `reason` has the number.
 
     Example:
         >>> import torch
@@ -78,6 +91,49 @@ def stochastic_prox_linear(
         tensor([1.4142], dtype=torch.float64)
     """
     outside = convex_function(h)
+    _check(h, rows, batch_size, epochs, decay)
+    variables, x = start_of(x0)
+    problem = _Problem(outside, c, variables)
+    goal = math.sqrt(variables.space.eps) if gtol is None else gtol
+    everything = torch.arange(rows, device=variables.space.device)
+    start = problem.model(x, everything, t0)
+    if start.step is None:
+        raise NonFinite(f"stochastic_prox_linear: c and h(c) must be finite at x0, got a mean of {start.value}")
+    t = start.t
+    iterations, products, done, history = 0, start.products, 0, [start.value]
+    ending = None
+    while done < epochs and ending is None:
+        order = torch.randperm(rows, generator=generator(seed, done)).to(variables.space.device)
+        epoch = _epoch(problem, x, order.split(batch_size), t)
+        x, iterations, products = epoch.x, iterations + epoch.steps, products + epoch.products
+        if not epoch.finite:
+            ending = Ending(Status.NONFINITE, f"c is not finite in epoch {done + 1}; a smaller t0 may help")
+            break
+        done += 1
+        history.append(epoch.value)
+        if observe is not None and observe(ProxLinearState(iterations, x.clone(), epoch.value, epoch.moved, t)):
+            ending = Ending(Status.STOPPED, f"observe returned True after epoch {done}")
+        t *= decay
+    end = problem.model(x, everything, start.t)
+    ending = _ended(ending or Ending(Status.MAX_ITERATIONS, f"{epochs} epochs are over"), end, goal)
+    return ProxLinearSolution(
+        x=variables.unflatten(x.clone()),
+        status=ending.status,
+        reason=ending.detail,
+        value=end.value,
+        stationarity=end.stationarity,
+        t=start.t,
+        gap=math.nan if end.step is None else end.step.gap,
+        multipliers=torch.full((rows,), math.nan) if end.step is None else end.step.y,
+        iterations=iterations,
+        evaluations=done + 2,
+        jacobians=done + 2,
+        products=products + end.products,
+        history=tuple(history),
+    )
+
+
+def _check(h: Named | Convex, rows: int, batch_size: int, epochs: int, decay: float) -> None:
     if h == "max":
         raise ValueError("stochastic_prox_linear: h must be a sum over rows, got 'max'; use prox_linear")
     for name, value, least in (("rows", rows, 1), ("batch_size", batch_size, 1), ("epochs", epochs, 0)):
@@ -85,15 +141,22 @@ def stochastic_prox_linear(
             raise ValueError(f"stochastic_prox_linear: {name} must be >= {least}, got {value}")
     if not 0 < decay <= 1:
         raise ValueError(f"stochastic_prox_linear: decay must lie in (0, 1], got {decay}")
-    variables, x = start_of(x0)
-    space = variables.space
-    goal = math.sqrt(space.eps) if gtol is None else gtol
 
-    def model(x: Tensor, i: Tensor, t: float | None) -> _Model:
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """The rows of c, and h of a sum over them."""
+
+    h: Convex
+    c: Callable[..., Tensor]
+    variables: Variables
+
+    def model(self, x: Tensor, i: Tensor, t: float | None) -> _Model:
         """The mean over the rows i at x, and its step for t, one of Polyak's if there is none."""
+        space = self.variables.space
 
         def values(x: Tensor) -> Tensor:
-            z = flat(space, c(variables.unflatten(x), i))
+            z = flat(space, self.c(self.variables.unflatten(x), i))
             if len(z) != len(i):
                 raise ValueError(
                     f"stochastic_prox_linear: c must return one number per row, got {len(z)} for {len(i)} rows"
@@ -102,7 +165,7 @@ def stochastic_prox_linear(
 
         with torch.no_grad():
             z = values(x)
-        h = Convex(lambda u: outside.value(u) / len(i), lambda u, s: outside.prox(u, s / len(i)))
+        h = Convex(lambda u: self.h.value(u) / len(i), lambda u, s: self.h.prox(u, s / len(i)))
         value = float(h.value(z))
         if not math.isfinite(value):
             return _Model(value, None, math.nan, math.nan, 0)
@@ -116,50 +179,37 @@ def stochastic_prox_linear(
         size = norm_J * float(J.codomain.norm(step.y))
         return _Model(value, step, t, size, spent + step.products + 1)
 
-    everything = torch.arange(rows, device=space.device)
-    start = model(x, everything, t0)
-    if start.step is None:
-        raise NonFinite(f"stochastic_prox_linear: c and h(c) must be finite at x0, got a mean of {start.value}")
-    first = t = start.t
-    iterations, products, done, history = 0, start.products, 0, [start.value]
-    status, reason = Status.MAX_ITERATIONS, f"{epochs} epochs are over"
-    while done < epochs and status is Status.MAX_ITERATIONS:
-        order = torch.randperm(rows, generator=generator(seed, done)).to(space.device)
-        total, moved = 0.0, 0.0
-        for i in order.split(batch_size):
-            found = model(x, i, t)
-            if found.step is None:
-                status, reason = Status.NONFINITE, f"c is not finite in epoch {done + 1}; a smaller t0 may help"
-                break
-            x, total = x + found.step.d, total + found.value * len(i) / rows
-            moved = math.sqrt(2 * found.step.quadratic / t)
-            iterations, products = iterations + 1, products + found.products
-        else:
-            done += 1
-            history.append(total)
-            if observe is not None and observe(ProxLinearState(iterations, x.clone(), total, moved, t)):
-                status, reason = Status.STOPPED, f"observe returned True after epoch {done}"
-            t *= decay
-    end = model(x, everything, first)
-    stationarity = math.nan if end.step is None else math.sqrt(2 * end.step.quadratic / first)
-    if end.step is not None:
-        reason += f", prox-gradient mapping {stationarity:.3g}"
-        status = Status.CONVERGED if stationarity <= goal * end.size else status
-    return ProxLinearSolution(
-        x=variables.unflatten(x.clone()),
-        status=status,
-        reason=reason,
-        value=end.value,
-        stationarity=stationarity,
-        t=first,
-        gap=math.nan if end.step is None else end.step.gap,
-        multipliers=torch.full((rows,), math.nan) if end.step is None else end.step.y,
-        iterations=iterations,
-        evaluations=done + 2,
-        jacobians=done + 2,
-        products=products + end.products,
-        history=tuple(history),
-    )
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """Steps on all rows once: where they led, and the mean of the values that the batches had."""
+
+    x: Tensor
+    value: float
+    moved: float  # length of the last step, over t
+    steps: int
+    products: int
+    finite: bool
+
+
+def _epoch(problem: _Problem, x: Tensor, batches: Sequence[Tensor], t: float) -> _Epoch:
+    rows, value, moved, steps, products = sum(map(len, batches)), 0.0, 0.0, 0, 0
+    for i in batches:
+        found = problem.model(x, i, t)
+        if found.step is None:
+            return _Epoch(x, value, moved, steps, products, finite=False)
+        x, value = x + found.step.d, value + found.value * len(i) / rows
+        moved = found.stationarity
+        steps, products = steps + 1, products + found.products
+    return _Epoch(x, value, moved, steps, products, finite=True)
+
+
+def _ended(ending: Ending, end: _Model, goal: float) -> Ending:
+    """Why the run ended, with the prox-gradient mapping of all rows."""
+    if end.step is None:
+        return ending
+    status = Status.CONVERGED if end.stationarity <= goal * end.size else ending.status
+    return Ending(status, f"{ending.detail}, prox-gradient mapping {end.stationarity:.3g}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,3 +221,8 @@ class _Model:
     t: float
     size: float  # norm(J) norm(y)
     products: int
+
+    @property
+    def stationarity(self) -> float:
+        """The prox-gradient mapping."""
+        return math.nan if self.step is None else math.sqrt(2 * self.step.quadratic / self.t)

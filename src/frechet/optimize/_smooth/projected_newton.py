@@ -27,8 +27,8 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.linalg._result import Status
+from frechet.operators._constructors import from_diagonal, from_matrix
 from frechet.operators._operator import PSD, Fact, LinearOperator
-from frechet.operators._structured import from_diagonal, from_matrix
 from frechet.optimize._box import Box
 from frechet.optimize._geometric import Geometric
 from frechet.optimize._smooth.newton_loop import (

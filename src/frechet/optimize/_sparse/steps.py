@@ -15,7 +15,7 @@ from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.linalg.systems._lsmr import lsmr
-from frechet.operators._structured import from_callable
+from frechet.operators._constructors import from_callable
 from frechet.optimize._least_squares.residual import Route
 from frechet.optimize._sparse.block_jacobian import BlockJacobian
 from frechet.optimize._sparse.schur import NormalFactor, factored_normal
