@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from frechet.linalg._basis import Storage, kept_as, roundoff
@@ -210,7 +210,7 @@ def _eigenvalues_like(nodes: Tensor, weights: Tensor, n: int) -> np.ndarray:
     bottom, top = t[0] - (t[1] - t[0]) / 2, t[-1] + (t[-1] - t[-2]) / 2
     bottom = max(bottom, nodes[low - 1]) if low else bottom
     top = min(top, nodes[high]) if high < len(nodes) else top
-    quantiles = PchipInterpolator([0.0, *(share / w.sum()), 1.0], [bottom, *t, top])
+    quantiles = scipy.interpolate.PchipInterpolator([0.0, *(share / w.sum()), 1.0], [bottom, *t, top])
     return np.concatenate([quantiles((np.arange(left) + 0.5) / left), ends])
 
 
