@@ -61,6 +61,14 @@ def test_roots_and_linear_systems():
     found = to_optimize_result(root(lambda x: x**3 - 8, torch.ones(1, dtype=F64)))
     assert found.success
     assert found.x[0] == pytest.approx(2)
+    calls = []
+    F = lambda x: (calls.append(1), x**3 - 8)[1]  # noqa: E731
+    for jacobian in ("3-point", "products"):
+        calls.clear()
+        s = root(F, torch.ones(1, dtype=F64), jacobian=jacobian)
+        assert to_optimize_result(s).nfev == s.evaluations
+        # the evaluations inside of products are those of their derivatives
+        assert s.evaluations == len(calls) if jacobian == "3-point" else 0 < s.evaluations < len(calls)
     A = from_matrix(2 * torch.eye(3, dtype=F64), facts="positive_definite")
     found = to_optimize_result(cg(A, torch.ones(3, dtype=F64), max_iterations=0))
     assert (found.success, found.status) == (False, 0)

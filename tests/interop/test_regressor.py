@@ -242,3 +242,29 @@ def test_the_score_of_constant_targets_is_that_of_scikit_learn():
     flat = LeastSquaresRegressor(lambda p, X: p[0] + 0 * X[:, 0], np.zeros(1)).fit(X, np.full(30, 2.0))
     for y in (np.full(30, 2.0), np.full(30, 3.0)):
         assert flat.score(X, y) == r2_score(y, flat.predict(X))
+
+
+@pytest.mark.parametrize(
+    "start", [[1, 1], np.array([1, 1]), torch.tensor([1, 1]), START.float(), START.bfloat16(), (1.0, 0.5), [True, 1]]
+)
+def test_any_real_numbers_are_a_start(start):
+    p = LeastSquaresRegressor(decay, start).fit(X, data(0, 0.0)).parameters_
+    assert p.dtype == F64
+    assert p.tolist() == pytest.approx([3, 0.5])
+    named = LeastSquaresRegressor(lambda p, X: decay((p["a"], p["b"]), X), {"a": 1, "b": np.float32(0.1)})
+    assert float(named.fit(X, data(0, 0.0)).parameters_["a"]) == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("start", "got"),
+    [
+        (None, "NoneType"), ("ab", "str"), (["a", "b"], "<U1"), (1j * np.ones(2), "complex128"),
+        (torch.ones(2) * 1j, r"torch\.complex64"), ({"a": None}, "NoneType in block 'a'"),
+    ],
+)  # fmt: skip
+def test_a_start_that_is_no_number_is_refused(start, got):
+    sentence = (
+        f"LeastSquaresRegressor.fit: start must be real numbers, in a tensor, an array or a dict of these, got {got}"
+    )
+    with pytest.raises(TypeError, match=sentence):
+        LeastSquaresRegressor(decay, start).fit(X, data(0))

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,15 @@ def test_a_side_that_the_dtype_cannot_hold_is_rounded_inwards(sides):
     assert sides[1] - 1e-7 <= float(b.upper.double()) <= sides[1]
 
 
+@pytest.mark.parametrize(
+    "bounds", [[0, 1], (np.zeros(3), 1), (torch.tensor([0, 0, 0]), np.float32(1)), (False, torch.ones(3).half())]
+)
+def test_lists_integers_arrays_and_other_dtypes_are_converted(bounds):
+    b = box("minimize", SPACE, bounds)
+    assert (b.lower.tolist(), b.upper.tolist()) == ([0, 0, 0], [1, 1, 1])
+    assert b.lower.dtype == SPACE.dtype
+
+
 def test_projection_and_held_variables():
     b = box("minimize", SPACE, (0.0, 1.0))
     assert b.project(torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)).tolist() == [0, 0.5, 1]
@@ -39,7 +49,28 @@ def test_projection_and_held_variables():
     ("bounds", "error", "sentence"),
     [
         ([(0, 1)] * 3, TypeError, r"minimize: bounds must be a pair \(lower, upper\), each a number.*, got list of 3"),
-        ([(0, 1)] * 2, TypeError, r"minimize: bounds must be a pair \(lower, upper\), each a number.*, got list of 2"),
+        ([(0, 1)] * 2, TypeError, r"got a tuple in the pair; write \(torch\.tensor"),
+        (
+            ([0, 0], [1, 1]),
+            TypeError,
+            r"got a list in the pair; write \(torch\.tensor",
+        ),
+        ({"a": (0, 1)}, TypeError, "each a number, a tensor or a dict, got dict"),
+        (
+            (None, 1.0),
+            TypeError,
+            "lower bounds must be real numbers.*, got NoneType; leave a side open",
+        ),
+        (
+            (0.0, "1"),
+            TypeError,
+            "upper bounds must be real numbers.*, got str; leave a side open with inf",
+        ),
+        (
+            (torch.zeros(3) * 1j, 1.0),
+            TypeError,
+            r"lower bounds must be real numbers.*, got torch\.complex64",
+        ),
         ((2.0, 1.0), ValueError, "bounds must leave a point between them, got lower 2 > upper 1 in entry 0"),
         ((math.nan, 1.0), ValueError, "lower bounds must be numbers, got NaN"),
         ((torch.zeros(2), 1.0), ValueError, r"lower bounds must be numbers or have the shape of x0 \(3,\), got \(2,\)"),

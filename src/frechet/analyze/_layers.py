@@ -29,8 +29,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.linalg._diagonal import power_of_two
@@ -344,7 +344,7 @@ def _fieller(seen: _Sums, members: list[int], level: float) -> tuple[float, floa
 
 
 def _t(level: float, degrees: float) -> float:
-    return float(stats.t.ppf(0.5 + level / 2, degrees))
+    return float(scipy.stats.t.ppf(0.5 + level / 2, degrees))
 
 
 def _set(a: float, b: float, vxx: float, vxy: float, vyy: float, t: float) -> tuple[float, float]:

@@ -32,8 +32,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.analyze._examples import ExampleGradients, _one_part, _terms, example_gradients
@@ -142,7 +142,7 @@ def noise_scale(
         float(S), float(G2), float(s.var()) / n, float(q.var()) / n, float(torch.cov(torch.stack([s, q]))[0, 1]) / n,
         along, n,
     )  # fmt: skip
-    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
+    t = float(scipy.stats.t.ppf(0.5 + level / 2, n - 1))
     smallest = t * math.sqrt(tests.null_variance(0.0))  # |G|^2 that differs from zero
     resolvable = float(S) / smallest if smallest > 0 else math.inf
     below = float(S) > 0 and float(G2) < -smallest

@@ -22,9 +22,8 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import PchipInterpolator
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from frechet.linalg._basis import Storage, kept_as, roundoff
@@ -234,7 +233,7 @@ def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:
 
 def _eigenvalues_like(found: Lanczos, residual: float, n: int) -> tuple[Tensor, Tensor]:
     """Eigenvalues, and how many of the n each stands for, of which Lanczos' method would have seen about the same."""
-    nodes, vectors = eigh_tridiagonal(found.alpha.numpy(), found.beta.numpy())
+    nodes, vectors = scipy.linalg.eigh_tridiagonal(found.alpha.numpy(), found.beta.numpy())
     residuals = residual * np.abs(vectors[-1])
     apart = np.minimum(np.diff(nodes, prepend=-np.inf), np.diff(nodes, append=np.inf))
     single = residuals < SETTLED * apart
@@ -252,7 +251,7 @@ def _eigenvalues_like(found: Lanczos, residual: float, n: int) -> tuple[Tensor, 
     bottom = max(bottom, (nodes[low - 1] + t[0]) / 2) if low else bottom
     top = min(top, (nodes[high] + t[-1]) / 2) if high < len(nodes) else top
     share = (np.cumsum(w) - w / 2) / w.sum()
-    quantiles = PchipInterpolator([0.0, *share, 1.0], [bottom, *t, top])
+    quantiles = scipy.interpolate.PchipInterpolator([0.0, *share, 1.0], [bottom, *t, top])
     edge = min(EDGE, left // 2)
     inner = np.linspace(edge, left - edge, min(GROUPS, left - 2 * edge) + 1)
     borders = np.concatenate([np.arange(edge), inner, np.arange(left - edge + 1, left + 1)])

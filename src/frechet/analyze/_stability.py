@@ -25,8 +25,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.analyze._examples import ExampleGradients, example_curvatures
@@ -274,7 +274,7 @@ def _mean_square_norm(squares: Tensor, k: int, level: float, whole: bool) -> Ran
         return Range(exact, exact, exact)
     # a probe on one side moves a row or a column of the products and what it shares with the exact vectors
     spread = (inside.mean(0) + across[0]).var() + (inside.mean(1) + across[1]).var()
-    width = float(stats.t.ppf(0.5 + level / 2, probes - 1)) * math.sqrt(float(spread) / probes) / random
+    width = float(scipy.stats.t.ppf(0.5 + level / 2, probes - 1)) * math.sqrt(float(spread) / probes) / random
     # the exact part is a lower bound; exp() of more than 700 is no number
     return Range(exact + random, exact + random * math.exp(-width), exact + random * math.exp(min(width, 700.0)))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import OptimizeResult
 from torch import Tensor
 
 from frechet.linalg._result import Solution, Status
@@ -28,7 +28,7 @@ CODES = {
 }
 
 
-def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solution) -> OptimizeResult:
+def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solution) -> scipy.optimize.OptimizeResult:
     """The solution as a `scipy.optimize.OptimizeResult` with arrays of NumPy; x is flat, in the order of the blocks.
 
     All have `x`, `success`, `status`, `message`, `nit` and `nfev`. `status` is that of SciPy's function of the same
@@ -55,7 +55,7 @@ def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solut
     match solution:
         case LeastSquaresSolution():
             free = solution.gradient[solution.active == 0]
-            return OptimizeResult(
+            return scipy.optimize.OptimizeResult(
                 **shared,
                 status=CODES[solution.status],
                 message=solution.reason,
@@ -69,7 +69,7 @@ def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solut
             )
         case MinimizeSolution():
             code = CODES[solution.status]
-            return OptimizeResult(
+            return scipy.optimize.OptimizeResult(
                 **shared,
                 status=1 - code if code in (0, 1) else code,  # minimize counts success as 0
                 message=solution.reason,
@@ -83,12 +83,12 @@ def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solut
                 nhev=solution.products,
             )
         case Solution():
-            return OptimizeResult(
+            return scipy.optimize.OptimizeResult(
                 **shared,
                 status=CODES[solution.status],
                 message=solution.message or str(solution.status),
                 residual=solution.residual,
-                nfev=solution.products,
+                nfev=solution.products if solution.evaluations is None else solution.evaluations,
             )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frechet.interop._table import check_columns, names_of_columns, not_fitted, table, target, weights
+from frechet.interop._table import ESTIMATOR, check_columns, names_of_columns, not_fitted, table, target, weights
 from frechet.operators.derivatives._jacobian import jacobian
 from frechet.optimize._least_squares.least_squares import Bound, Method, least_squares
 from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution
@@ -178,8 +178,16 @@ class LeastSquaresRegressor:
         return self.solution_
 
 
-def _tensors(start: object) -> Any:
-    """The start in float64, with tensors in the place of arrays."""
-    if isinstance(start, Mapping):
-        return {name: _tensors(block) for name, block in start.items()}
-    return start.detach().double() if isinstance(start, Tensor) else torch.tensor(np.asarray(start, dtype=np.float64))
+def _tensors(start: object, where: str = "") -> Any:
+    """The start in float64, with tensors in the place of arrays and numbers."""
+    if isinstance(start, Mapping) and not where:
+        return {name: _tensors(block, f" in block '{name}'") for name, block in start.items()}
+    if isinstance(start, Tensor) and not start.is_complex():
+        return start.detach().cpu().double()
+    array = np.asarray(start) if not isinstance(start, Tensor) else np.zeros(0, dtype=complex)
+    if array.dtype.kind not in "fiub":
+        got = array.dtype if isinstance(start, np.ndarray | list) else getattr(start, "dtype", type(start).__name__)
+        raise TypeError(
+            f"{ESTIMATOR}.fit: start must be real numbers, in a tensor, an array or a dict of these, got {got}{where}"
+        )
+    return torch.from_numpy(np.array(array, dtype=np.float64))

@@ -35,9 +35,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import scipy
 import torch
-from scipy.special import chdtriv
-from scipy.stats import norm
 from torch import Tensor
 
 from frechet.linalg._basis import ROUNDING, Storage, new_basis
@@ -237,12 +236,12 @@ def _chi_square_interval(mean: Tensor, variance: Tensor, level: float) -> tuple[
     """The interval for mu where mean ~ (c / 2) chi-square(2 mu / c), with c = variance / mean taken as known."""
     c = torch.where(mean > 0, variance / mean, torch.zeros_like(mean))
     x = torch.where(c > 0, 2 * mean / c, torch.full_like(mean, math.inf))
-    q = float(norm.ppf(0.5 + level / 2))
+    q = float(scipy.stats.norm.ppf(0.5 + level / 2))
     low, high = mean - q * variance.sqrt(), mean + q * variance.sqrt()
     inner = (x < 1e5) & (x > 1e-8)  # beyond, the two agree, or there is nothing
     few = x[inner].numpy()
-    low[inner] = c[inner] / 2 * torch.from_numpy(chdtriv(0.5 + level / 2, few))
-    high[inner] = c[inner] / 2 * torch.from_numpy(chdtriv(0.5 - level / 2, few))
+    low[inner] = c[inner] / 2 * torch.from_numpy(scipy.special.chdtriv(0.5 + level / 2, few))
+    high[inner] = c[inner] / 2 * torch.from_numpy(scipy.special.chdtriv(0.5 - level / 2, few))
     return low, high
 
 

@@ -23,8 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from frechet.linalg._basis import Storage, new_basis
@@ -230,7 +230,7 @@ def gauss_quadrature(alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
 
     Exact where f is a polynomial of degree at most 2 m - 1, m the number of Lanczos steps from v, or the space ended.
     """
-    nodes, vectors = eigh_tridiagonal(alpha.numpy(), beta.numpy())
+    nodes, vectors = scipy.linalg.eigh_tridiagonal(alpha.numpy(), beta.numpy())
     return torch.from_numpy(nodes), torch.from_numpy(np.square(vectors[0]))
 
 

@@ -27,8 +27,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.linalg._sequential import LEVEL, Reading, degrees_of_freedom
@@ -101,7 +101,9 @@ def reading(space: Space, samples: Samples, symmetric: bool, shift: float = 0.0)
     dof = degrees_of_freedom(k) if signs else float(k - 1)
     if not symmetric:
         own = float(deviation(x)) / math.sqrt(k), dominated(k)
-        error, dof = min((error, dof), own, key=lambda pair: pair[0] * float(stats.t.ppf((1 + LEVEL) / 2, pair[1])))
+        error, dof = min(
+            (error, dof), own, key=lambda pair: pair[0] * float(scipy.stats.t.ppf((1 + LEVEL) / 2, pair[1]))
+        )
     floor = ROUNDING * space.eps * math.sqrt(space.dim / samples.counted) * samples.size
     return Reading(shift + x.mean(), x.new_tensor(max(error, floor)), dof)
 

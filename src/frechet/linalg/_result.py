@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.errors import NotConverged
@@ -47,6 +47,7 @@ class Solution(Result):
     history: tuple[float, ...] = field(default=(), repr=False)
     message: str = ""
     direction: Tensor | None = None  # of non-positive curvature, where status is INDEFINITE
+    evaluations: int | None = None  # of the caller's function, where there is one
 
     @property
     def converged(self) -> bool:
@@ -91,7 +92,7 @@ class Estimate(Result):
         """Lower and upper end of the interval that covers the true value with probability `level`."""
         if not 0 < level < 1:
             raise ValueError(f"interval: level must lie between 0 and 1, got {level}")
-        q = float(stats.t.ppf(0.5 + level / 2, self.degrees_of_freedom))
+        q = float(scipy.stats.t.ppf(0.5 + level / 2, self.degrees_of_freedom))
         return self.value - q * self.standard_error, self.value + q * self.standard_error
 
     def __float__(self) -> float:

@@ -26,8 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.errors import NonFinite
@@ -95,12 +95,12 @@ def looks(first: int, limit: int) -> list[int]:
 def shared_error(standard_error: Tensor, dof: float, count: int) -> Tensor:
     """The standard error whose `LEVEL` interval is the interval of error probability (1 - LEVEL) / `count`."""
     share = (1 - LEVEL) / count
-    return standard_error * float(stats.t.ppf(1 - share / 2, dof) / stats.t.ppf((1 + LEVEL) / 2, dof))
+    return standard_error * float(scipy.stats.t.ppf(1 - share / 2, dof) / scipy.stats.t.ppf((1 + LEVEL) / 2, dof))
 
 
 def meets(value: Tensor, standard_error: Tensor, dof: float, rtol: float, space: Space) -> bool:
     """Whether q |standard error| <= rtol |value|; of a vector these are Euclidean norms."""
-    q = float(stats.t.ppf((1 + LEVEL) / 2, dof))
+    q = float(scipy.stats.t.ppf((1 + LEVEL) / 2, dof))
     if value.ndim:
         return q * float(space.norm(standard_error)) <= rtol * float(space.norm(value))
     return q * float(standard_error) <= rtol * abs(float(value))

@@ -6,15 +6,13 @@ copies of the block.
 
 from __future__ import annotations
 
-import numpy as np
-import scipy.sparse.linalg as sla
+import scipy
 import torch
-from numpy.typing import NDArray
 
 from frechet.operators._operator import LinearOperator
 
 
-def to_scipy(A: LinearOperator) -> sla.LinearOperator:
+def to_scipy(A: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
     """Return `A` as a `scipy.sparse.linalg.LinearOperator` of the same shape and dtype, with its transpose.
 
     NumPy input of another real dtype is converted to A's dtype. Complex input is taken as two real products.
@@ -33,31 +31,7 @@ def to_scipy(A: LinearOperator) -> sla.LinearOperator:
     """
     if A.domain.dtype not in (torch.float16, torch.float32, torch.float64):
         raise TypeError(f"to_scipy: A must have a dtype that NumPy has, got {A.domain.dtype}; use float32 vectors")
+    # the class is loaded with scipy.sparse.linalg, which is a good part of an import's time
+    from frechet.operators._for_scipy import ForScipy
+
     return ForScipy(A)
-
-
-class ForScipy(sla.LinearOperator):
-    """What `to_scipy` returns. `operator` is the wrapped operator."""
-
-    def __init__(self, operator: LinearOperator) -> None:
-        super().__init__(torch.zeros(0, dtype=operator.domain.dtype).numpy().dtype, operator.shape)
-        self.operator = operator
-
-    def _matvec(self, x: NDArray) -> NDArray:
-        return _on_arrays(self.operator, x)
-
-    def _rmatvec(self, x: NDArray) -> NDArray:
-        return _on_arrays(self.operator.T, x)
-
-    def _matmat(self, X: NDArray) -> NDArray:
-        return _on_arrays(self.operator, X)
-
-    def _rmatmat(self, X: NDArray) -> NDArray:
-        return _on_arrays(self.operator.T, X)
-
-
-def _on_arrays(A: LinearOperator, x: NDArray) -> NDArray:
-    if np.iscomplexobj(x):
-        return _on_arrays(A, np.real(x)) + 1j * _on_arrays(A, np.imag(x))
-    # a copy: a torch tensor must not share memory that SciPy will overwrite, nor be read-only
-    return (A @ torch.from_numpy(np.array(x)).to(A.domain.device, A.domain.dtype)).cpu().numpy()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,12 +51,15 @@ def box(method: str, space: Space, bounds: tuple[Bound, Bound]) -> Box:
 
 
 def check_pair(method: str, bounds: object) -> None:
-    """Bounds must be a pair."""
-    if not isinstance(bounds, tuple | list) or len(bounds) != 2 or any(isinstance(b, tuple | list) for b in bounds):
-        raise TypeError(
-            f"{method}: bounds must be a pair (lower, upper), each a number, a tensor or a dict, got "
-            f"{type(bounds).__name__}{' of ' + str(len(bounds)) if isinstance(bounds, tuple | list) else ''}"
-        )
+    """Bounds must be a pair; a list of numbers may be one side or one variable's pair, and is not guessed."""
+    if isinstance(bounds, tuple | list) and len(bounds) == 2:
+        plain = next((b for b in bounds if isinstance(b, tuple | list)), None)
+        if plain is None:
+            return
+        got = f"a {type(plain).__name__} in the pair; write (torch.tensor(lower), torch.tensor(upper))"
+    else:
+        got = type(bounds).__name__ + (f" of {len(bounds)}" if isinstance(bounds, tuple | list) else "")
+    raise TypeError(f"{method}: bounds must be a pair (lower, upper), each a number, a tensor or a dict, got {got}")
 
 
 def side(method: str, space: Space, bound: Bound, name: str) -> Tensor:
@@ -66,6 +70,12 @@ def side(method: str, space: Space, bound: Bound, name: str) -> Tensor:
     parts = []
     for block, shape in zip(space.names, space.shapes, strict=True):
         value = bound.get(block, default) if isinstance(bound, Mapping) else bound
+        if not isinstance(value, float | int | Tensor | np.ndarray | np.generic) or torch.as_tensor(value).is_complex():
+            got = value.dtype if isinstance(value, Tensor | np.ndarray | np.generic) else type(value).__name__
+            raise TypeError(
+                f"{method}: {name} bounds must be real numbers or tensors of them, got {got}; leave a side open with "
+                f"{default}"
+            )
         part = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
         if part.ndim and part.shape != shape:
             raise ValueError(

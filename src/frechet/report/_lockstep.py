@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from frechet.linalg._basis import new_basis
@@ -109,7 +109,7 @@ class _Module:
     def top(self, rtol: float) -> Eigenvalue:
         """The largest Ritz value and its residual."""
         off = np.array(self.beta[:-1])
-        values, vectors = eigh_tridiagonal(np.array(self.alpha), off)
+        values, vectors = scipy.linalg.eigh_tridiagonal(np.array(self.alpha), off)
         value, residual = float(values[-1]), abs(self.beta[-1] * float(vectors[-1, -1]))
         residual = math.hypot(residual, 10 * self.space.eps * self.scale)  # as in eigsh
         return Eigenvalue(value, residual, residual <= rtol * abs(value))

@@ -21,8 +21,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.errors import NonFinite
@@ -117,7 +117,7 @@ def fieller(x: Tensor, y: Tensor, level: float, rounding: float) -> tuple[float,
     a, b, k = float(x.mean()), float(y.mean()), x.numel()
     if b == 0.0 or k < 2:
         return (a / b if b else math.nan), -math.inf, math.inf
-    t = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom(k)))
+    t = float(scipy.stats.t.ppf(0.5 + level / 2, degrees_of_freedom(k)))
     covariance = torch.cov(torch.stack([x, y])) / k
     vxx, vxy = float(covariance[0, 0]) + rounding**2, float(covariance[0, 1])
     vyy = float(covariance[1, 1]) + rounding**2

@@ -31,8 +31,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from frechet.errors import NonFinite, NotConverged
@@ -303,7 +303,9 @@ def _quasi_newton(
     if left <= 0:
         return start, Status.MAX_ITERATIONS
     options = {"maxiter": min(left, 300), "maxfun": 10**6, "ftol": 0.0, "gtol": 0.0, "maxcor": 20}
-    minimize(negative, start.alpha.double().cpu().numpy(), jac=True, method="L-BFGS-B", callback=after, options=options)
+    scipy.optimize.minimize(
+        negative, start.alpha.double().cpu().numpy(), jac=True, method="L-BFGS-B", callback=after, options=options
+    )
     if stopped:
         return best, Status.STOPPED
     return best, Status.MAX_ITERATIONS if counts["iterations"] >= limit and best.error > target else None

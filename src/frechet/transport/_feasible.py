@@ -18,9 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import breadth_first_order, connected_components, maximum_flow
 from torch import Tensor
 
 UNITS = 1 << 30
@@ -53,20 +52,20 @@ def pattern(allowed: Tensor, a: Tensor, b: Tensor) -> Pattern | str:
     )
     capacity = np.concatenate([units[0], np.full(len(i), UNITS, dtype=np.int32), units[1]])
     size = (n + m + 2, n + m + 2)
-    graph = csr_matrix((capacity, ends), shape=size)
-    flow = maximum_flow(graph, source, sink)
+    graph = scipy.sparse.csr_matrix((capacity, ends), shape=size)
+    flow = scipy.sparse.csgraph.maximum_flow(graph, source, sink)
     if flow.flow_value < min(int(u.sum()) for u in units) - (n + m):
         return _cut(graph, flow.flow, source, n, a, b)
     moved = np.asarray(flow.flow[i, n + j]).ravel()
     carried = (moved > n + m) | (moved > SMALL * np.minimum(units[0][i], units[1][j]))
-    residual = csr_matrix(
+    residual = scipy.sparse.csr_matrix(
         (
             np.ones(len(i) + int(carried.sum())),
             (np.concatenate([i, n + j[carried]]), np.concatenate([n + j, i[carried]])),
         ),
         shape=(n + m, n + m),
     )
-    _, label = connected_components(residual, directed=True, connection="strong")
+    _, label = scipy.sparse.csgraph.connected_components(residual, directed=True, connection="strong")
     kept = label[i] == label[n + j]
     # a row whose mass drowns in the rounding of the flow keeps its pairs
     lost = [np.bincount(x[kept], minlength=k) == 0 for x, k in ((i, n), (j, m))]
@@ -74,17 +73,21 @@ def pattern(allowed: Tensor, a: Tensor, b: Tensor) -> Pattern | str:
     i, j = i[kept], j[kept]
     mask = np.zeros((n, m), dtype=bool)
     mask[i, j] = True
-    count, label = connected_components(csr_matrix((np.ones(len(i)), (i, n + j)), shape=(n + m, n + m)), directed=False)
+    count, label = scipy.sparse.csgraph.connected_components(
+        scipy.sparse.csr_matrix((np.ones(len(i)), (i, n + j)), shape=(n + m, n + m)), directed=False
+    )
     where = torch.from_numpy(label.astype(np.int64)).to(a.device)
     return Pattern(torch.from_numpy(mask).to(a.device), where[:n], where[n:], int(count))
 
 
-def _cut(graph: csr_matrix, flow: csr_matrix, source: int, n: int, a: Tensor, b: Tensor) -> str:
+def _cut(
+    graph: scipy.sparse.csr_matrix, flow: scipy.sparse.csr_matrix, source: int, n: int, a: Tensor, b: Tensor
+) -> str:
     """The rows with too much mass: those that the source still reaches when the flow is full."""
     left = graph - flow
     left.data = np.maximum(left.data, 0)
     left.eliminate_zeros()
-    reached = breadth_first_order(left, source, return_predecessors=False)
+    reached = scipy.sparse.csgraph.breadth_first_order(left, source, return_predecessors=False)
     rows = np.sort(reached[reached < n])
     columns = np.sort(reached[(reached >= n) & (reached < source)]) - n
     here, there = (

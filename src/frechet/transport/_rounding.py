@@ -19,8 +19,7 @@ Only its supports are taken; the plan on them is a convex problem for the caller
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix, vstack
+import scipy
 
 NODES = 10  # of the search, which ends with what it has found
 ENOUGH = 0.3  # relative gap at which it ends: any plan serves, and near ones are likely to be good
@@ -50,20 +49,20 @@ def supports(score: np.ndarray, T: np.ndarray, a: np.ndarray, b: np.ndarray, k: 
     slope = gamma * b.mean() / k
     ones, at, none = np.ones(size), np.arange(size), np.zeros(size)
     # T = near + up - down, in the unknowns (up, down, z)
-    rows = csr_matrix((np.r_[ones, -ones], (np.r_[i, i], np.r_[at, size + at])), shape=(n, 3 * size))
-    columns = csr_matrix((np.r_[ones, -ones], (np.r_[j, j], np.r_[at, size + at])), shape=(m, 3 * size))
-    used = csr_matrix(
+    rows = scipy.sparse.csr_matrix((np.r_[ones, -ones], (np.r_[i, i], np.r_[at, size + at])), shape=(n, 3 * size))
+    columns = scipy.sparse.csr_matrix((np.r_[ones, -ones], (np.r_[j, j], np.r_[at, size + at])), shape=(m, 3 * size))
+    used = scipy.sparse.csr_matrix(
         (np.r_[ones, -ones, -most], (np.r_[at, at, at], np.r_[at, size + at, 2 * size + at])), shape=(size, 3 * size)
     )
-    counted = csr_matrix((ones, (j, 2 * size + at)), shape=(m, 3 * size))
+    counted = scipy.sparse.csr_matrix((ones, (j, 2 * size + at)), shape=(m, 3 * size))
     of_rows, of_columns = a - T.sum(1), b - T.sum(0)
     of_columns = of_columns + (of_rows.sum() - of_columns.sum()) / m  # equal sums to rounding
-    found = milp(
+    found = scipy.optimize.milp(
         np.r_[slope + worse, slope - worse, none],
         integrality=np.r_[none, none, ones],
-        bounds=Bounds(0, np.r_[most, near, ones]),
-        constraints=LinearConstraint(
-            vstack([rows, columns, used, counted]),  # pyright: ignore[reportArgumentType]
+        bounds=scipy.optimize.Bounds(0, np.r_[most, near, ones]),
+        constraints=scipy.optimize.LinearConstraint(
+            scipy.sparse.vstack([rows, columns, used, counted]),  # pyright: ignore[reportArgumentType]
             np.r_[of_rows, of_columns, np.full(size + m, -np.inf)],  # pyright: ignore[reportArgumentType]
             np.r_[of_rows, of_columns, -near, np.full(m, float(k))],  # pyright: ignore[reportArgumentType]
         ),

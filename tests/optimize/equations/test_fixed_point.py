@@ -117,3 +117,30 @@ def test_a_run_that_ends_early_says_why():
     assert "the mixing has become tiny" in fixed_point(lambda x: x * x + 1, numbers(1)).message
     assert "max_iterations was reached" in fixed_point(torch.cos, numbers(1), max_iterations=1).message
     assert "observe returned True" in fixed_point(torch.cos, numbers(1), observe=lambda state: True).message
+
+
+def test_a_dict_is_matched_by_its_names_and_other_shapes_are_refused():
+    x0 = {"a": torch.zeros(1, dtype=F64), "b": torch.zeros(2, dtype=F64)}
+    s = fixed_point(lambda x: {"b": x["b"] / 2 + 2, "a": x["a"] / 2 + 1}, x0).checked()
+    assert s.x.tolist() == pytest.approx([2, 4, 4])
+    s = fixed_point(lambda x: x.double() / 2 + 1, torch.zeros(2)).checked()  # in the dtype of x0
+    assert s.x.tolist() == pytest.approx([2, 2])
+    with pytest.raises(ValueError, match=r"fixed_point: g must return what x0 is, of shape \(2, 3\), got \(3, 2\)"):
+        fixed_point(lambda x: x.T, torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"fixed_point: g must return what x0 is.*got \{'a': \(1,\), 'c': \(2,\)\}"):
+        fixed_point(lambda x: {"a": x["a"], "c": x["b"]}, x0)
+
+
+@pytest.mark.parametrize(
+    ("x0", "sentence"),
+    [
+        (1.0, r"x0 must be a tensor or a dict of tensors, got float; write torch\.tensor\(x0\)"),
+        (torch.tensor([1, 2]), r"x0 must have a floating-point dtype, got torch\.int64; write x0\.double\(\)"),
+        ({"a": 2.0}, r"x0 must be a tensor or a dict of tensors, got float in block 'a'; write torch\.tensor\(2\.0"),
+        ({"a": torch.ones(1), "b": torch.ones(1).double()}, "x0 must have one dtype"),
+        (torch.ones(1) * 1j, r"x0 must have a floating-point dtype, got torch\.complex64"),
+    ],
+)
+def test_starts_are_checked(x0, sentence):
+    with pytest.raises(TypeError, match=f"fixed_point: {sentence}"):
+        fixed_point(lambda x: x, x0)

@@ -25,8 +25,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import OptimizeResult
 from torch import Tensor
 
 from frechet.calculus.solutions._conditions import Conditions, as_conditions
@@ -167,7 +167,9 @@ def implicit(
 def _solution_of(returned: object, like: Tensor) -> Point:
     """x as tensors: what a solver returned, or the attribute x of it."""
     plain = Tensor | Mapping | np.ndarray | np.generic | float | int
-    if isinstance(returned, OptimizeResult) or (not isinstance(returned, plain) and hasattr(returned, "x")):
+    if isinstance(returned, scipy.optimize.OptimizeResult) or (
+        not isinstance(returned, plain) and hasattr(returned, "x")
+    ):
         returned = returned.x  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(returned, Mapping):
         return {str(n): _tensor(b, like) for n, b in returned.items()}

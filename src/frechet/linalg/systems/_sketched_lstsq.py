@@ -37,8 +37,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from frechet.errors import NotConverged
@@ -286,7 +286,7 @@ def _backward_error(A: Tensor, x: Tensor, r: Tensor, P: Tensor, s: Tensor, D: Te
 
 def _bound(P: Tensor, left: Tensor, freedom: int, entries: int, confidence: float) -> Tensor:
     """Student's quantile times the standard error of each entry; `left` is the residual of the sketched problem."""
-    q = float(stats.t.ppf(1 - (1 - confidence) / (2 * entries), freedom))
+    q = float(scipy.stats.t.ppf(1 - (1 - confidence) / (2 * entries), freedom))
     s = (left.square().sum(0) / freedom).sqrt()
     return q * P.square().sum(1).sqrt()[:, None] * s
 

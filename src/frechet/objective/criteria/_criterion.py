@@ -15,9 +15,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 
@@ -206,7 +206,7 @@ def poisson() -> Criterion:
         lambda f, y: f.exp(),
         True,
         lambda f: f.exp(),
-        lambda f, u: torch.from_numpy(stats.poisson.ppf(u.numpy(), f.exp().numpy())),
+        lambda f, u: torch.from_numpy(scipy.stats.poisson.ppf(u.numpy(), f.exp().numpy())),
     )
 
 

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.linalg._result import Solution, Status
-from frechet.linalg.systems._arguments import check_numbers
+from frechet.linalg.systems._arguments import check_numbers, check_start
 from frechet.operators.derivatives._function import frozen_point
-from frechet.optimize._equations.root import RootState, image
+from frechet.optimize._equations.root_state import RootState, moved_by
 from frechet.space import Space, like, named
 
 GROWTH = 10.0  # of the residual over the best, at which the run goes back
@@ -57,7 +57,7 @@ def fixed_point(
     max_iterations: int = 1000,
     observe: Callable[[RootState], bool] | None = None,
 ) -> Solution:
-    """An x with g(x) = x, from the start x0; ``x`` has the shape of x0, flat for a dict.
+    """Return an x with g(x) = x, from the start x0; ``x`` has the shape of x0, flat for a dict.
 
     Converged means ``norm(g(x) - x) <= max(rtol * norm(x), atol)`` at x, whatever the start was. rtol is eps^(3/4) of
     the dtype if left out; give `atol` where x = 0 may be the fixed point. `memory` 0 is the plain iteration
@@ -73,6 +73,7 @@ def fixed_point(
         >>> round(float(s.x), 12), s.iterations < 10
         (0.739085133215, True)
     """
+    check_start("fixed_point", x0)
     variables, blocks = frozen_point("fixed_point", like(x0, [b.detach() for b in named(x0).values()]))
     space = variables.space
     tolerance = space.eps**0.75 if rtol is None else rtol
@@ -82,7 +83,7 @@ def fixed_point(
     if not 0 < mixing <= 1:
         raise ValueError(f"fixed_point: mixing must lie in (0, 1], got {mixing}")
     x = space.join(blocks)
-    f = image(g, variables, x) - x
+    f = moved_by("fixed_point", "g", g, variables, x) - x
     norm = float(space.norm(f))
     if not math.isfinite(norm):
         raise NonFinite(f"fixed_point: g must be finite at x0, got norm(g(x0) - x0) = {norm}")
@@ -102,7 +103,7 @@ def fixed_point(
             break
         step = _mixed(space, f, dX, dF, mixing)
         moved = x + step
-        f_new = image(g, variables, moved) - moved
+        f_new = moved_by("fixed_point", "g", g, variables, moved) - moved
         norm_new = float(space.norm(f_new))
         iterations += 1
         if not norm_new <= GROWTH * best[0]:  # also NaN
@@ -124,7 +125,8 @@ def fixed_point(
     if status is not Status.CONVERGED:
         norm, x, f = best
     found = x.view(space.shapes[0]) if variables.single else x
-    return Solution(found, status, norm, iterations, 0, tuple(history), f"fixed_point by Anderson mixing{WHY[status]}")
+    message = f"fixed_point by Anderson mixing{WHY[status]}"
+    return Solution(found, status, norm, iterations, 0, tuple(history), message, evaluations=iterations + 1)
 
 
 def _mixed(space: Space, f: Tensor, dX: Tensor, dF: Tensor, mixing: float) -> Tensor:

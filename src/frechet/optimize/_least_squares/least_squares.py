@@ -48,7 +48,7 @@ from frechet.optimize._least_squares.residual import (
     length,
 )
 from frechet.optimize._least_squares.robust import Loss, robust_loss
-from frechet.optimize._least_squares.run import LeastSquaresState, Run
+from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, sizes
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
 from frechet.space import Variables
@@ -61,7 +61,6 @@ ALGORITHMS: dict[str, Callable[..., Run]] = {
     "dogleg": dogleg,
     "interior": interior,
 }
-ENDED = (Status.STOPPED, Status.MAX_ITERATIONS)
 LARGEST = 1 << 22  # entries of a dense Jacobian
 DEAR = 1 << 31  # m n min(m, n), the cost of its factors: some seconds
 WIDEST = 1 << 9  # columns of a matrix that is made of the caller's operators
@@ -135,7 +134,7 @@ def least_squares(
         >>> s.status.value, s.x.round(decimals=12)
         ('converged', tensor([ 2.0000, -0.5000], dtype=torch.float64))
     """
-    problem, x = _problem(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
+    problem, x = problem_of(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
     _algorithm(method, eta, scaling)
     problem, start = begin(problem, x)
@@ -145,14 +144,14 @@ def least_squares(
         eps if xtol is None else xtol,
         ftol,
         100 * (len(x) + 10) if max_evaluations is None else max_evaluations,
-        _sizes(start.x),
+        sizes(start.x),
         tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
     )
     if structure is not None:
         run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
         run = replace(run, history=tuple(c * problem.square for c in run.history))
         return replace(_matrix_free(problem, rules, run, start.cost * problem.square), method=how)
-    if _products(jacobian, len(start.r), len(x)):
+    if by_products(jacobian, len(start.r), len(x)):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
@@ -161,16 +160,8 @@ def least_squares(
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
     algorithm = _algorithm(chosen, eta, scaling)
-    first, start_cost, total, history = linear, linear.cost * problem.square, 0, ()
-    while True:
-        run = algorithm(problem, linear, rules, observe=observe)
-        total, history = total + run.iterations, (*history, *(c * problem.square for c in run.history[bool(history) :]))
-        other, point = in_range(problem, run.linear.point)
-        moved = None if other is problem or run.status in ENDED else other.linearized(point)
-        if moved is None:
-            break
-        problem, linear, rules = other, moved, replace(rules, x0=_sizes(point.x))
-    run = replace(run, iterations=total, history=history)
+    first, start_cost = linear, linear.cost * problem.square
+    problem, rules, run = in_units(algorithm, problem, linear, rules, observe)
     described = f"{chosen}, dense Jacobian by {problem.route}"
     return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
 
@@ -191,12 +182,7 @@ def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
     return partial(interior, scaling=scaling) if method == "interior" else ALGORITHMS.get(method, levenberg_marquardt)
 
 
-def _sizes(x: Tensor) -> Tensor:
-    """The sizes of the parameters; where one is zero, the largest of all."""
-    return torch.where(x != 0, x.abs(), x.abs().max() if len(x) else 0.0)
-
-
-def _products(jacobian: object, m: int, n: int) -> bool:
+def by_products(jacobian: object, m: int, n: int) -> bool:
     """Whether J is used through its products alone."""
     large = m * n > LARGEST or m * n * min(m, n) > DEAR
     if callable(jacobian):
@@ -215,7 +201,7 @@ def _by_products(
         other, point = in_range(problem, run.point, LEAST)
         if other is problem or run.status in ENDED:
             break
-        problem, rules = other, replace(rules, x0=_sizes(point.x))
+        problem, rules = other, replace(rules, x0=sizes(point.x))
     if problem.rho is None and length(point.r) < LEAST:
         run = replace(run, status=Status.CONVERGED, reason=VANISHED)
     return _matrix_free(problem, rules, replace(run, iterations=total, history=history), start)
@@ -326,7 +312,7 @@ def _judged(problem: Residual, linear: Linearization, rules: Rules, run: Run) ->
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _problem(
+def problem_of(
     residual: Callable[..., object],
     x0: Parameters,
     bounds: tuple[Bound, Bound] | None,

@@ -29,8 +29,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from frechet.errors import NonFinite
@@ -207,7 +207,7 @@ class Model:
                 break
             self._extend()
         alpha, beta = np.array(self.alpha), np.array(self.beta[:-1])
-        values, self.Q = eigh_tridiagonal(alpha, beta) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
+        values, self.Q = scipy.linalg.eigh_tridiagonal(alpha, beta) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
         self.diagonal = Diagonal(values, self.size * self.Q[0], self.beta[-1] * self.Q[-1])
 
     def solved(self, solve: Callable[[Diagonal], Step], accuracy: float | Callable[[Step], float]) -> Step:

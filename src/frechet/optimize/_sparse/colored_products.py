@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from frechet.errors import NotDifferentiable
@@ -196,7 +196,7 @@ class Given:
         J, space = self.J, self.problem.space
         if isinstance(J, LinearOperator):
             found = J @ V.to(space.device, space.dtype)
-        elif sparse.issparse(J) or isinstance(J, np.ndarray):
+        elif scipy.sparse.issparse(J) or isinstance(J, np.ndarray):
             found = torch.as_tensor(np.asarray(cast(np.ndarray, J) @ V.cpu().numpy()))
         elif isinstance(J, Tensor):
             found = J @ V.to(J)

@@ -13,10 +13,10 @@ doi 10.1093/imamat/13.1.117; the order: D. Welsh and M. Powell (1967), doi 10.10
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csr_array
+import scipy
 
 
-def meetings(reads: list[np.ndarray], count: int) -> csr_array:
+def meetings(reads: list[np.ndarray], count: int) -> scipy.sparse.csr_array:
     """The graph ``(count, count)``: which vertices stand in one row of an array ``(G, k)``; -1 stands for none."""
     pairs = [np.zeros((0, 2), dtype=np.int64)]
     for index in reads:
@@ -27,12 +27,12 @@ def meetings(reads: list[np.ndarray], count: int) -> csr_array:
                 pairs.append(np.unique(np.sort(pair, 1), axis=0))
     edges = np.concatenate(pairs)
     ends = np.concatenate([edges, edges[:, ::-1]])
-    graph = csr_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    graph = scipy.sparse.csr_array((np.ones(len(ends), dtype=bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
     graph.sum_duplicates()
     return graph
 
 
-def colored(graph: csr_array) -> np.ndarray:
+def colored(graph: scipy.sparse.csr_array) -> np.ndarray:
     """The color of each vertex, from 0 up."""
     start, neighbours = graph.indptr, graph.indices
     count = len(start) - 1

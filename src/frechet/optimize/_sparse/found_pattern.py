@@ -10,8 +10,8 @@ not found; the gradient, which is compared at every point, tells.
 from __future__ import annotations
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from frechet.optimize._least_squares.residual import Point, Residual
@@ -20,14 +20,14 @@ CHUNK = 32  # products at a time
 AWAY = 1e-2  # of the sizes of the parameters
 
 
-def found_pattern(problem: Residual, start: Point) -> sparse.coo_array:
+def found_pattern(problem: Residual, start: Point) -> scipy.sparse.coo_array:
     """The pattern ``(m, n)`` of J near `start`."""
     signs = problem.space.with_dtype(torch.float64).random(0, 0).cpu()
     nearby = problem.at(start.x + AWAY * signs * torch.maximum(start.x.abs(), problem.typical))
     points = [start] if nearby is None else [start, nearby]
     rows, columns = (np.concatenate(parts) for parts in zip(*(_nonzeros(problem, p) for p in points), strict=True))
     shape = (start.r.numel(), problem.space.dim)
-    return sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+    return scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=shape)
 
 
 def _nonzeros(problem: Residual, point: Point) -> tuple[np.ndarray, np.ndarray]:

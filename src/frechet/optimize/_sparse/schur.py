@@ -23,9 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from frechet.optimize._sparse.block_jacobian import BlockJacobian
@@ -172,11 +171,13 @@ def _sparse(plan: Elimination, tiles: list[tuple[Tiles, Tensor]], shift: Tensor)
             columns.append(b[kept])
             entries.append(v[kept])
     places = (np.concatenate(rows), np.concatenate(columns))
-    S = sparse.csc_array(sparse.coo_array((np.concatenate(entries), places), shape=(q, q)))
+    S = scipy.sparse.csc_array(scipy.sparse.coo_array((np.concatenate(entries), places), shape=(q, q)))
     if not np.isfinite(S.data).all() or (S.diagonal() <= 0).any():
         return None
     try:
-        factor = splu(S, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+        factor = scipy.sparse.linalg.splu(
+            S, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+        )
     except RuntimeError as error:
         if "singular" not in str(error):
             raise

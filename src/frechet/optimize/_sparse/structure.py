@@ -13,18 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from frechet.optimize._sparse.coloring import colored, meetings
 from frechet.space import Space
 
 Reads = Mapping[str, "Tensor | str"]
-Declared = Tensor | Reads | Mapping[str, "Reads | Tensor"] | sparse.sparray | sparse.spmatrix | Literal["find"]
+# SciPy's types in quotes, so that scipy.sparse is loaded where it is used
+Declared = Union[
+    Tensor, Reads, Mapping[str, "Reads | Tensor"], "scipy.sparse.sparray", "scipy.sparse.spmatrix", Literal["find"]
+]
 
 WIDEST = 64  # columns of a block that is worth eliminating
 
@@ -90,7 +93,7 @@ def structured(declared: object, space: Space, single: bool, returned: object) -
     return _from_blocks(reads, space, sizes, device)
 
 
-def from_pattern(pattern: sparse.csr_array, m: int, n: int, device: torch.device) -> Structure:
+def from_pattern(pattern: scipy.sparse.csr_array, m: int, n: int, device: torch.device) -> Structure:
     """The structure of a sparse matrix; its rows are gathered by their length, rounded up to a power of two."""
     lengths, groups, reads = np.diff(pattern.indptr), [], []
     for width in [0, *(1 << k for k in range(max(n, 1).bit_length() + 1))]:
@@ -104,7 +107,7 @@ def from_pattern(pattern: sparse.csr_array, m: int, n: int, device: torch.device
         groups.append(RowGroups(_tensor(rows[:, None], device), _tensor(columns, device)))
         reads.append(columns)
     incidence = pattern.astype(np.int64)
-    graph = sparse.csr_array(incidence.T @ incidence)
+    graph = scipy.sparse.csr_array(incidence.T @ incidence)
     graph.setdiag(0)
     graph.eliminate_zeros()
     colors = np.where(np.bincount(pattern.indices, minlength=n) > 0, colored(graph), -1)
@@ -115,21 +118,21 @@ def from_pattern(pattern: sparse.csr_array, m: int, n: int, device: torch.device
 # --- declared blocks --------------------------------------------------------------------------------------------------
 
 
-def _pattern(declared: object, m: int, n: int) -> sparse.csr_array | None:
+def _pattern(declared: object, m: int, n: int) -> scipy.sparse.csr_array | None:
     """The pattern where one is given: a sparse matrix of SciPy or torch, or a boolean tensor."""
     if isinstance(declared, Tensor):
         if declared.layout is torch.strided and declared.dtype is not torch.bool:
             return None
         kept = declared.detach().cpu().to_sparse_coo().coalesce().indices().numpy()
-        found = sparse.coo_array((np.ones(kept.shape[1]), (kept[0], kept[1])), shape=tuple(declared.shape))
-    elif sparse.issparse(declared):
-        found = sparse.coo_array(declared)
+        found = scipy.sparse.coo_array((np.ones(kept.shape[1]), (kept[0], kept[1])), shape=tuple(declared.shape))
+    elif scipy.sparse.issparse(declared):
+        found = scipy.sparse.coo_array(declared)
         found.data = np.ones(len(found.data))
     else:
         return None
     if found.shape != (m, n):
         raise ValueError(f"least_squares: structure must have the shape of the Jacobian {(m, n)}, got {found.shape}")
-    rows = sparse.csr_array(found)
+    rows = scipy.sparse.csr_array(found)
     rows.sum_duplicates()
     return rows
 

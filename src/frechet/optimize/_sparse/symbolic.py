@@ -13,9 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from frechet.optimize._sparse.structure import Blocks, RowGroups, Structure
@@ -124,24 +123,24 @@ def _dense(tiles: list[Tiles], q: int) -> bool | None:
         rows += [i[kept], j[kept]]
         columns += [j[kept], i[kept]]
     i, j = np.concatenate(rows), np.concatenate(columns)
-    S = sparse.csr_array(sparse.coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(q, q)))
+    S = scipy.sparse.csr_array(scipy.sparse.coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(q, q)))
     fits = q * q <= MOST
     if S.nnz > THIN * q * q:
         return True if fits else None
     return False if profile(S) <= MOST else True if fits else None
 
 
-def profile(S: sparse.csr_array) -> int:
+def profile(S: scipy.sparse.csr_array) -> int:
     """An upper bound of the entries of a Cholesky factor of S, its fullest columns kept to the end."""
     q = len(S.indptr) - 1
     full = np.diff(S.indptr) > max(q // 8, 8)
-    kept = sparse.csr_array(S[~full][:, ~full])
+    kept = scipy.sparse.csr_array(S[~full][:, ~full])
     if not kept.nnz:
         return q * (1 + int(full.sum()))
-    order = reverse_cuthill_mckee(kept, symmetric_mode=True)
+    order = scipy.sparse.csgraph.reverse_cuthill_mckee(kept, symmetric_mode=True)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    entries = sparse.coo_array(kept)
+    entries = scipy.sparse.coo_array(kept)
     reach = rank[entries.coords[0]] - rank[entries.coords[1]]
     widths = np.zeros(len(order), dtype=np.int64)
     np.maximum.at(widths, rank[entries.coords[0]], reach)
