@@ -34,6 +34,7 @@ def measure() -> Claim:
         theirs="f - f* of order k^-3 where the plain cubic method has k^-2",
         ours=f"evaluations of `cubic` and of the plain call: {told}",
         verdict="holds" if pays else "does not hold here",
-        why="the rate is that of the worst case; methods that adapt are faster than the bound on these functions",
+        why="the rate is that of the worst case; methods that adapt are faster than the bound on these functions. No "
+        "class of problems was found on which acceleration pays; the method is for study",
         name='minimize(method="cubic")',
     )

@@ -51,6 +51,7 @@ def measure() -> Claim:
         theirs="superlinear local convergence; fewer flops than MINRES and GMRES on their problems",
         ours=f"order of the last step {order:.2f}; products {s.products} sketched, {a.products} with Krylov spaces",
         verdict="holds" if s.products < a.products else "holds in part" if order > 1.1 else "does not hold here",
-        why="superlinear, but a sketch sees the matrix through few products, each of which costs a pass here",
+        why="superlinear, but a sketch sees the matrix through few products, each of which costs a pass here; a class "
+        "on which it pays would need rows of the matrix for less than a product. The method is for study",
         name='minimize(constraints=, method="sketched")',
     )

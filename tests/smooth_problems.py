@@ -38,6 +38,7 @@ def begun(f, x0: Tensor, *, full: int = 64, gtol: float = 0.0, ftol: float | Non
         start=point.largest,
         full=full,
         most=100,
+        beyond=0,
         preconditioner=None,
         tight=True,
         least=0.0,

@@ -172,6 +172,46 @@ def test_a_wrong_gradient_stagnates_and_a_limit_is_a_limit():
     assert (stopped.status, stopped.iterations) == (Status.STOPPED, 3)
 
 
+class Scaled(torch.autograd.Function):
+    """sum x^2 + sum x^4 / 4 whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(x)
+        ctx.factor = factor
+        return (x * x).sum() + (x**4).sum() / 4
+
+    @staticmethod
+    def backward(ctx, *us):
+        (x,) = ctx.saved_tensors
+        return us[0] * ctx.factor * (2 * x + x**3), None
+
+
+@pytest.mark.parametrize("factor", [5.0, 30.0, 1e3, 1e6])
+@pytest.mark.parametrize("method", ["trust-region", "gradient-regularized", "projected-newton"])
+def test_a_gradient_that_is_too_long_is_said_to_be_wrong(method, factor):
+    x0 = torch.tensor([1.0, -2.0, 0.3], dtype=torch.float64)
+    s = minimize(
+        lambda x: Scaled.apply(x, factor),
+        x0,
+        method=method,
+        bounds=(-5.0, 5.0) if method == "projected-newton" else None,
+        hessian=lambda x: from_diagonal(factor * (2 + 3 * x * x)),
+        max_iterations=60,
+    )
+    right = s.x.abs().max() <= 1e-6  # steps as long as those of f itself find the minimum all the same
+    assert s.converged if right else s.status is Status.STAGNATED
+    assert right or "its gradient" in s.reason or "not have this gradient" in s.reason
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_limit_of_iterations_is_no_wrong_gradient(method, limit):
+    for x0 in (START, 1e3 * START, 1e-3 * START):
+        s = minimize(rosenbrock, x0, method=method, max_iterations=limit)
+        assert s.status is Status.MAX_ITERATIONS, s.reason
+
+
 def test_larger_tolerances_end_the_run_earlier():
     tight, loose, few = (
         minimize(rosenbrock, START),

@@ -1,8 +1,11 @@
 import math
 import pickle
+from itertools import pairwise
 
+import pytest
 import torch
 
+from frechet import minimize
 from frechet.linalg._result import Status
 from frechet.optimize._smooth.newton_loop import Models, gain, limits, noise, polished, shown, solved
 from smooth_problems import begun
@@ -89,3 +92,22 @@ def test_a_state_can_be_pickled():
     f, point, _ = begun(quadratic, X)
     state = pickle.loads(pickle.dumps(shown(f, point, 3, 0.5)))
     assert (state.iteration, state.control, state.evaluations) == (3, 0.5, 1)
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 150])
+@pytest.mark.parametrize("orders", [2, 6])
+def test_where_f_bends_downwards_a_space_ends_before_its_basis_is_full(orders, every):
+    n = 300
+    weights = torch.logspace(0, orders, n, dtype=torch.float64)
+    weights[::every] *= -1
+    spent = []
+
+    def f(x):
+        return 0.5 * (weights * x * x).sum() + 1e-2 * (weights.abs() * x**4).sum()
+
+    def observe(state):
+        spent.append(state.products)
+        return state.iteration == 2
+
+    minimize(f, 1 / weights.abs(), observe=observe)  # all of the spectrum has the same slope
+    assert max(after - before for before, after in pairwise(spent)) <= 100

@@ -59,6 +59,7 @@ def _step(f: SmoothFunction, point: Point, model: Model, rules: Rules, gamma: fl
         step = model.solved(
             lambda d, w=wanted: d.shifted(max(w, -MARGIN * float(d.values[0]))),
             lambda s: min(accuracy, ACCURACY * s.shift * s.length),
+            radius=math.inf,
         )
         shift = step.shift
         gamma = min(gamma, model.size / shift)

@@ -56,7 +56,8 @@ Method = Literal[
 ]
 CONSTRAINED = ("composite", "augmented", "sketched")
 SMALL = 64  # the largest n whose Hessian is a matrix, from n products
-MOST = 200  # dimensions of a Krylov space
+MOST = 200  # vectors of a Krylov space that are kept
+BEYOND = 4000  # dimensions that may follow, of which no vector is kept; at most 2 n, the limit of SciPy's trlib
 LOWEST, FARTHEST = 1e20, 1e15  # multiples of |f(x0)| and norm(x0) that stand for infinity
 
 ALGORITHMS: dict[str, Callable[..., Run]] = {
@@ -102,8 +103,9 @@ def minimize(
 
     Used are values, gradients and products with the Hessian, or with the symmetric operator that ``hessian(x)``
     returns in its place, such as ``lambda x: gauss_newton(objective, x=x)``. `preconditioner` is a positive definite
-    operator like the inverse of the Hessian. Krylov spaces have at most `max_basis` dimensions, each a vector of
-    memory; for n <= 64 without a preconditioner the Hessian is formed from n products, and scales the variables.
+    operator like the inverse of the Hessian. Krylov spaces keep at most `max_basis` vectors, and go on without keeping
+    any for at most min(2 n, 4 000) dimensions more where a step inside the radius is not yet accurate; for n <= 64
+    without a preconditioner the Hessian is formed from n products, and scales the variables.
 
     The plain call goes on until rounding leaves nothing to gain. `converged` is a property of the result and of f,
     never of the start: one of these holds at x, over the entries that no bound holds, with the Newton step p = -H^-1 g:
@@ -178,6 +180,7 @@ def minimize(
         start=0.0,
         full=SMALL,
         most=max_basis,
+        beyond=min(2 * space.dim, BEYOND),
         preconditioner=preconditioner,
         tight=ftol is None or ftol <= 10 * space.eps,
         least=largest_number(space) ** -0.25,

@@ -17,12 +17,14 @@ from frechet.errors import NonFinite
 from frechet.linalg._result import Status
 from frechet.optimize._box import Box
 from frechet.optimize._smooth.negative_curvature import downward_curvature, escaped
-from frechet.optimize._smooth.newton_loop import LOOSE, NEWTON, Models, Rules, Run, free_gradient, gradients
+from frechet.optimize._smooth.newton_loop import LOOSE, NEWTON, Models, Rules, Run, free_gradient, gradients, noise
 from frechet.optimize._smooth.smooth_function import Point, SmoothFunction
 from frechet.optimize._stopping import leads_on
 from frechet.space import Space
 
 ESCAPES = 10
+PARTS = (1e-4, 1e-5, 1e-6)  # of norm(x), over which slopes of values are measured
+CLEAR, STEADY, WRONG = 1e3, 0.01, 0.1  # multiples of rounding; differences between slopes, and from 1
 LITTLE = 30  # dimensions of a Krylov space that looks where f falls for ever
 
 Algorithm = Callable[[SmoothFunction, Point, Rules], Run]
@@ -51,6 +53,10 @@ def followed(
             continue
         if run.status is Status.MAX_ITERATIONS:
             run = replace(run, reason=f"the limit of {rules.max_iterations} iterations was reached")
+            measured = slope_of_values(f, run.point, sides)
+            if measured is not None:
+                reason = f"f changes by {measured:.3g} of what its gradient says: the gradient is not that of f"
+                return f, replace(run, status=Status.STAGNATED, reason=reason), None
         if run.status is None and _runs_away(f, run.point, rules, sides):
             return f, replace(run, status=Status.UNBOUNDED, reason=_away(f, run.point)), None
         if run.status is not None or f.curvature is not None or sides is not None:
@@ -67,6 +73,31 @@ def followed(
             reason = f"the gradient is zero and {bends}, but no point below was found along that"
             return f, replace(run, status=Status.STAGNATED, reason=reason), v
         point, left = below, left + 1
+
+
+def slope_of_values(f: SmoothFunction, point: Point, sides: Box | None) -> float | None:
+    """The slope of the values along the gradient, over that of the gradient; None where they agree or nothing shows.
+
+    A gradient that is too long lets steps shrink for ever: each falls by less than it promised.
+    """
+    g = free_gradient(point, sides)
+    size = float(f.space.norm(g))
+    if not 0 < size < math.inf:
+        return None
+    length, ratios = float(f.space.norm(point.x)) or 1.0, []
+    for part in PARTS:
+        move = g * (part * length / size)
+        ahead, behind = point.x + move, point.x - move
+        if sides is not None and not (
+            torch.equal(sides.project(ahead), ahead) and torch.equal(sides.project(behind), behind)
+        ):
+            return None
+        change = f.at(ahead).value - f.at(behind).value
+        if not math.isfinite(change) or abs(2 * part * length * size) <= CLEAR * noise(f, point):
+            return None
+        ratios.append(change / (2 * part * length * size))
+    steady = max(ratios) - min(ratios) <= STEADY * max(1.0, abs(ratios[0]))
+    return ratios[-1] if steady and abs(ratios[-1] - 1) > WRONG else None
 
 
 def largest_number(space: Space) -> float:

@@ -30,12 +30,12 @@ from frechet.linalg._result import Status
 from frechet.operators._operator import LinearOperator
 from frechet.optimize._box import Box
 from frechet.optimize._geometric import BETTER, Geometric
-from frechet.optimize._smooth.quadratic_model import Diagonal, Model, full_model, krylov_model
+from frechet.optimize._smooth.quadratic_model import Diagonal, Model, Step, full_model, krylov_model
 from frechet.optimize._smooth.smooth_function import Point, SmoothFunction, Trial
 from frechet.optimize._stopping import Evaluate, at_rounding, is_rounding
 
 NOISE = 4.0  # rounding errors of f, in eps (|f| + |g|'|x|)
-HALF, POLISHES = 0.5, 20
+HALF, POLISHES, LONG = 0.5, 20, 3  # LONG: those whose Krylov space goes beyond its basis
 WORN = 16.0  # times the rounding of x that a Newton step may move where no step reduces f or its gradient
 LOOSE = 0.1  # largest relative residual of a step
 NEWTON = partial(Diagonal.shifted, sigma=0.0)
@@ -67,6 +67,7 @@ class Rules:
     start: float  # the largest entry of the gradient where the run begins
     full: int
     most: int
+    beyond: int  # dimensions that a step may use beyond the basis
     preconditioner: LinearOperator | None
     tight: bool  # whether to go on to the last digits
     least: float  # a gradient whose largest entry is smaller needs another unit of f
@@ -119,7 +120,9 @@ class Models:
                 assert model.weights is not None
                 self.before, self.weights = self.weights, model.weights
                 return model
-            model = krylov_model(f.space, H, point.gradient, preconditioner=rules.preconditioner, most=rules.most)
+            model = krylov_model(
+                f.space, H, point.gradient, preconditioner=rules.preconditioner, most=rules.most, beyond=rules.beyond
+            )
             model.grow()
             return model
         except NonFinite:
@@ -151,8 +154,7 @@ def solved(point: Point, model: Model, rules: Rules) -> str:
     """Why the point is a solution, or nothing. Grows the model's space until it can tell."""
     if point.largest <= rules.gtol:
         return f"the largest entry of the gradient is {point.largest:.3g}"
-    step = model.solved(NEWTON, LOOSE * model.size)
-    decrease = model.diagonal.newton_decrease()
+    step, decrease = newton_step(model, point, rules.ftol * abs(point.value))
     if not (decrease < math.inf and (model.complete or step.residual <= LOOSE * model.size)):
         return ""
     if decrease <= rules.ftol * abs(point.value):
@@ -160,6 +162,29 @@ def solved(point: Point, model: Model, rules: Rules) -> str:
     if moves_rounding(model, model.vector(step), point, decrease):
         return "a Newton step would change x by no more than rounding"
     return ""
+
+
+def newton_step(model: Model, point: Point, little: float) -> tuple[Step, float]:
+    """The Newton step and its decrease of the model; only roughly where it is clear that the point is no solution.
+
+    What a larger space adds makes the decrease and the step larger, so a part of it tells that they are too large:
+    a decrease of more than `little`, and a step of more than the rounding of x, or a direction that bends downwards.
+    """
+    space = model.space
+    short = space.eps**0.5 * float(space.norm(point.x))
+
+    def enough(step: Step) -> float:
+        if model.complete:
+            return math.inf
+        decrease = model.diagonal.newton_decrease()
+        if decrease == math.inf or (decrease > little and float(space.norm(model.vector(step))) > short):
+            return math.inf
+        return LOOSE * model.size
+
+    step = model.solved(NEWTON, enough, radius=math.inf)
+    if step.indefinite:
+        return step, math.inf
+    return step, model.diagonal.newton_decrease() if step.tail is None else step.decrease
 
 
 def moves_rounding(model: Model, p: Tensor, point: Point, decrease: float) -> bool:
@@ -177,9 +202,9 @@ def spent(f: SmoothFunction, point: Point, model: Model, rules: Rules, box: Box 
     steep = float(free_gradient(point, box).abs().max()) * f.unit
     if vanished and steep <= math.sqrt(rules.smallest * f.unit):
         return f"f and its gradient have vanished: {point.value * f.unit:.3g}, {point.largest * f.unit:.3g} at most"
-    if not model.diagonal.newton_decrease() < math.inf:
+    step = model.solved(NEWTON, LOOSE * model.size, radius=math.inf)
+    if step.indefinite or not model.diagonal.newton_decrease() < math.inf:
         return ""
-    step = model.solved(NEWTON, LOOSE * model.size)
     p, y = model.vector(step), free_gradient(point, box)
     if moves_rounding(model, p, point, model.diagonal.newton_decrease() / WORN**2):
         return "no step reduces f or its gradient, and a Newton step would change x by little more than rounding"
@@ -226,13 +251,12 @@ def gain(
 def polished(f: SmoothFunction, point: Point, models: Models) -> tuple[Point, list[float]]:
     """A point at which a Newton step does not halve the gradient, and the values of f on the way."""
     values: list[float] = []
-    for _ in range(POLISHES):
+    for k in range(POLISHES):
         if point.largest <= max(models.rules.gtol, models.rules.least):
             return point, values
         model = models.at(point)
-        tight = max(1e-6, 10 * f.space.eps)
-        step = model.solved(NEWTON, tight * model.size)
-        if not model.diagonal.newton_decrease() < math.inf:
+        step = last_step(model, k < LONG)
+        if step.indefinite or not model.diagonal.newton_decrease() < math.inf:
             return point, values
         trial = f.at(point.x + model.vector(step))
         if not trial.value <= point.value + 10 * noise(f, point):
@@ -243,6 +267,14 @@ def polished(f: SmoothFunction, point: Point, models: Models) -> tuple[Point, li
         point = after
         values.append(point.value)
     return point, values
+
+
+def last_step(model: Model, long: bool) -> Step:
+    """The Newton step for the last digits: accurate where the basis can give that, and if `long` good enough beyond."""
+    step = model.solved(NEWTON, max(1e-6, 10 * model.space.eps) * model.size)
+    if not long or step.residual <= LOOSE * model.size:
+        return step
+    return model.solved(NEWTON, LOOSE * model.size, radius=math.inf)
 
 
 def forcing(f: SmoothFunction, model: Model, point: Point, rules: Rules) -> float:

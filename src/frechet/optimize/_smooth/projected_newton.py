@@ -32,15 +32,17 @@ from frechet.operators._operator import PSD, Fact, LinearOperator
 from frechet.optimize._box import Box
 from frechet.optimize._geometric import Geometric
 from frechet.optimize._smooth.newton_loop import (
+    LONG,
     LOOSE,
-    NEWTON,
     Observe,
     Rules,
     Run,
     at_limit,
     gain,
+    last_step,
     limits,
     moves_rounding,
+    newton_step,
     noise,
     shown,
     spent,
@@ -96,6 +98,7 @@ class _Bent:
     weights: Tensor | None
     box: Box
     most: int
+    beyond: int
 
     def value(self, s: Tensor, Hs: Tensor) -> float:
         inner = self.f.space.inner
@@ -115,7 +118,9 @@ class _Bent:
         if not bool((g != 0).any()):
             return None
         P = None if self.inverse is None else Masked(self.inverse, mask)
-        model = krylov_model(self.f.space, Masked(self.H, mask), g, preconditioner=P, most=self.most)
+        model = krylov_model(
+            self.f.space, Masked(self.H, mask), g, preconditioner=P, most=self.most, beyond=self.beyond
+        )
         model.grow()
         return model
 
@@ -172,7 +177,7 @@ def _bent(
     """The model, and what the next one should know of the metric."""
     H = f.hessian(point)
     if rules.preconditioner is not None or f.space.dim > rules.full:
-        return _Bent(f, point, H, rules.preconditioner, None, box, rules.most), None
+        return _Bent(f, point, H, rules.preconditioner, None, box, rules.most, rules.beyond), None
     A = H @ f.space.units(range(f.space.dim))
     A = 0.5 * (A + A.T)
     if not f.space.finite(A):
@@ -181,7 +186,7 @@ def _bent(
     weights = own if weights is None else torch.maximum(own, torch.minimum(weights, CLOSE * own))
     matrix = from_matrix(A, domain=f.space, facts="symmetric")
     inverse = from_diagonal(1 / weights, domain=f.space)
-    return _Bent(f, point, matrix, inverse, weights, box, rules.most), weights
+    return _Bent(f, point, matrix, inverse, weights, box, rules.most, rules.beyond), weights
 
 
 def _settled(bent: _Bent, free: Tensor, rules: Rules) -> str:
@@ -189,8 +194,7 @@ def _settled(bent: _Bent, free: Tensor, rules: Rules) -> str:
     model = bent.face(bent.point.gradient, free)
     if model is None:
         return "the gradient on the face is zero"
-    step = model.solved(NEWTON, LOOSE * model.size)
-    decrease = model.diagonal.newton_decrease()
+    step, decrease = newton_step(model, bent.point, rules.ftol * abs(bent.point.value))
     if not (decrease < math.inf and (model.complete or step.residual <= LOOSE * model.size)):
         return ""
     if decrease <= rules.ftol * abs(bent.point.value):
@@ -275,7 +279,7 @@ def _faces(bent: _Bent, s: Tensor, Hs: Tensor, radius: float, share: float) -> t
         model = bent.face(slope, free)
         if model is None:
             return s, Hs, False
-        step = model.solved(partial(Diagonal.within, radius=radius), share * model.size)
+        step = model.solved(partial(Diagonal.within, radius=radius), share * model.size, radius=radius)
         w = model.vector(step)
         descent = float(space.inner(slope, w))
         shorter = 1.0
@@ -301,14 +305,13 @@ def _polished(bent: _Bent, rules: Rules) -> tuple[Point, list[float]]:
     """A point at which a Newton step on the face does not halve the gradient there, and the values on the way."""
     f, point, box = bent.f, bent.point, bent.box
     values: list[float] = []
-    for _ in range(POLISHES):
+    for k in range(POLISHES):
         free = box.held(point.x, point.gradient) == 0
         model = bent.face(point.gradient, free)
         if model is None or _largest(point, free) <= max(rules.gtol, rules.least):
             return point, values
-        tight = max(1e-6, 10 * f.space.eps)
-        step = model.solved(NEWTON, tight * model.size)
-        if not model.diagonal.newton_decrease() < math.inf:
+        step = last_step(model, k < LONG)
+        if step.indefinite or not model.diagonal.newton_decrease() < math.inf:
             return point, values
         trial = f.at(box.project(point.x + model.vector(step)))
         if not trial.value <= point.value + 10 * noise(f, point):

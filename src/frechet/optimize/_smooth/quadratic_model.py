@@ -19,14 +19,16 @@ both rows and columns norms in matrices, RAL-TR-2001-034.
 **Differs from the source.** (1) The basis is orthogonalized fully, so that ill-conditioned H costs at most n products.
 (2) The tridiagonal matrix is diagonalized, at sizes that grow by an eighth, in place of factorizations per shift.
 
-**Cost.** One product and one vector of memory (two with a preconditioner) per dimension of the space.
+(3) Where the basis is full, a step that is inside the radius goes on by conjugate gradients (`continued_krylov`).
+
+**Cost.** One product and one vector of memory (two with a preconditioner) per dimension of the basis.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy
@@ -36,6 +38,7 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.linalg._basis import ROUNDING, Basis
 from frechet.operators._operator import LinearOperator
+from frechet.optimize._smooth.continued_krylov import Continuation
 from frechet.space import Space
 
 ROOTS = 200  # iterations of a scalar root finder, which needs about six
@@ -56,6 +59,8 @@ class Step:
     decrease: float
     residual: float
     bounded: bool  # whether the radius holds it
+    tail: Tensor | None = None  # what goes beyond the basis, (n,)
+    indefinite: bool = False  # whether a direction beyond the basis bends downwards
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +195,8 @@ class Model:
     diagonal: Diagonal = field(default_factory=lambda: Diagonal(np.zeros(0), np.zeros(0), np.zeros(0)))
     Q: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     weights: Tensor | None = None  # of a diagonal metric
+    beyond: int = 0  # dimensions after those of the basis
+    beyond_basis: Continuation | None = None
 
     @property
     def dimension(self) -> int:
@@ -210,23 +217,74 @@ class Model:
         values, self.Q = scipy.linalg.eigh_tridiagonal(alpha, beta) if len(alpha) > 1 else (alpha, np.ones((1, 1)))
         self.diagonal = Diagonal(values, self.size * self.Q[0], self.beta[-1] * self.Q[-1])
 
-    def solved(self, solve: Callable[[Diagonal], Step], accuracy: float | Callable[[Step], float]) -> Step:
-        """The step by `solve` in a space that is grown until its residual is small enough."""
+    def solved(
+        self,
+        solve: Callable[[Diagonal], Step],
+        accuracy: float | Callable[[Step], float],
+        *,
+        radius: float | None = None,
+    ) -> Step:
+        """The step by `solve` in a space that is grown until its residual is small enough.
+
+        With a radius (infinity for none) the step may go on beyond the basis; that needs a `solve` with a shift.
+        """
         while True:
             if self.dimension:
                 step = solve(self.diagonal)
-                if self.exhausted or step.residual <= (accuracy(step) if callable(accuracy) else accuracy):
+                enough = accuracy(step) if callable(accuracy) else accuracy
+                if step.residual <= enough:
                     return step
+                if self.exhausted:
+                    return step if radius is None else self._continued(step, enough, radius)
             self.grow()
+
+    def _continued(self, step: Step, accuracy: float, radius: float) -> Step:
+        m, d = len(self.alpha), self.diagonal
+        if self.complete or not self.beyond or step.bounded or d.values[0] + step.shift <= d.floor:
+            return step
+        if self.beyond_basis is None or self.beyond_basis.sigma != step.shift:
+            y, beta = self.Q @ step.z, self.beta[-1]
+            w = self.Q @ (self.Q[-1] / (d.values + step.shift)) * (beta * beta * y[-1])
+            rest = beta * float(y[-1])
+            s, Bs = self._combined(self.V, y), self._combined(self.U, y)
+            r, Br = rest * self.V[:, m], rest * self.U[:, m]
+            self.beyond_basis = Continuation(
+                space=self.space,
+                H=self.H,
+                preconditioner=self.preconditioner,
+                sigma=step.shift,
+                slope=Br - step.shift * Bs,
+                start=s,
+                start_image=Bs,
+                r=Br,
+                p=self._combined(self.V, w) - r,
+                Bp=self._combined(self.U, w) - Br,
+                rz=rest * rest,
+                steps=m,
+                most=m + self.beyond,
+            )
+        tail = self.beyond_basis.within(accuracy, radius)
+        return replace(
+            step,
+            tail=tail.t,
+            decrease=step.decrease + tail.fall,
+            length=tail.length,
+            residual=tail.residual,
+            bounded=tail.bounded,
+            indefinite=tail.indefinite,
+        )
+
+    def _combined(self, W: Tensor, y: np.ndarray) -> Tensor:
+        return torch.mv(W[:, : len(y)], torch.from_numpy(y).to(W.device, W.dtype))
 
     def vector(self, step: Step) -> Tensor:
         """s ``(n,)``."""
-        y = torch.from_numpy(self.Q @ step.z).to(self.V.device, self.V.dtype)
-        return torch.mv(self.V[:, : len(y)], y)
+        s = self._combined(self.V, self.Q @ step.z)
+        return s if step.tail is None else s + step.tail
 
     def ritz_vector(self, i: int) -> Tensor:
         """The vector ``(n,)`` of eigenvalue number i."""
-        return torch.mv(self.V[:, : len(self.Q)], torch.from_numpy(self.Q[:, i].copy()).to(self.V.device, self.V.dtype))
+        return self._combined(self.V, self.Q[:, i].copy())
 
     def dual_norm(self, g: Tensor) -> float:
         """sqrt(g'B^-1 g)."""
@@ -236,8 +294,8 @@ class Model:
 
     def left_over(self, step: Step, g: Tensor) -> float:
         """The dual norm of (H + shift B) s + g, by a product."""
-        y = torch.from_numpy(self.Q @ step.z).to(self.V.device, self.V.dtype)
-        s, metric = torch.mv(self.V[:, : len(y)], y), torch.mv(self.U[:, : len(y)], y)
+        y = self.Q @ step.z
+        s, metric = self._combined(self.V, y), self._combined(self.U, y)
         return self.dual_norm(torch.add(self.H @ s + g, metric, alpha=step.shift))
 
     def _extend(self) -> None:
@@ -281,9 +339,18 @@ def _wider(space: Space, V: Tensor, most: int) -> Tensor:
 
 
 def krylov_model(
-    space: Space, H: LinearOperator, g: Tensor, *, preconditioner: LinearOperator | None = None, most: int
+    space: Space,
+    H: LinearOperator,
+    g: Tensor,
+    *,
+    preconditioner: LinearOperator | None = None,
+    most: int,
+    beyond: int = 0,
 ) -> Model:
-    """The model on the Krylov space of H and g, of dimension `most` at most; empty until it grows. g is not zero."""
+    """The model on the Krylov space of H and g, empty until it grows. g is not zero.
+
+    The basis has at most `most` vectors; steps may use `beyond` dimensions more.
+    """
     most = min(most, space.dim)
     V = space.zeros(min(FIRST, most + 1, space.dim))
     p = g if preconditioner is None else preconditioner @ g
@@ -293,7 +360,7 @@ def krylov_model(
     if preconditioner is not None:
         U = space.zeros(V.shape[1])
         U[:, 0] = g / size
-    return Model(space, H, preconditioner, size, most, V, U)
+    return Model(space, H, preconditioner, size, most, V, U, beyond=beyond)
 
 
 def full_model(space: Space, H: LinearOperator, g: Tensor, weights: Tensor | None, *, kept: bool = False) -> Model:

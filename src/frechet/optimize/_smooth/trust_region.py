@@ -51,7 +51,7 @@ def _step(f: SmoothFunction, point: Point, model: Model, rules: Rules, radius: f
     """The next point, None where no radius gives one, and the next radius."""
     accuracy = forcing(f, model, point, rules)
     while True:
-        step = model.solved(partial(Diagonal.within, radius=radius), accuracy)
+        step = model.solved(partial(Diagonal.within, radius=radius), accuracy, radius=radius)
         s = model.vector(step)
         moved = point.x + s
         if step.decrease <= 0 or bool((moved == point.x).all()):
@@ -72,7 +72,7 @@ def _step(f: SmoothFunction, point: Point, model: Model, rules: Rules, radius: f
                     radius = max(radius, GROW * step.length)
                 return after, radius
             gained = -math.inf
-        slope = float(model.diagonal.slopes @ step.z)
+        slope = float(model.diagonal.slopes @ step.z) if step.tail is None else float(f.space.inner(point.gradient, s))
         bend = -gained - slope  # f+ - f - slope
         best = -slope / (2 * bend) if math.isfinite(bend) and bend > 0 else 0.25
         radius = min(max(best, CUT[0]), CUT[1]) * step.length
