@@ -6,7 +6,7 @@ from scipy.optimize import root as scipy_root
 
 from frechet.errors import NonFinite, NotConverged, NotDifferentiable
 from frechet.linalg._result import Status
-from frechet.operators._structured import from_matrix
+from frechet.operators._constructors import from_matrix
 from frechet.optimize._equations.root import root
 from frechet.space import Space
 from more_garbow_hillstrom import numbers
