@@ -50,11 +50,12 @@ Method = Literal[
     "stepsized-greedy",
     "cubic",
     "projected-newton",
+    "interior",
     "composite",
     "augmented",
     "sketched",
 ]
-CONSTRAINED = ("composite", "augmented", "sketched")
+CONSTRAINED = ("interior", "composite", "augmented", "sketched")
 SMALL = 64  # the largest n whose Hessian is a matrix, from n products
 MOST = 200  # dimensions of a Krylov space
 LOWEST, FARTHEST = 1e20, 1e15  # multiples of |f(x0)| and norm(x0) that stand for infinity
