@@ -305,13 +305,17 @@ def test_the_least_violation_where_f_is_not_defined_is_no_result(method):
 
 @pytest.mark.parametrize("start", [0.1, 0.3])
 def test_a_side_whose_gradient_vanishes_where_it_is_active_makes_no_solution(start):
+    """Composite steps end at 0, where the side is active, and say so; the line search of the plain call goes past."""
+
     def f(x):
         return torch.sin(3 * x).sum()
 
     x0 = torch.full((2,), start, dtype=torch.float64)
-    s = constrained(f, x0, Constraint(lambda x: x @ x, 0.0, 1.0))  # 0 <= |x|^2 always holds, and stops a barrier at 0
+    always = Constraint(lambda x: x @ x, 0.0, 1.0)  # 0 <= |x|^2 always holds, and stops a barrier at 0
+    s = constrained(f, x0, always, method="composite")
     assert s.status is Status.STAGNATED
     assert "multipliers grow without bound" in s.reason
+    assert constrained(f, x0, always).checked().value == pytest.approx(-2, abs=1e-12)
     free = constrained(f, x0, Constraint(lambda x: x @ x, -math.inf, 1.0)).checked()
     assert free.value == pytest.approx(-2, abs=1e-12)
 

@@ -23,6 +23,7 @@ from frechet.optimize._constrained.kkt import Conditions, conditions
 from frechet.optimize._constrained.program import Point, Program
 from frechet.optimize._constrained.projected_cg import projected_cg
 from frechet.optimize._constrained.projection import rows_of
+from frechet.optimize._constrained.raw import DenseRows
 from frechet.space import euclidean
 
 STEPS = 8
@@ -81,7 +82,7 @@ def _only(y: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def _masked(J: LinearOperator, free: Tensor, rows: Tensor) -> LinearOperator:
+def _masked(J: LinearOperator | DenseRows, free: Tensor, rows: Tensor) -> LinearOperator:
     """These rows of J, with the columns that are held set to zero."""
 
     def pull(W: Tensor) -> Tensor:

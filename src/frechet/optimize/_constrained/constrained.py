@@ -1,10 +1,12 @@
-"""Constrained minimization from products alone: min f(x) with low <= c(x) <= high and lower <= x <= upper.
+"""Constrained minimization: min f(x) with low <= c(x) <= high and lower <= x <= upper.
 
-    method="auto", "composite"   composite steps in a trust region, a barrier for sides and bounds: composite.py
+    method="auto"                "interior" for small problems, then "composite" where it stagnates; else "composite"
+    "interior"                   interior points and a filter line search on dense matrices: interior_point.py
+    "composite"                  composite steps in a trust region, a barrier for sides and bounds: composite.py
     "augmented"                  Newton on an exact augmented Lagrangian, equalities alone: augmented.py
     "sketched"                   the same with randomized sketches of the Newton system; needs `seed`
 
-Only products are used: with the Hessian of the Lagrangian, with the Jacobian of the constraints and with its transpose.
+The others use products only: with the Hessian of the Lagrangian, the Jacobian of the constraints and its transpose.
 What is kept is at most a basis of the range of the Jacobian, and nothing where that would be large (`projection.py`).
 f and each row are divided by their gradients at the start; all that is reported is in the units of the caller.
 """
@@ -29,6 +31,7 @@ from frechet.optimize._constrained.augmented import augmented
 from frechet.optimize._constrained.composite import composite
 from frechet.optimize._constrained.constraint import Constraint, Constraints, Function, as_list, sides
 from frechet.optimize._constrained.frame import pushed_inside
+from frechet.optimize._constrained.in_turn import interior_then_composite, interior_twice
 from frechet.optimize._constrained.kkt import (
     STATIONARY,
     Conditions,
@@ -42,13 +45,18 @@ from frechet.optimize._constrained.run import ConstrainedState, Observe, Rules, 
 from frechet.optimize._constrained.scaling import bending, lengths, mattering, measures, scales
 from frechet.optimize._smooth.minimize_result import MinimizeSolution
 
-Method = Literal["auto", "composite", "augmented", "sketched"]
+Method = Literal["auto", "composite", "interior", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 LITTLE = 1e-4  # of a violation: less is taken for stationary
 RESTORE = 200  # iterations towards the constraints alone
 MEASURES = 50  # runs, each from the result of the last, with tolerances by sizes there
 RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
-NAMES = {"composite": "composite steps in a trust region", "augmented": "Newton on an exact augmented Lagrangian"}
+NAMES = {
+    "auto": "interior point with a filter line search",
+    "interior": "interior point with a filter line search",
+    "composite": "composite steps in a trust region",
+    "augmented": "Newton on an exact augmented Lagrangian",
+}
 
 
 def constrained(
@@ -110,7 +118,9 @@ def constrained(
     while True:  # tolerances are relative to sizes at the result, which may not be those at the start
         measure, sizes = measures(start, 1.0, 1.0)
         begun += 1
-        small = replace(program, measure=measure, measures=sizes).scaled(*scales(start))
+        small = replace(program, measure=measure, measures=sizes).scaled(
+            *scales(start, mild=chosen in ("auto", "interior"))
+        )
         begin = small.point(start.x)
         assert begin is not None  # finite a moment ago, in other units
         left = replace(rules, max_iterations=rules.max_iterations - iterations)
@@ -172,6 +182,10 @@ def _measured(program: Program, x: Tensor, y: Tensor) -> tuple[Program, Point, C
 
 
 def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
+    if method == "interior":
+        return interior_twice(program, start, rules, observe)
+    if method == "auto":
+        return interior_then_composite(program, start, rules, observe)
     if method == "composite":
         return composite(program, start, rules, observe)
     return augmented(program, start, rules, observe, seed=seed)
@@ -179,8 +193,10 @@ def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, 
 
 def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
     """A run that ended at a violation goes on from a point where it is least: that is zero, or the verdict."""
+    if run.status not in (Status.STAGNATED, Status.MAX_ITERATIONS):
+        return run
     point = program.point(run.x)
-    if point is None or run.status not in (Status.STAGNATED, Status.MAX_ITERATIONS):
+    if point is None:
         return run
     if largest(violation(program, point.x, point.c) * program.units) <= rules.ctol:
         return run
@@ -215,7 +231,9 @@ def _chosen(method: str, program: Program, seed: int | None) -> str:
             raise ValueError(
                 f"minimize: method must be 'composite' with {'inequalities' if sided else 'bounds'}, got {method!r}"
             )
-    return "composite" if method == "auto" else method
+    if method == "auto":
+        return "auto" if program.small else "composite"
+    return method
 
 
 def _rules(program: Program, gtol: float | None, ctol: float | None, max_iterations: int) -> Rules:

@@ -11,6 +11,7 @@ from torch import Tensor
 from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
 from frechet.optimize._constrained.program import Point, Program
+from frechet.optimize._constrained.raw import DenseRows
 from frechet.space import Space, euclidean
 
 
@@ -31,7 +32,7 @@ class Frame:
         n = self.program.space.dim
         return torch.cat([c[self.equal] - self.program.low[self.equal], c[self.slack] - w[n:]])
 
-    def jacobian(self, J: LinearOperator, D: Tensor) -> LinearOperator:
+    def jacobian(self, J: LinearOperator | DenseRows, D: Tensor) -> LinearOperator:
         """dC D."""
         n, order = self.program.space.dim, torch.cat([self.equal, self.slack])
         tail = len(self.slack)
@@ -111,7 +112,7 @@ def row_multipliers(frame: Frame, y: Tensor, zL: Tensor, zU: Tensor) -> Tensor:
     return frame.whole(torch.cat([y[:e], (zU - zL)[n:]]))
 
 
-def pulled_back(frame: Frame, J: LinearOperator, y: Tensor) -> Tensor:
+def pulled_back(frame: Frame, J: LinearOperator | DenseRows, y: Tensor) -> Tensor:
     """dC' y."""
     whole = frame.whole(y)
     return torch.cat([J.T @ whole, -y[len(frame.equal) :]])

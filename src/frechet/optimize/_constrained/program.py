@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,8 +28,11 @@ from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._constrained.constraint import Function
+from frechet.optimize._constrained.raw import DenseRows, Functions, Raw
 from frechet.space import Space, Variables, euclidean
 
+SMALL = 300  # variables and equalities: matrices of this order are made and factored faster than products are
+NUMBERS = 200_000  # of a Jacobian
 Parameters = Tensor | Mapping[str, Tensor]
 
 
@@ -58,16 +62,25 @@ class Point:
     f: float
     c: Tensor
     g: Tensor
-    J: LinearOperator
+    J: LinearOperator | DenseRows
     leaves: list[Tensor]
     graph_g: list[Tensor]  # none where f is an objective
     graph_c: Tensor
     program: Program
     H: LinearOperator | None = None
+    raw: Raw | None = None  # where matrices are kept
 
     def hessian(self, y: Tensor) -> LinearOperator:
         """The Hessian of f + y'c ``(n, n)``."""
         p = self.program
+        if self.raw is not None:
+            bent = self.raw.bent(1 / p.unit, p.wide(p.outward(y)))
+
+            def bend(V: Tensor) -> Tensor:
+                p.ledger.products += V.shape[1]
+                return p.inner(bent(p.outer(V)))
+
+            return from_callable(bend, p.domain, facts="symmetric")
         with second_order("minimize", p.space.device), torch.enable_grad():
             u = p.outward(y)
             pulled = grads(self.graph_c, self.leaves, [u], create_graph=True)
@@ -99,7 +112,19 @@ class Program:
     lengths: float | Tensor = 1.0
     measure: float = 1.0  # the sizes of f and of the rows, to which tolerances are relative
     measures: float | Tensor = 1.0
+    asked: Functions | None = None
     ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        asked = self.asked
+        if asked is None or asked.f is not self.f or asked.constraints is not self.functions:
+            object.__setattr__(self, "asked", Functions(self.f, self.functions, self.space, self.single))
+
+    @cached_property
+    def small(self) -> bool:
+        """Whether matrices are kept."""
+        n, equal = self.space.dim, int((self.low == self.high).sum())
+        return n + equal <= SMALL and n * len(self.low) <= NUMBERS and self.space.dtype == torch.float64
 
     @property
     def domain(self) -> Space:
@@ -169,23 +194,29 @@ class Program:
 
     def values(self, x: Tensor) -> Values | None:
         """f and c at a trial point; None where they are not finite."""
+        if self.small:
+            raw = self.raw(x)
+            c = raw.c / self.units
+            return Values(x, raw.f / self.unit, c) if math.isfinite(raw.f) and self.codomain.finite(c) else None
         self.ledger.evaluations += 1
         with torch.no_grad(), second_order("minimize", self.space.device):
             at = self.structured(x)
             f = (self._value(self.f, x) if isinstance(self.f, Objective) else float(self.f(at))) / self.unit
             if not math.isfinite(f):
                 return None
-            c = self.wide(self._rows(at)) / self.units
+            c = self.wide(self.joined_rows(at)) / self.units
         return Values(x, f, c) if self.codomain.finite(c) else None
 
     def point(self, x: Tensor) -> Point | None:
         """f, its gradient, c and J at x; None where they are not finite."""
+        if self.small:
+            return self._kept(x)
         self.ledger.evaluations += 1
         self.ledger.gradients += 1
         with second_order("minimize", self.space.device), torch.enable_grad():
             leaves = [ordinary(b).clone().requires_grad_() for b in self.blocks(x)]
             at = Variables(self.space, self.single).structured(leaves)
-            value, rows = None if isinstance(self.f, Objective) else self.f(at), self._rows(at)
+            value, rows = None if isinstance(self.f, Objective) else self.f(at), self.joined_rows(at)
             gradient = [] if value is None else [b / self.unit for b in grads(value, leaves, None, create_graph=True)]
             u = torch.zeros_like(rows).requires_grad_()
             pulled = grads(rows, leaves, [u], create_graph=True)
@@ -214,7 +245,34 @@ class Program:
         J = from_callable(push, self.domain, self.codomain, rmatmat=pull)
         return Point(x, f, c, g, J, leaves, gradient, rows, self, H)
 
-    def _rows(self, at: Parameters) -> Tensor:
+    def _kept(self, x: Tensor) -> Point | None:
+        """The point with matrices, from what is kept."""
+        raw = self.raw(x)
+        c = raw.c / self.units
+        if not (math.isfinite(raw.f) and self.codomain.finite(c)):
+            return None
+        self.counted_first(raw)
+        g = raw.g * self.lengths / self.unit
+        if not self.domain.finite(g):
+            return None
+        units = self.units[:, None] if isinstance(self.units, Tensor) else self.units
+        J = DenseRows(raw.J * self.lengths / units, self.domain, self.codomain)
+        return Point(x, raw.f / self.unit, c, g, J, raw.leaves, [], raw.rows, self, raw=raw)
+
+    def raw(self, x: Tensor) -> Raw:
+        """What is kept at x."""
+        assert self.asked is not None
+        found, new = self.asked.at(self.outer(x))
+        self.ledger.evaluations += new
+        return found
+
+    def counted_first(self, raw: Raw) -> None:
+        """A gradient and a Jacobian are about to be asked for: counted once."""
+        if "g" not in vars(raw):
+            self.ledger.gradients += 1
+            self.ledger.products += min(len(raw.rows), len(raw.x) + 1)
+
+    def joined_rows(self, at: Parameters) -> Tensor:
         """c(x) flat, on its graph."""
         parts = [c(at).reshape(-1) for c in self.functions]
         nothing = torch.zeros(0, dtype=self.space.dtype, device=self.space.device)

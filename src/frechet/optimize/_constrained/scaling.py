@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frechet.operators._operator import LinearOperator
 from frechet.optimize._constrained.program import Point
+from frechet.optimize._constrained.raw import DenseRows
 
 EXACT = 32
 STREAM = 0  # scales come within 25 %, whatever is drawn
@@ -22,7 +23,7 @@ USUAL = 0.05  # a parameter between this and its inverse is left as it is
 LEAST, MOST = 1e-3, 1e150
 
 
-def row_norms(J: LinearOperator) -> Tensor:
+def row_norms(J: LinearOperator | DenseRows) -> Tensor:
     """The norms of the rows ``(m,)``."""
     m, n = J.shape
     if m <= min(n, EXACT):
@@ -32,16 +33,24 @@ def row_norms(J: LinearOperator) -> Tensor:
     return (squares if n <= EXACT else squares / EXACT).sqrt()
 
 
-def scales(point: Point) -> tuple[float, Tensor]:
-    """The unit of f and the units of the rows ``(m,)``, at the start."""
+def scales(point: Point, *, mild: bool = False) -> tuple[float, Tensor]:
+    """The unit of f and the units of the rows ``(m,)``, at the start.
+
+    With `mild`, rows as f: those with a gradient of ordinary size are left as they are. A row that is divided by a
+    small gradient has a large curvature, which stops a line search.
+    """
     steep = float(point.g.abs().max()) if len(point.g) else 0.0
     unit = steep / STEEPEST if steep > STEEPEST else steep if 0 < steep < FLAT else 1.0
     if not len(point.c):
         return unit, point.c
     norms = row_norms(point.J)
     norms = torch.where((norms > 0) & torch.isfinite(norms), norms, 1.0)
+    if mild:
+        usual = (norms >= FLAT) & (norms <= STEEPEST)
+        norms = torch.where(usual, 1.0, torch.where(norms > STEEPEST, norms / STEEPEST, norms))
     # a row that is small as a whole is in other units; one with a small gradient alone is not
-    return unit, torch.where(norms < LEAST, torch.maximum(norms, point.c.abs().clamp_max(LEAST)), norms.clamp_max(MOST))
+    whole = torch.maximum(norms, point.c.abs().clamp_max(1.0 if mild else LEAST))
+    return unit, torch.where(norms < LEAST, whole, norms.clamp_max(MOST))
 
 
 def bending(point: Point) -> float:

@@ -23,6 +23,7 @@ from torch import Tensor
 from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
 from frechet.optimize._constrained.projection import ENTRIES, Rows, rows_of
+from frechet.optimize._constrained.raw import DenseRows
 from frechet.space import Space, euclidean
 
 
@@ -80,7 +81,9 @@ class SlackRows:
         return torch.cat([p, _times(self.K.U, self._s * self.domain.gram(self.K.V, p.unsqueeze(1))[:, 0])])
 
 
-def slack_rows(A: LinearOperator, J: LinearOperator, D: Tensor, equal: Tensor, slack: Tensor) -> SlackRows | Rows:
+def slack_rows(
+    A: LinearOperator, J: LinearOperator | DenseRows, D: Tensor, equal: Tensor, slack: Tensor
+) -> SlackRows | Rows:
     """The rows of A; by `lsmr` on A itself where K would be too large to keep."""
     domain, n, m = J.domain, J.domain.dim, len(slack)
     if not m or min(m, n) * (m + n) > ENTRIES:

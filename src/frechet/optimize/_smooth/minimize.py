@@ -50,11 +50,12 @@ Method = Literal[
     "stepsized-greedy",
     "cubic",
     "projected-newton",
+    "interior",
     "composite",
     "augmented",
     "sketched",
 ]
-CONSTRAINED = ("composite", "augmented", "sketched")
+CONSTRAINED = ("interior", "composite", "augmented", "sketched")
 SMALL = 64  # the largest n whose Hessian is a matrix, from n products
 MOST = 200  # vectors of a Krylov space that are kept
 BEYOND = 4000  # dimensions that may follow, of which no vector is kept; at most 2 n, the limit of SciPy's trlib

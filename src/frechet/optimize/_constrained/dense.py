@@ -1,0 +1,99 @@
+"""A small constrained problem as NumPy arrays: values, the gradient, the Jacobian and the Hessian of the Lagrangian."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from frechet.optimize._constrained.program import Program
+from frechet.optimize._constrained.raw import Raw
+
+Array = NDArray[np.float64]
+
+
+class Trial(Protocol):
+    """f and c ``(m,)`` at x ``(n,)``, and their derivatives there when they are asked for."""
+
+    x: Array
+    f: float
+    c: Array
+
+    def first(self) -> tuple[Array, Array] | None:
+        """The gradient ``(n,)`` and the Jacobian ``(m, n)``; None where they are not finite."""
+        ...
+
+    def second(self, y: Array, weight: float = 1.0) -> Array:
+        """The Hessian of weight f + y'c ``(n, n)``."""
+        ...
+
+
+class Dense(Protocol):
+    """min f(x) with low <= c(x) <= high and lower <= x <= upper, as arrays."""
+
+    lower: Array
+    upper: Array
+    low: Array
+    high: Array
+    eps: float  # unit roundoff of f and c
+
+    def trial(self, x: Array) -> Trial | None:
+        """The values at x; None where they are not finite."""
+        ...
+
+
+def host(t: Tensor) -> Array:
+    return t.detach().cpu().to(torch.float64).numpy()
+
+
+class ProgramAsDense:
+    """`Dense` for the functions of a program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.eps = program, program.eps
+        self.lower, self.upper = host(program.lower), host(program.upper)
+        self.low, self.high = host(program.low), host(program.high)
+        self.lengths = np.broadcast_to(host(torch.as_tensor(program.lengths)), self.lower.shape)
+        self.units = np.broadcast_to(host(torch.as_tensor(program.units)), self.low.shape)
+        measures = np.broadcast_to(host(torch.as_tensor(program.measures)), self.low.shape)
+        self.past, self.of_f = self.units / measures, program.unit / program.measure
+        self.needs_low = np.isinf(self.high) & (self.low != self.high)  # rows whose multipliers have one sign
+        self.needs_high = np.isinf(self.low) & (self.low != self.high)
+
+    def trial(self, x: Array) -> ScaledTrial | None:
+        p = self.program
+        raw = p.raw(torch.from_numpy(x).to(p.domain.device))
+        if not math.isfinite(raw.f):
+            return None
+        c = host(raw.c) / self.units
+        return ScaledTrial(self, x, raw.f / p.unit, c, raw) if np.isfinite(c).all() else None
+
+
+@dataclass(eq=False)
+class ScaledTrial:
+    """A trial in the units of the program."""
+
+    problem: ProgramAsDense
+    x: Array
+    f: float
+    c: Array
+    raw: Raw
+
+    def first(self) -> tuple[Array, Array] | None:
+        problem, p = self.problem, self.problem.program
+        p.counted_first(self.raw)
+        g = host(self.raw.g) * problem.lengths / p.unit
+        J = host(self.raw.J) * problem.lengths / problem.units[:, None]
+        return (g, J) if np.isfinite(g).all() and np.isfinite(J).all() else None
+
+    def second(self, y: Array, weight: float = 1.0) -> Array:
+        problem, p = self.problem, self.problem.program
+        p.ledger.products += len(self.x)
+        H = host(self.raw.hessian(weight / p.unit, torch.from_numpy(y / problem.units)))
+        H = H * problem.lengths[:, None] * problem.lengths
+        return 0.5 * (H + H.T)
