@@ -152,7 +152,7 @@ def least_squares(
         run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
         run = replace(run, history=tuple(c * problem.square for c in run.history))
         return replace(_matrix_free(problem, rules, run, start.cost * problem.square), method=how)
-    if _products(jacobian, len(start.r), len(x)):
+    if _products(problem, start, jacobian):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
@@ -196,11 +196,12 @@ def _sizes(x: Tensor) -> Tensor:
     return torch.where(x != 0, x.abs(), x.abs().max() if len(x) else 0.0)
 
 
-def _products(jacobian: object, m: int, n: int) -> bool:
-    """Whether J is used through its products alone."""
+def _products(problem: Residual, start: Point, jacobian: object) -> bool:
+    """Whether J is used through its products alone; a matrix that the caller forms is used as it is."""
+    m, n = len(start.r), len(start.x)
     large = m * n > LARGEST or m * n * min(m, n) > DEAR
     if callable(jacobian):
-        return large or n > WIDEST
+        return (large or n > WIDEST) and problem.gives_operator(start.x)
     return jacobian == "products" or (large and jacobian == "auto")
 
 
@@ -248,7 +249,8 @@ def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost
 
 def _newton_reduction(linear: Linearization, S: Tensor, free: Tensor) -> float:
     """What a step with second derivatives would still gain, in units in which each entry bends alike."""
-    return curved(linear, S, (column_scale(linear.columns).square() + S.diagonal().abs()).sqrt(), free).reduction
+    bends = (linear.columns.square() + S.diagonal().abs()).sqrt()  # zero where squares of a column underflow
+    return curved(linear, S, column_scale(bends), free).reduction
 
 
 def _rank(linear: Linearization, free: Tensor) -> int:
