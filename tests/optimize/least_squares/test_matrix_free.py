@@ -72,10 +72,14 @@ def test_large_operators_of_the_user_are_used_by_their_products_alone():
     assert s.converged, s.reason
     assert torch.allclose(s.x, torch.full((n,), 2.0, dtype=F64))
     assert s.products == sum(count.total for count in counts)
-    with pytest.raises(
-        TypeError, match="jacobian must return a LinearOperator where products are asked for, got Tensor"
-    ):
-        least_squares(lambda x: x**3 - 8, torch.ones(n, dtype=F64), jacobian=lambda x: torch.diag(3 * x**2))
+
+
+def test_large_matrices_of_the_user_are_used_as_they_are():
+    n = 513
+    s = least_squares(lambda x: x**3 - 8, torch.ones(n, dtype=F64), jacobian=lambda x: torch.diag(3 * x**2))
+    assert s.converged, s.reason
+    assert "dense" in s.method
+    assert torch.allclose(s.x, torch.full((n,), 2.0, dtype=F64))
 
 
 def test_bounds_and_losses():

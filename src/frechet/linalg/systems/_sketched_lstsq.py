@@ -43,6 +43,7 @@ from torch import Tensor
 
 from frechet.errors import NotConverged
 from frechet.linalg._result import Status
+from frechet.linalg._shown import Result
 from frechet.linalg._sketch import hadamard_sketch, sparse_sign_sketch
 from frechet.space import Space, euclidean
 
@@ -52,7 +53,7 @@ CACHED = 1 << 16  # entries of a piece of A
 
 
 @dataclass(frozen=True, eq=False)
-class SketchedSolution:
+class SketchedSolution(Result):
     """Where `sketched_lstsq` ended; x and what is told per column of b have the shape that b asks for.
 
     `residual` is norm(b - A x), recomputed. `backward_error` estimates, relative to norm(A), the least change of A for

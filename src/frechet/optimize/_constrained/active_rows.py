@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frechet.optimize._constrained.dense import Array, ProgramAsDense, Trial
+from frechet.optimize._constrained.dense import Array, Indices, ProgramAsDense, Trial
 
 STEPS = 6
 ENOUGH = 1e-2  # of the tolerances: then it ends
@@ -85,7 +85,7 @@ def sharpened(dense: ProgramAsDense, best: Measured, y: Array, z: Array, gtol: f
     return best
 
 
-def _least_squares(point: Measured, y: Array, rows: Array, free: Array) -> Array:
+def _least_squares(point: Measured, y: Array, rows: Indices, free: Indices) -> Array:
     """The multipliers of the active rows nearest to `y` that minimize the residual."""
     whole = np.zeros_like(y)
     if len(rows):
@@ -96,7 +96,7 @@ def _least_squares(point: Measured, y: Array, rows: Array, free: Array) -> Array
 
 
 def _stepped(
-    dense: ProgramAsDense, point: Measured, y: Array, rows: Array, free: Array, target: Array
+    dense: ProgramAsDense, point: Measured, y: Array, rows: Indices, free: Indices, target: Array
 ) -> Measured | None:
     """Newton's step to the rows and in their null space, inside the bounds."""
     n, m = len(free), len(rows)

@@ -41,6 +41,7 @@ from frechet.optimize._constrained.kkt import STATIONARY, conditions, stationary
 from frechet.optimize._constrained.program import Point, Program
 from frechet.optimize._constrained.projected_cg import projected_cg
 from frechet.optimize._constrained.projection import Rows, rows_of
+from frechet.optimize._constrained.raw import as_operator
 from frechet.optimize._constrained.run import ConstrainedState, Observe, Rules, Run
 from frechet.optimize._constrained.sketch import sketch_and_project
 from frechet.space import Space, euclidean
@@ -70,7 +71,7 @@ def augmented(
     """Run from `start`; by sketches where `seed` is given. All rows are equalities, and there are no bounds."""
     space, image = program.domain, program.codomain
     point = start
-    rows = rows_of(point.J)
+    rows = rows_of(as_operator(point.J))
     y = rows.multipliers(point.g)
     eta1, eta2, delta, shift = ETA1, ETA2, DELTA, 0.0
     iterations, history, status, bend, drawn = 0, [point.f], None, None, 0
@@ -142,7 +143,7 @@ def augmented(
             status = Status.STAGNATED
             break
         point, y = accepted
-        rows = rows_of(point.J) if seed is None else rows
+        rows = rows_of(as_operator(point.J)) if seed is None else rows
         history.append(point.f)
     ended = status in (Status.STAGNATED, Status.MAX_ITERATIONS)
     if ended and found.infeasibility > rules.ctol and stationary_violation(program, point, STATIONARY):

@@ -140,7 +140,7 @@ class BarrierProblem:
             A = np.concatenate([it.J.T, np.zeros((self.m - e, self.m))])
             A[n + np.arange(self.m - e), e + np.arange(self.m - e)] = -1.0
             y = np.linalg.lstsq(A, -r, rcond=None)[0] if self.m else np.zeros(0)
-        y = y if np.abs(y).max(initial=0.0) <= most else np.zeros(self.m)
+        y = np.asarray(y, np.float64) if np.abs(y).max(initial=0.0) <= most else np.zeros(self.m)
         return Iterate(it.place, it.g, it.J, y, it.zL, it.zU, it.whole)
 
     def _slope(self, it: Iterate) -> Array:

@@ -15,6 +15,7 @@ from frechet.optimize._constrained.program import Program
 from frechet.optimize._constrained.raw import Raw
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 
 class Trial(Protocol):

@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dsysvx, dsytrf
 
 from frechet.optimize._constrained.dense import Array
 
@@ -41,7 +41,9 @@ class Factors:
 
     def solve(self, right: Array) -> Array | None:
         """The solution, refined; None where it is of no use."""
-        x = dsysvx(self.K, right, af=self.ldl, ipiv=self.pivots, factored=True, lower=1)[4].reshape(-1)
+        x = scipy.linalg.lapack.dsysvx(self.K, right, af=self.ldl, ipiv=self.pivots, factored=True, lower=1)[4].reshape(
+            -1
+        )
         if not np.isfinite(x).all():
             return None
         left = np.abs(self.K @ x - right).max(initial=0.0)
@@ -83,7 +85,7 @@ def factored(W: Array, J: Array, E: Array, a: float, b: float) -> tuple[Factors,
     K = np.zeros((n + m, n + m), order="F")
     K[:n, :n], K[n:, :n], K[:n, n:] = W, J, J.T
     K[range(n + m), range(n + m)] += np.concatenate([np.full(n, a), -E - b])
-    ldl, pivots, info = dsytrf(K, lower=1)
+    ldl, pivots, info = scipy.linalg.lapack.dsytrf(K, lower=1)
     up, down = signs(ldl, pivots)
     whole = info == 0 and bool(np.isfinite(ldl).all())
     return Factors(K, ldl, pivots, a, b), whole and up == n and down == m, not whole or up + down < n + m or down < m

@@ -19,6 +19,8 @@ from torch import Tensor
 from frechet.errors import NonFinite
 from frechet.objective import Objective
 from frechet.objective._kernels import ordinary
+from frechet.operators._constructors import from_matrix
+from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.space import Space
@@ -44,6 +46,11 @@ class DenseRows:
 
     def __matmul__(self, V: Tensor) -> Tensor:
         return self.matrix @ V
+
+
+def as_operator(J: LinearOperator | DenseRows) -> LinearOperator:
+    """Return J as an operator."""
+    return from_matrix(J.matrix, domain=J.domain, codomain=J.codomain) if isinstance(J, DenseRows) else J
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ from frechet.optimize._geometric import Geometric
 from frechet.optimize._least_squares.damped_step import boxed, column_scale, factored
 from frechet.optimize._least_squares.last_digits import at_limit, polished
 from frechet.optimize._least_squares.optimality import IDLE, Rules, free_to_move, judged, too_short
-from frechet.optimize._least_squares.residual import Linearization, Residual, length
+from frechet.optimize._least_squares.residual import LARGE, Linearization, Residual, length
 from frechet.optimize._least_squares.run import LeastSquaresState, Run
 
 FAIR, GOOD = 1e-4, 0.9
@@ -57,11 +57,12 @@ def adaptive_damping(
     iterations, history, status = 0, [linear.cost], None
     idle, pace = 0, Geometric(torch.dot)
     while True:
-        verdict = judged(residual, linear, rules)
+        free = free_to_move(residual, linear)
+        factor = factored(linear, D, free)
+        verdict = judged(residual, linear, rules, known=factor if linear.J.numel() >= LARGE else None)
         if verdict.solved:
             linear = polished(residual, linear, rules) if rules.tight else linear
             break
-        free = free_to_move(residual, linear)
         size, slope = linear.size / unit, length(torch.where(free, linear.gradient / D, 0.0)) / unit
         if observe is not None and observe(
             LeastSquaresState(iterations, linear.x, linear.cost, verdict.optimality, lam, residual.ledger.residuals)
@@ -71,7 +72,6 @@ def adaptive_damping(
         if idle >= IDLE:
             status = Status.STAGNATED
             break
-        factor = factored(linear, D, free)
         floor = (residual.eps * float(factor.s[0])) ** 2 if len(factor.s) else 0.0
         accepted, slack, power = None, linear.noise * linear.size, 1.0
         while accepted is None and lam < MOST and residual.ledger.residuals < rules.max_evaluations:

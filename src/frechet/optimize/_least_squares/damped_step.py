@@ -2,7 +2,8 @@
 
 The factorization of J D^-1 (columns scaled by D, fixed columns left out) serves all dampings and radii at one point:
 with J D^-1 = U S V' and b = U'r, the damped step is p = -D^-1 V (S b / (S^2 + damping)). The damping that gives a step
-of a wanted length is found by a safeguarded Newton iteration on the secular equation.
+of a wanted length is found by a safeguarded Newton iteration on the secular equation. Where J is large and tall, J =
+Q R comes first, once per point, and the singular values are those of R D^-1; where it is large and wide, D^-1 J' = Q R.
 
 **Source.** J. J. More (1978), The Levenberg-Marquardt algorithm: implementation and theory, sections 3-5,
 doi 10.1007/BFb0067700. **Differs from the source:** singular values instead of QR, so that the rank is known and a
@@ -18,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from frechet.optimize._least_squares.residual import Linearization, length
+from frechet.optimize._least_squares.residual import LARGE, SLIM, Linearization, length
 
 NEAR = 0.1  # a step may miss the radius by this much
 
@@ -27,13 +28,14 @@ NEAR = 0.1  # a step may miss the radius by this much
 class Factor:
     """J D^-1 = U S V' on the free columns; everything of n entries lies on the host."""
 
-    U: Tensor  # (m, k) on the device of J
+    U: Tensor  # (m, k) on the device of J, or (n, k) where Q stands before it
     s: Tensor  # (k,)
     V: Tensor  # (f, k)
     b: Tensor  # U'r (k,)
     scale: Tensor  # D (n,)
     free: Tensor  # (n,) bool
     rank: int
+    Q: Tensor | None = None  # (m, n), where J = Q R
 
     def step(self, damping: float) -> Tensor:
         """The damped step ``(n,)``; zero damping gives the shortest of the minimizers."""
@@ -75,7 +77,7 @@ class Factor:
 
     def correction(self, second: Tensor, damping: float) -> Tensor:
         """The damped step for the residual `second` ``(m,)``: what a second derivative of r adds."""
-        c = (self.U.T @ second).cpu()
+        c = (self.U.T @ (second if self.Q is None else self.Q.T @ second)).cpu()
         return self._unscaled(self.s * c / (self.s.square() + damping))
 
     @property
@@ -101,12 +103,20 @@ class Factor:
 def factored(linear: Linearization, scale: Tensor, free: Tensor, shift: Tensor | None = None) -> Factor:
     """The factorization at a point; `shift` ``(m,)`` is added to r."""
     J, r = linear.J, linear.r if shift is None else linear.r + shift
-    device = J.device
-    A = J[:, free.to(device)] / scale[free].to(device)
-    U, s, Vh = torch.linalg.svd(A, full_matrices=False)
-    s, b = s.cpu(), (U.T @ r).cpu()
-    rank = int((s > max(A.shape) * torch.finfo(s.dtype).eps * s[:1]).sum()) if s.numel() else 0
-    return Factor(U, s, Vh.T.cpu(), b, scale, free, rank)
+    device, triangle = J.device, linear.triangle
+    Q, A = (None, J) if triangle is None else triangle
+    A = A[:, free.to(device)] / scale[free].to(device)
+    if len(A) * SLIM <= A.shape[1] and A.numel() >= LARGE:
+        W, R = torch.linalg.qr(A.T)
+        U, s, Vh = torch.linalg.svd(R.T)
+        V = (W @ Vh.T).cpu()
+    else:
+        U, s, Vh = torch.linalg.svd(A, full_matrices=False)
+        V = Vh.T.cpu()
+    s, b = s.cpu(), (U.T @ (r if Q is None else Q.T @ r)).cpu()
+    largest = max(len(J), A.shape[1])
+    rank = int((s > largest * torch.finfo(s.dtype).eps * s[:1]).sum()) if s.numel() else 0
+    return Factor(U, s, V, b, scale, free, rank, Q)
 
 
 def column_scale(columns: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def least_squares(
         run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
         run = replace(run, history=tuple(c * problem.square for c in run.history))
         return replace(_matrix_free(problem, rules, run, start.cost * problem.square), method=how)
-    if by_products(jacobian, len(start.r), len(x)):
+    if _products(problem, start, jacobian):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
@@ -182,8 +182,14 @@ def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
     return partial(interior, scaling=scaling) if method == "interior" else ALGORITHMS.get(method, levenberg_marquardt)
 
 
+def _products(problem: Residual, start: Point, jacobian: object) -> bool:
+    """Whether J is used through its products alone; a matrix that the caller forms is used as it is."""
+    wanted = by_products(jacobian, len(start.r), len(start.x))
+    return wanted and (not callable(jacobian) or problem.gives_operator(start.x))
+
+
 def by_products(jacobian: object, m: int, n: int) -> bool:
-    """Whether J is used through its products alone."""
+    """Whether a Jacobian ``(m, n)`` is used through its products alone."""
     large = m * n > LARGEST or m * n * min(m, n) > DEAR
     if callable(jacobian):
         return large or n > WIDEST
@@ -234,7 +240,8 @@ def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost
 
 def _newton_reduction(linear: Linearization, S: Tensor, free: Tensor) -> float:
     """What a step with second derivatives would still gain, in units in which each entry bends alike."""
-    return curved(linear, S, (column_scale(linear.columns).square() + S.diagonal().abs()).sqrt(), free).reduction
+    bends = (linear.columns.square() + S.diagonal().abs()).sqrt()  # zero where squares of a column underflow
+    return curved(linear, S, column_scale(bends), free).reduction
 
 
 def _rank(linear: Linearization, free: Tensor) -> int:

@@ -21,6 +21,9 @@ minimization, section 3, arXiv 1201.5885.
 5. Where a step shows that second derivatives matter as much as J'J (the residual is large, or the step overshoots), the
    next ones take the model of `curved_model`, until they do not.
 6. Bounds, by projection with an inner active set.
+7. A step keeps the signs of the parameters, until one has asked twice for the other; see `move_limits`.
+8. Where the columns of J grow a thousandfold in a step, the radius grows with the length of that step: it was in units
+   of a start at which r hardly depended on x.
 
 **Cost.** One Jacobian and one residual per step, one more residual where the radius is active; one SVD per Jacobian.
 """
@@ -39,6 +42,7 @@ from frechet.optimize._geometric import Geometric
 from frechet.optimize._least_squares.curved_model import Curved, curved
 from frechet.optimize._least_squares.damped_step import Factor, boxed, column_scale, factored
 from frechet.optimize._least_squares.last_digits import at_limit, polished
+from frechet.optimize._least_squares.move_limits import MoveLimits
 from frechet.optimize._least_squares.optimality import IDLE, Rules, free_to_move, judged, too_short
 from frechet.optimize._least_squares.residual import Linearization, Residual, length
 from frechet.optimize._least_squares.run import LeastSquaresState, Run
@@ -48,6 +52,7 @@ PROBE, BEND = 0.1, 0.75  # of the step for the second derivative; how long the c
 FADE = 0.9  # of the earlier column norms in D, per step
 CURVED = 0.3  # p'Sp of p'J'Jp from which on the second derivatives are worth their price
 LEAST = 0.1  # of norm(D x): what each D_j x_j counts for at least
+LEAP = 1e3  # growth of norm(D p) from one point to the next: beyond, the radius belongs to another place
 MOST = 1e6  # times the norm of a column that D may be: scaled, it must not drown in rounding
 
 
@@ -62,12 +67,17 @@ def levenberg_marquardt(
     """Run from `linear`; `first` is the first radius, of norm(D x0)."""
     seen = linear.columns
     reach = length(column_scale(seen) * linear.x)
+    before = column_scale(seen)
     radius = first * (reach if reach > 1e-3 * linear.size else linear.size)
     damping, iterations, idle, bends, history, status = 0.0, 0, 0, 0, [linear.cost], None
-    pace = Geometric(torch.dot)
+    pace, limits = Geometric(torch.dot), MoveLimits.of(residual.lower, residual.upper)
+    moved = torch.zeros_like(linear.x)
     while True:
         seen = torch.maximum(linear.columns, FADE * seen)
         scale, free = region(linear.columns, seen, linear.x, rules.x0), free_to_move(residual, linear)
+        if (long := length(scale * moved)) > LEAP * (short := length(before * moved)) > 0:
+            radius *= long / short
+        before, (low, high) = scale, limits.around(linear.x)
         model: Factor | Curved = factored(linear, scale, free)
         verdict, movable = judged(residual, linear, rules), int(free.sum())
         # where J lacks rank, a point that solves it to first order may still be a saddle or a maximum
@@ -98,14 +108,15 @@ def levenberg_marquardt(
             p, damping = model.within(radius, damping)
             if not iterations:
                 radius = min(radius, length(scale * p))
-            p = boxed(linear, model, p, damping, residual.lower, residual.upper)
+            p = boxed(linear, model, p, damping, low, high)
             if too_short(residual, linear, rules, p):
                 break  # refused down to the rounding of x
             predicted, Jp = model.predicted(linear, p), linear.J @ p.to(linear.J.device)
-            moved, bend = p, math.nan
+            bent, bend = p, math.nan
             if isinstance(model, Factor) and damping > 0:
-                moved, bend = accelerated(residual, linear, model, p, Jp, damping)
-            point = residual.at(linear.x + moved)
+                bent, bend = accelerated(residual, linear, model, p, Jp, damping)
+                bent = torch.minimum(torch.maximum(bent, low - linear.x), high - linear.x)
+            point = residual.at(linear.x + bent)
             gain = -math.inf
             if point is not None:
                 gain = (linear.cost - point.cost + slack) / (max(predicted, 0.0) + slack)
@@ -132,7 +143,8 @@ def levenberg_marquardt(
             missed = gain >= POOR if isinstance(model, Curved) else gain < GOOD or damping == 0
             bends = bends + 1 if much and missed else 0
         idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
-        linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
+        moved, limits = accepted.x - linear.x, limits.after(linear.x, accepted.x)
+        linear, iterations = at_limit(residual, accepted, moved, pace), iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))
 
@@ -158,8 +170,7 @@ def accelerated(
     bend = float((linear.r * second).sum())
     if not 2 * length(factor.scale * correction) <= BEND * length(factor.scale * p):
         return p, bend
-    bent = torch.minimum(torch.maximum(p + correction, residual.lower - linear.x), residual.upper - linear.x)
-    return bent, bend
+    return p + correction, bend
 
 
 def cut(linear: Linearization, cost: float, p: Tensor) -> float:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.optimize._least_squares.damped_step import blocked, column_scale, factored
+from frechet.optimize._least_squares.damped_step import Factor, blocked, column_scale, factored
 from frechet.optimize._least_squares.residual import Linearization, Residual, length
 from frechet.optimize._stopping import is_rounding
 
@@ -65,10 +65,15 @@ def too_short(residual: Residual, linear: Linearization, rules: Rules, p: Tensor
     return bool((p.abs() <= residual.eps * least).all())
 
 
-def judged(residual: Residual, linear: Linearization, rules: Rules, newton: float = math.inf) -> Verdict:
-    """The tests at one point; `newton` is the reduction that a model with second derivatives predicts, where known."""
+def judged(
+    residual: Residual, linear: Linearization, rules: Rules, newton: float = math.inf, known: Factor | None = None
+) -> Verdict:
+    """The tests at one point; `newton` is the reduction that a model with second derivatives predicts, where known.
+
+    `known` are the factors of the free columns in another scaling, where they cost too much to be made twice.
+    """
     free, size = free_to_move(residual, linear), linear.size
-    factor = factored(linear, column_scale(linear.columns), free)
+    factor = known or factored(linear, column_scale(linear.columns), free)
     D = linear.columns
     cosines = torch.where(free & (D > 0), linear.gradient.abs() / (D * size) if size > 0 else 0.0, 0.0)
     optimality = float(cosines.max()) if cosines.numel() else 0.0

@@ -23,6 +23,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ Differences = Literal["2-point", "3-point"]
 Route = Literal["columns", "rows", "2-point", "3-point", "function"]
 Parameters = Tensor | Mapping[str, Tensor]
 
+SLIM, LARGE = 2, 1 << 14  # sides and entries of a matrix from which on QR before singular values saves time
 MOST_CURVED = 512  # parameters with second derivatives
 WITHOUT_GRAPH = (
     "least_squares: residual must depend on x through torch operations, got a result without a graph; give "
@@ -87,6 +89,15 @@ class Linearization:
     @property
     def cost(self) -> float:
         return self.point.cost
+
+    @cached_property
+    def triangle(self) -> tuple[Tensor, Tensor] | None:
+        """Q ``(m, n)`` and R of J where it is large and tall: all factors at this point begin with them."""
+        m, n = self.J.shape
+        if m < SLIM * n or m * n < LARGE:
+            return None
+        Q, R = torch.linalg.qr(self.J)
+        return Q, R
 
     @property
     def size(self) -> float:
@@ -248,6 +259,12 @@ class Residual:
         blocks = self.space.split(point.x.to(self.space.device, self.space.dtype))
         image = euclidean(point.r.numel(), self.space.dtype, self.space.device)
         return FunctionJacobian(self._vector, self._variables, blocks, "reverse", image)
+
+    def gives_operator(self, x: Tensor) -> bool:
+        """Whether the caller's function returns the Jacobian as an operator, and not as a matrix."""
+        assert self.jacobian is not None  # by construction
+        self.ledger.jacobians += 1
+        return isinstance(self.jacobian(self.structured(x)), LinearOperator)
 
     def _vector(self, x: Parameters) -> Tensor:
         return self.flat(self.function(x)) / self.unit
