@@ -1,0 +1,5 @@
+"""Derivatives beyond backprop."""
+
+from frechet.calculus import taylor
+
+__all__ = ["taylor"]

@@ -1,0 +1,6 @@
+"""Taylor mode: derivatives of any order, and sums of them, in one pass through a torch program."""
+
+from frechet.calculus.taylor._jet import jet
+from frechet.calculus.taylor._operator import LaplacianParts, bilaplacian, differential_operator, laplacian
+
+__all__ = ["LaplacianParts", "bilaplacian", "differential_operator", "jet", "laplacian"]
