@@ -15,6 +15,7 @@ from frechet.calculus.taylor._series import (
     Coefficients,
     Frame,
     Product,
+    aligned,
     bilinear,
     composed,
     elementwise,
@@ -90,6 +91,24 @@ def _matrix_vector(x: Tensor, y: Tensor, of_x: int, of_y: int) -> Tensor:
 
 
 def _inner(x: Tensor, y: Tensor, of_x: int, of_y: int) -> Tensor:
+    return (x * y).sum(-1)
+
+
+def last_axis_product(x: Tensor, y: Tensor, of_x: int, of_y: int) -> Tensor:
+    """Return sum over the last axis of x y; points that are one in memory are multiplied once."""
+    x, y = aligned(x, y, of_x, of_y)
+    if of_y and not of_x:
+        x, y, of_x, of_y = y, x, of_y, of_x
+    shared = of_x and x.ndim > 2 and all(x.stride(a) == 0 or x.shape[a] == 1 for a in range(1, x.ndim - 1))
+    if not shared:
+        return (x * y).sum(-1)
+    shape = torch.broadcast_shapes(x.shape[1:], y.shape[of_y:])
+    lines = x[(slice(None), *(0 for _ in range(x.ndim - 2)))]
+    if not of_y:
+        return torch.matmul(lines, y.reshape(-1, y.shape[-1]).T).reshape(len(lines), *y.shape[:-1])
+    if all(y.stride(a) == 0 or y.shape[a] == 1 for a in range(1, y.ndim - 1)):
+        found = (lines * y[(slice(None), *(0 for _ in range(y.ndim - 2)))]).sum(-1)
+        return found.reshape(len(lines), *(1 for _ in shape[:-1])).expand(len(lines), *shape[:-1])
     return (x * y).sum(-1)
 
 
@@ -210,5 +229,3 @@ BILINEAR: dict[str, Rule] = {
     "convolution_overrideable": _convolution,
     "linalg_cross": _crossed,
 }
-
-__all__ = ["BILINEAR", "divided", "inverted", "linear_map", "matrix_product", "multiplied", "product_of"]

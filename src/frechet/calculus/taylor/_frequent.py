@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frechet.calculus.taylor._arguments import words
-from frechet.calculus.taylor._bilinear import divided, linear_map, matrix_product, multiplied
+from frechet.calculus.taylor._bilinear import (
+    divided,
+    last_axis_product,
+    linear_map,
+    matrix_product,
+    multiplied,
+    product_of,
+)
 from frechet.calculus.taylor._elementary import EXPANSIONS, Expansion, elementary, power
 from frechet.calculus.taylor._linear import added, transformed, wrapped
 from frechet.calculus.taylor._series import Frame
@@ -100,6 +107,12 @@ def _padded(frame: Frame, x: Any, pad: Any, mode: str = "constant", value: Any =
     return x
 
 
+def _vector_product(frame: Frame, a: Any, b: Any, *, dim: int = -1) -> Any:
+    if a.shape != b.shape or a.ndim == 0 or dim not in (-1, a.ndim - 1):
+        return NotImplemented
+    return product_of(frame, a, b, last_axis_product)
+
+
 def _read(func: Any) -> Frequent:
     def rule(frame: Frame, x: Any, *args: Any) -> Any:
         while type(x) is SeriesTensor:
@@ -143,6 +156,7 @@ FREQUENT |= {
     torch.neg: _negated,
     Tensor.neg: _negated,
     F.linear: linear_map,
+    torch.linalg.vecdot: _vector_product,
     F.pad: _padded,
     Tensor.__getitem__: _item,
     Tensor.detach: _detached,

@@ -78,7 +78,7 @@ def jet(
     many = given[0].ndim == x.ndim + 1
     curves = len(given[0]) if many else 1
     frame = Frame(order, curves)
-    scaled = [(t if many else t.unsqueeze(0)) / math.factorial(k) for k, t in enumerate(given[:order], 1)]
+    scaled = [(t if many else t.unsqueeze(0)) / float(math.factorial(k)) for k, t in enumerate(given[:order], 1)]
     found, structure = propagated(f, x, scaled, frame)
     values = [c[0] for c in found]
     derivatives = []
@@ -93,7 +93,7 @@ def _derivative(c: Coefficients, k: int, frame: Frame, many: bool) -> Tensor:
     assert value is not None
     if t is None:
         t = frame.zeros(value, k)
-    t = t * math.factorial(k)
+    t = t * float(math.factorial(k))
     return t if many else t.squeeze(0)
 
 

@@ -154,7 +154,7 @@ def _taken(c: Coefficients, k: int, weights: Tensor) -> Tensor | None:
     if t is None:
         return None
     t = t if k == len(c) - 1 else torch.tensordot(weights.to(t.dtype), t, 1)
-    return t * math.factorial(k)
+    return t * float(math.factorial(k))
 
 
 def along(
