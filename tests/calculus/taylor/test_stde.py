@@ -101,6 +101,16 @@ def test_intervals_cover(operator, law, probes):
     assert float(coverage.min()) >= 0.88, coverage  # of 150 at 95 %: below with probability 0.0004
 
 
+def test_heavy_tails_have_fewer_degrees_of_freedom():
+    from frechet.calculus.taylor._stde import _heavy_tailed_freedom
+
+    z = torch.randn(4_000_000, dtype=F64, generator=torch.Generator().manual_seed(0)) ** 2
+    kurtosis = float(((z - 1) ** 4).mean() / ((z - 1) ** 2).mean() ** 2)
+    assert abs(2 * 1000 / (kurtosis - 1) / _heavy_tailed_freedom(1, 1000) - 1) < 0.05
+    assert abs(_heavy_tailed_freedom(2, 1000) - 2000 / (1907742 / 9216 - 1)) < 1e-9  # moments of v^4 by hand
+    assert _heavy_tailed_freedom(2, 10) == 1.0
+
+
 def test_gaussian_probes_of_the_biharmonic_operator_are_unbiased_and_rademacher_ones_would_not_be():
     d = 4
     x = torch.zeros(1, d, dtype=F64)
