@@ -356,9 +356,27 @@ def into_view(x):
     return y
 
 
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients[0]
+
+
+def without_grad(x):
+    with torch.no_grad():
+        scale = x.abs().max()
+    return x / scale
+
+
 @pytest.mark.parametrize(
     ("f", "told"),
     [
+        (StraightThrough.apply, "in a custom torch.autograd.Function"),
+        (without_grad, "under torch.no_grad"),
         (lambda x: torch.linalg.svdvals(x.reshape(3, 1)), "aten._linalg_svd.default has no rule"),
         (lambda x: torch.special.i0(x), "bessel_i0"),
         (into_plain, "torch.zeros_like"),

@@ -22,6 +22,12 @@ from frechet.errors import NotDifferentiable
 
 def interpret(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     frame = youngest(args, kwargs)
+    if frame.differentiable and not torch.is_grad_enabled() and func not in _CONSTANT:
+        raise NotDifferentiable(
+            f"jet: the function calls {getattr(func, '__name__', func)} on x under torch.no_grad or in a custom "
+            "torch.autograd.Function, where autograd does not follow it; use detach() for what is constant, and write "
+            "custom functions in plain operations"
+        )
     rule = FREQUENT.get(func)
     if rule is not None:
         found = rule(frame, *args, **kwargs)
@@ -34,6 +40,9 @@ def interpret(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in IN_PLACE:
         return write_in_place(frame, func, args, kwargs)
     return _replayed(frame, record(func, args, kwargs))
+
+
+_CONSTANT = {torch.detach, Tensor.detach, Tensor.item, Tensor.__bool__, Tensor.__format__}
 
 
 def applied(frame: Frame, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -33,6 +33,7 @@ class Frame:
     order: int
     directions: int
     sums: Tensor | int | None = None  # (M, R), weights of the sums over directions; 1 for one plain sum; None for none
+    differentiable: bool = field(default_factory=torch.is_grad_enabled)  # whether autograd was on where it began
     age: int = field(default_factory=lambda: next(_ages))  # an inner propagation is younger than those around it
 
     def collapsed(self, k: int) -> bool:
