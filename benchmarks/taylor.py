@@ -3,12 +3,12 @@
     python benchmarks/taylor.py [--dimensions 10 100 1000] [--rounds 7] [--threads 1] [--jax PATH] [--gradient]
 
 A tanh network of width 256 and four layers, 16 points, float32. Beside each other in one run: ours; vmapped
-forward-over-reverse (`torch.func.jvp` of `torch.func.grad`, all coordinates at once); the trace of a vmapped Hessian; the
-usual loop of double backward. The biharmonic operator in five dimensions: ours, and nested Hessians. Where jax can be
-imported (from `--jax`, a folder that it was installed to), jax's own forward-over-reverse and `jax.experimental.jet` run
-in a process of their own in the same rounds' time. Times are in units of ours within interleaved rounds; peaks are those
-of one call above what stood before. With `--gradient` a call includes the gradient of the mean square in the
-parameters. Writes results/taylor.json.
+forward-over-reverse (`torch.func.jvp` of `torch.func.grad`, all coordinates at once); the trace of a vmapped Hessian;
+the usual loop of double backward. The biharmonic operator in five dimensions: ours, and nested Hessians. Where jax can
+be imported (from `--jax`, a folder that it was installed to), jax's own forward-over-reverse and
+`jax.experimental.jet` run in a process of their own in the same rounds' time. Times are in units of ours within
+interleaved rounds; peaks are those of one call above what stood before. With `--gradient` a call includes the gradient
+of the mean square in the parameters. Writes results/taylor.json.
 """
 
 from __future__ import annotations
