@@ -37,6 +37,34 @@ def _of_one(expansion: Expansion) -> Frequent:
     return rule
 
 
+def _with_parameters(expansion: Expansion, *parameters: str) -> Frequent:
+    """Activations with parameters by position or by name; those that write in place are left to the recorder."""
+
+    def rule(frame: Frame, input: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(parameters, args, strict=False)) | kwargs
+        if given.pop("inplace", False) or series(input, frame) is None:
+            return NotImplemented
+        known = [n for n in parameters if n in given]
+        if len(known) != len(given) or known != list(parameters[: len(known)]):
+            return NotImplemented
+        return elementary(frame, input, expansion, *given.values())
+
+    return rule
+
+
+def _reduced(by_axes: Any) -> Frequent:
+    """Sums and means over all axes or some of them."""
+
+    def rule(frame: Frame, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+        if kwargs or series(x, frame) is None or not isinstance(dim, int | tuple | list | None) or not x.ndim:
+            return NotImplemented
+        axes = range(x.ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
+        last = [d if d < 0 else d - x.ndim for d in axes]
+        return transformed(frame, x, lambda t, lead: by_axes(t, last, keepdim))
+
+    return rule
+
+
 def _numeric(t: Any) -> bool:
     return isinstance(t, Tensor | float | int) and not isinstance(t, bool)
 
@@ -151,6 +179,13 @@ for _name in words("new_zeros new_ones new_empty new_full"):
 for _name in words("item tolist __bool__ __float__ __int__ __index__ __complex__ __format__"):
     FREQUENT[getattr(Tensor, _name)] = _read(getattr(Tensor, _name))
 FREQUENT |= {
+    F.gelu: _with_parameters(EXPANSIONS["gelu"], "approximate"),
+    F.softplus: _with_parameters(EXPANSIONS["softplus"], "beta", "threshold"),
+    F.elu: _with_parameters(EXPANSIONS["elu"], "alpha"),
+    F.leaky_relu: _with_parameters(EXPANSIONS["leaky_relu"], "negative_slope"),
+    **{f: _with_parameters(EXPANSIONS[n]) for f, n in ((F.relu, "relu"), (F.silu, "silu"), (F.mish, "mish"))},
+    **dict.fromkeys((torch.sum, Tensor.sum), _reduced(torch.sum)),
+    **dict.fromkeys((torch.mean, Tensor.mean), _reduced(torch.mean)),
     F.embedding_bag: lambda frame, *args, **kwargs: LAYERS[F.embedding_bag](*args, **kwargs),
     Tensor.__neg__: _negated,
     torch.neg: _negated,

@@ -15,7 +15,7 @@ from frechet.calculus.taylor._frequent import FREQUENT
 from frechet.calculus.taylor._record import Call, Recording, record
 from frechet.calculus.taylor._rules import RULES
 from frechet.calculus.taylor._series import Frame
-from frechet.calculus.taylor._tensor import SeriesTensor, tensors_of, youngest
+from frechet.calculus.taylor._tensor import SeriesTensor, tensors_of, with_each, youngest
 from frechet.calculus.taylor._writes import IN_PLACE, REFUSED, replace_series, write_in_place
 from frechet.errors import NotDifferentiable
 
@@ -71,7 +71,7 @@ def _replayed(frame: Frame, recording: Recording) -> Any:
         op: Any = call.op
         if op._schema.is_mutable and _name(op) not in RULES:
             op = functional_of(call, seen, recording, i)
-        args, kwargs = tree_map(current, (call.args, call.kwargs))
+        args, kwargs = with_each(current, call.args), with_each(current, call.kwargs)
         moving = any(t.frame is frame for t in tensors_of((args, kwargs)))
         if moving and (call.drawn is None or _name(op) in _DRAWS_ALONE):
             found = applied(frame, op, args, kwargs)

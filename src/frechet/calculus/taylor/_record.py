@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from frechet.calculus.taylor._tensor import SeriesTensor
+from frechet.calculus.taylor._tensor import SeriesTensor, with_each
 
 functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
 
@@ -105,7 +105,7 @@ def record(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Recor
             torch.no_grad(),
             forward_ad._set_fwd_grad_enabled(False),  # type: ignore[attr-defined]
         ):
-            args, kwargs = tree_map(found.plain, (args, kwargs))
+            args, kwargs = with_each(found.plain, tuple(args)), with_each(found.plain, kwargs)
             with _Recorder(found):
                 found.returned = func(*args, **kwargs)
             for t, before in reversed(found.written):

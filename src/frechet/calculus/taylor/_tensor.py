@@ -139,6 +139,15 @@ def values(a: Any, frame: Frame) -> Any:
     return a
 
 
+def with_each(f: Callable[[Any], Any], a: Any) -> Any:
+    """The arguments of an operation with `f` of each: lists, tuples and dicts are gone into."""
+    if type(a) in (list, tuple):
+        return type(a)([with_each(f, b) for b in a])
+    if type(a) is dict:
+        return {k: with_each(f, b) for k, b in a.items()}
+    return f(a)
+
+
 def constant(t: Any) -> Any:
     """The plain value, for every frame."""
     while type(t) is SeriesTensor:
