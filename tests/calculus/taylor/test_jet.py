@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frechet import Objective, hessian, squared_error
+from frechet import Objective, gauss_newton, hessian, linearize, squared_error
 from frechet.calculus.taylor import jet, laplacian
 from frechet.errors import NotDifferentiable
 
@@ -281,14 +281,19 @@ class Residual(nn.Module):
 def test_the_model_of_an_objective_may_contain_it():
     data = [(randn(6, 2, seed=k), randn(6, 1, seed=10 + k)) for k in range(2)]
     objective = Objective(Residual(), squared_error(), data)
-    found = objective.check()
-    assert found.passed if hasattr(found, "passed") else found
+    found = objective.check()  # raises where a derivative differs from its difference
+    assert found.proved
+    assert all(claim.proved for claim in found.proved)
+    assert found.unreached == ()
     H = hessian(objective)
     v = H.domain.random(0, 0)
     x = objective.point
     step = 1e-5
     difference = (objective.gradient(x + step * v) - objective.gradient(x - step * v)) / (2 * step)
     torch.testing.assert_close(H @ v, difference, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(linearize(H) @ v, H @ v, rtol=1e-10, atol=1e-10)
+    G = gauss_newton(objective)
+    torch.testing.assert_close(G @ v, gauss_newton(objective, route="forward") @ v, rtol=1e-9, atol=1e-9)
 
 
 # --- writing, values, randomness --------------------------------------------------------------------------------------

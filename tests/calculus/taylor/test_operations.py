@@ -14,6 +14,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_leaves
 
 from frechet.calculus.taylor import jet
+from frechet.calculus.taylor._jet import propagated
+from frechet.calculus.taylor._series import Frame
 from frechet.errors import NotDifferentiable
 from frechet.objective.functions import Functions
 
@@ -28,7 +30,7 @@ def words(names):
 # operations that are refused, each by its name in a sentence
 REFUSED = set(
     words(
-        "_segment_reduce.lengths _segment_reduce.offsets "
+        "_segment_reduce.lengths _segment_reduce.offsets as_strided as_strided_copy as_strided.partial_views "
         "as_strided_scatter bernoulli grid_sampler_2d grid_sampler_3d i0 index_reduce.amax "
         "index_reduce.amin index_reduce.mean index_reduce.prod linalg.cond linalg.eig linalg.eigvals "
         "linalg.householder_product linalg.lstsq linalg.lstsq.grad_oriented linalg.pinv linalg.pinv.hermitian "
@@ -255,6 +257,34 @@ def test_series_equal_nested_autograd_to_order_six(name):
             scale = max(size, abs(s), scale)  # nested autograd loses digits relative to the lower orders
             assert abs(got - s) <= RTOL * scale, f"order {k}: {got}, nested autograd {s}"
     assert compared
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - set(REFUSED)))
+def test_sums_over_directions_are_sums_of_series(name):
+    """Two weighted sums of the third coefficients along three lines, and the lower ones of all lines at once."""
+    op, sums = OPERATIONS[name], torch.tensor([[1.0, 1.0, 1.0], [0.5, -2.0, 3.0]], dtype=F64)
+    for sample in samples_of(op, 1):
+        f, x = as_function(op, sample, None)
+        V = torch.randn(3, len(x), dtype=F64, generator=torch.Generator().manual_seed(1)) * 0.3
+        try:
+            torch.manual_seed(3)
+            found, _ = propagated(f, x, [V], Frame(3, 3, sums))
+        except NotDifferentiable:
+            assert name in PARTLY
+            continue
+        alone = []
+        for v in V:
+            torch.manual_seed(3)
+            alone.append(propagated(f, x, [v[None]], Frame(3, 1))[0])
+        for i, c in enumerate(found):
+            for k in (1, 2, 3):
+                each = [torch.zeros_like(c[0][None]) if a[i][k] is None else a[i][k] for a in alone]
+                expected = torch.cat(each)
+                expected = torch.tensordot(sums.to(expected.dtype), expected, 1) if k == 3 else expected
+                got = torch.zeros_like(expected) if c[k] is None else c[k]
+                scale = max((float(e.abs().nan_to_num(0.0).max()) for e in each if e.numel()), default=0.0) + 1e-5
+                torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * scale, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore")

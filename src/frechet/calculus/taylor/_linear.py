@@ -300,14 +300,14 @@ _PLAIN = words(
     "lift_fresh positive _neg_view deg2rad rad2deg"
 )
 _BY_VMAP = words(
-    "trace as_strided gather take embedding reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+    "trace gather take embedding reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
     "replication_pad2d replication_pad3d avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
     "adaptive_avg_pool1d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
     "_upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
     "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa im2col col2im _fft_r2c _fft_c2c _fft_c2r "
     "pixel_shuffle pixel_unshuffle channel_shuffle grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback "
     "max_unpool2d max_unpool3d masked_select rot90 native_channel_shuffle linalg_diagonal affine_grid_generator "
-    "_reshape_alias unfold_copy"
+    "unfold_copy"
 )
 _JOINT = {
     "cat": "tensors",
