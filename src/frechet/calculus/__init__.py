@@ -1,5 +1,6 @@
-"""Derivatives beyond backprop: derivatives of solutions."""
+"""Derivatives beyond backprop: Taylor mode, and derivatives of solutions."""
 
+from frechet.calculus import solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -22,5 +23,7 @@ __all__ = [
     "least_squares_conditions",
     "root_conditions",
     "solution_jacobian",
+    "solutions",
     "stationary_conditions",
+    "taylor",
 ]
