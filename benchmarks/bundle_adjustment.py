@@ -93,7 +93,7 @@ def ours(problem: Problem, ftol: float = 0.0) -> Callable[[], Outcome]:
 
     def run() -> Outcome:
         s = least_squares(problem.residual, start, structure=structure, ftol=ftol)
-        return Outcome(s.cost, s.residual_evaluations, s.jacobian_evaluations, f"{s.status}: {s.reason}")
+        return Outcome(s.cost, s.residual_evaluations, s.jacobian_evaluations, f"{s.status}: {s.message}")
 
     return run
 

@@ -73,7 +73,7 @@ def frechets(method: str) -> Callable[[Functions, float], Answer]:
             method=method,  # pyright: ignore[reportArgumentType]
         )
         said = {"converged": "solved", "infeasible": "infeasible", "unbounded": "unbounded"}.get(s.status.value, "")
-        return s.x.numpy(), said, f"{s.status} {s.iterations} it {s.method}: {s.reason}"  # pyright: ignore
+        return s.x.numpy(), said, f"{s.status} {s.iterations} it {s.method}: {s.message}"  # pyright: ignore
 
     return run
 

@@ -118,7 +118,7 @@ def ours(method: str) -> Solver:
             hessian=curvature,
         )
         counts.values, counts.gradients, counts.products = s.evaluations, s.gradients, s.products
-        return s.x, s.converged, s.reason
+        return s.x, s.converged, s.message
 
     return run
 
@@ -289,7 +289,7 @@ def main() -> None:
                         file.write(json.dumps(asdict(r)) + "\n")
                 print(
                     f"{name:<12}{r.n:4d} {solver:<30}{r.value:18.9g}{r.residual:10.1e}{r.values:6d}{r.gradients:6d}"
-                    f"{r.products:7d}{r.seconds:7.1f} {r.reason[:60]}",
+                    f"{r.products:7d}{r.seconds:7.1f} {r.message[:60]}",
                     flush=True,
                 )
         tables[kind] = summary(rows, list(SOLVERS[kind]))

@@ -59,7 +59,7 @@ def ours(p: Problem, x0: Tensor) -> Run:
     s = least_squares(p.equality, x0, bounds=(p.lower, p.upper) if p.bounded else None)
     outside = float(torch.maximum(p.lower - s.x, s.x - p.upper).max())
     cost = math.inf if outside > 0 else 0.5 * float(p.equality(s.x).square().sum())
-    return Run(cost, s.residual_evaluations + s.jacobian_evaluations, s.converged, f"{s.status}: {s.reason}")
+    return Run(cost, s.residual_evaluations + s.jacobian_evaluations, s.converged, f"{s.status}: {s.message}")
 
 
 def scipys(method: str) -> Callable[[Problem, Tensor], Run]:

@@ -154,7 +154,7 @@ def ours(method: str) -> Solver:
             hessian=curvature,
         )
         assert isinstance(s.x, Tensor)
-        return s.x.numpy(), s.converged, s.reason
+        return s.x.numpy(), s.converged, s.message
 
     return run
 
@@ -298,7 +298,7 @@ def main() -> None:
                         file.write(json.dumps(asdict(r)) + "\n")
                 print(
                     f"{name:<14} {solver:<20}{r.value:18.9g}{r.residual:10.1e}{r.values:6d}{r.hessians:5d}"
-                    f"{r.products:8d}{r.seconds:7.1f}{r.callbacks:7.1f} {r.reason[:60]}",
+                    f"{r.products:8d}{r.seconds:7.1f}{r.callbacks:7.1f} {r.message[:60]}",
                     flush=True,
                 )
         tables[kind] = summary(rows, list(SOLVERS[kind]))

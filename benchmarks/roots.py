@@ -96,7 +96,7 @@ def ours(s: System) -> tuple[Tensor, bool, str]:
 def fits(s: System) -> tuple[Tensor, bool, str]:
     found = least_squares(s.F, s.z0, bounds=(s.lower, s.upper) if s.bounded else None)
     assert isinstance(found.x, Tensor)
-    return found.x, found.converged, f"{found.status}: {found.reason}"
+    return found.x, found.converged, f"{found.status}: {found.message}"
 
 
 def scipys(method: str) -> Callable[[System], tuple[Tensor, bool, str]]:

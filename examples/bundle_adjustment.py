@@ -136,7 +136,7 @@ def main() -> None:
     problem, s = found.problem, found.solution
     print(f"{len(problem.cameras)} cameras, {len(problem.points)} points, {len(problem.camera)} observations")
     print(f"median distance {found.before:.3g} -> {found.after:.3g} pixels, cost {s.start_cost:.6g} -> {s.cost:.6g}")
-    print(f"{s.status}: {s.reason}")
+    print(f"{s.status}: {s.message}")
     print(f"{s.iterations} iterations, {s.residual_evaluations} residuals, {s.jacobian_evaluations} Jacobians")
     print(s.method)
     wrong = problem.residual(s.x).square().sum(1).sqrt() > 20 * math.sqrt(2)  # type: ignore[arg-type]

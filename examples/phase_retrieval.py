@@ -98,7 +98,7 @@ def main() -> None:
     for step, error in enumerate(found.errors):
         print(f"{step:>6}{error:>18.2e}")
     print(f"least squares from the same start: {distance(found.squares, found.image):.2e}")
-    print(f"{found.solution.status.value}: {found.solution.reason}")
+    print(f"{found.solution.status.value}: {found.solution.message}")
     path = Path(next(iter(sys.argv[1:]), "phase_retrieval.png"))
     with mpl.rc_context({"font.size": 9}):
         picture(found, path)

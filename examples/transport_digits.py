@@ -96,7 +96,7 @@ def main() -> None:
     found = run()
     s = found.solution
     lower, upper = s.unregularized_bounds()
-    print(f"{s.cost.shape[0]} pixels to {s.cost.shape[1]}: {s.status}, {s.reason}")
+    print(f"{s.cost.shape[0]} pixels to {s.cost.shape[1]}: {s.status}, {s.message}")
     print(f"  cost of the plan      {s.value:.6f}, at most {s.gap:.1e} from the best of the regularized problem")
     print(f"  without entropy       between {lower:.6f} and {upper:.6f}")
     print(f"  marginal error        {s.marginal_error:.1e} after {s.sweeps} sweeps and {s.newton_steps} Newton steps")

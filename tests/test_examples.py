@@ -199,7 +199,7 @@ def test_bundle_adjustment_finds_cameras_and_points_in_a_file_of_its_format(tmp_
     packed = tmp_path / "problem.txt.bz2"
     packed.write_bytes(module.bz2.compress((tmp_path / "problem.txt").read_bytes()))
     found = module.run(packed)
-    assert found.solution.converged, found.solution.reason
+    assert found.solution.converged, found.solution.message
     assert found.before > 5
     assert found.after < 0.7  # observations have noise of half a pixel
     assert "after elimination of 'points'" in found.solution.method

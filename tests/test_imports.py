@@ -37,7 +37,14 @@ VECTOR_CALLS = {"norm", "vector_norm", "dot", "vdot", "randn", "randn_like", "ra
 SPACE_NAMES = ("space", "domain", "codomain", "home")  # home: the space of vectors where a basis lies
 
 # (file, call as written) -> why it does not touch a vector of the space
-SMALL_DENSE: dict[tuple[str, str], str] = {}
+SMALL_DENSE: dict[tuple[str, str], str] = {
+    ("calculus/taylor/_factors.py", "torch.linalg.qr(a[0])"): "the rule for a QR of the user's own matrix",
+    ("optimize/_constrained/interior.py", "np.linalg.norm(at.J, 2)"): "a small problem as arrays, formed whole",
+    ("optimize/_constrained/interior.py", "np.linalg.norm(moved - x)"): "a small problem as arrays, formed whole",
+    ("optimize/_constrained/interior.py", "np.linalg.norm(v)"): "a small problem as arrays, formed whole",
+    ("optimize/_least_squares/damped_step.py", "torch.linalg.qr(A.T)"): "a Jacobian that is formed whole",
+    ("optimize/_least_squares/residual.py", "torch.linalg.qr(self.J)"): "a Jacobian that is formed whole",
+}
 
 # rooms in which nothing is printed or warned: everything but the report and the command line
 SILENT_ROOMS = set(ROOMS) - {"report", "errors"}

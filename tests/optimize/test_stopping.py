@@ -66,7 +66,7 @@ def test_a_minimum_at_infinity_is_none(method, shift, gtol):
 
     s = run(separated, [0.0, 0.0], method, gtol=gtol)
     assert s.status is Status.UNBOUNDED
-    assert "x runs to infinity" in s.reason
+    assert "x runs to infinity" in s.message
 
 
 @pytest.mark.parametrize("method", METHODS)

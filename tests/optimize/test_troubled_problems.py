@@ -12,7 +12,8 @@ from frechet.optimize._equations.root import root
 from frechet.optimize._least_squares.flat_model import ran_away
 from frechet.optimize._least_squares.least_squares import least_squares
 from frechet.optimize._least_squares.least_squares_batch import least_squares_batch
-from frechet.optimize._least_squares.residual import Residual, begin, first_linearization
+from frechet.optimize._least_squares.residual import Residual
+from frechet.optimize._least_squares.start import begin, first_linearization
 from frechet.optimize._smooth.minimize import minimize
 from frechet.space import euclidean
 from nist import load
@@ -61,10 +62,10 @@ def test_a_singular_root_is_found_or_refused_and_never_a_failure_of_lapack():
 def test_a_zero_jacobian_with_a_residual_is_no_solution(method):
     s = least_squares(lambda x: 1 + 0 * x, ONE, method=method)
     assert s.status is Status.STAGNATED
-    assert "the Jacobian is zero" in s.reason
+    assert "the Jacobian is zero" in s.message
     many = least_squares_batch(lambda x: 1 + 0 * x, ONE.expand(2, 1))
     assert set(many.status) == {Status.STAGNATED}
-    assert "the model is flat there" in many.reason(0)
+    assert "the model is flat there" in many.message(0)
 
 
 # --- flat at infinity -------------------------------------------------------------------------------------------------
@@ -75,8 +76,8 @@ def test_parameters_that_ran_to_infinity_are_not_called_converged():
     s = least_squares(regression.residual, regression.starts[0], method="gauss-newton")
     assert regression.digits(s.x) < 4
     assert s.status is Status.STAGNATED
-    assert "the residual no longer depends on parameter" in s.reason
-    assert "3 (at " in s.reason
+    assert "the residual no longer depends on parameter" in s.message
+    assert "3 (at " in s.message
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,7 +86,7 @@ def test_an_exponential_that_has_died_out_is_not_called_converged(method):
     # the best rate is infinite: the data are below zero
     s = least_squares(lambda x: torch.exp(-x * t) + 1, ONE, method=method, max_evaluations=400)
     assert not s.converged
-    assert s.reason
+    assert s.message
 
 
 def test_a_minimum_at_which_the_jacobian_vanishes_is_one_where_equations_are_fewer_than_parameters():
@@ -103,7 +104,7 @@ def test_a_root_in_a_narrow_valley_is_converged_only_where_it_is_reached(method)
     s = least_squares(residual, torch.tensor([10.0, 10.0, 10.0], dtype=F64), method=method)
     assert s.residual < 1e-20
     assert not s.converged or float(s.x.abs().max()) < 1e-7
-    assert s.reason
+    assert s.message
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -118,14 +119,14 @@ def test_a_problem_of_many_that_ran_to_infinity_is_not_called_converged():
     y = torch.stack([torch.exp(-0.5 * t), -torch.ones(5, dtype=F64)])  # the best rate of the second is infinite
     many = least_squares_batch(lambda x, y: torch.exp(-x * t) - y, ONE, y)
     assert many.converged.tolist() == [True, False]
-    assert many.reason(0).startswith("no step can reduce the cost by more than rounding errors")
-    assert many.reason(1)
+    assert many.message(0).startswith("no step can reduce the cost by more than rounding errors")
+    assert many.message(1)
 
 
 def test_a_rank_that_falls_on_the_way_is_told():
     regression = load("Rat43")
     s = least_squares(regression.residual, regression.starts[0], method="adaptive-damping")
-    assert regression.digits(s.x) > 4 or "rank 2 there and had 4 at the start" in s.reason
+    assert regression.digits(s.x) > 4 or "rank 2 there and had 4 at the start" in s.message
 
 
 # --- badly scaled -----------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def test_what_cannot_be_met_within_the_bounds_ends_on_them():
 def test_a_cost_that_falls_for_ever_is_never_converged(method):
     s = least_squares(lambda x: 1 / x, ONE, method=method, max_evaluations=200)
     assert not s.converged or s.residual < 1e-100
-    assert s.reason
+    assert s.message
 
 
 def test_a_map_without_fixed_point_and_an_equation_without_root_are_told():
@@ -223,7 +224,7 @@ def test_nan_everywhere_but_at_the_start_is_not_converged():
 
     s, many = both(r, ONE)
     assert not s.converged
-    assert s.reason
+    assert s.message
     assert not bool(many.converged.any())
 
 
@@ -234,7 +235,7 @@ def test_nan_everywhere_but_at_the_start_is_not_converged():
 def test_a_jump_is_not_a_solution(method):
     s = least_squares(lambda x: torch.where(x < 0.3, x + 2, x - 0.1), ONE, method=method)
     assert s.status is Status.STAGNATED
-    assert "discontinuous" in s.reason
+    assert "discontinuous" in s.message
 
 
 def test_a_jump_is_not_a_solution_for_many_problems_or_roots():
@@ -244,7 +245,7 @@ def test_a_jump_is_not_a_solution_for_many_problems_or_roots():
     many = least_squares_batch(jump, ONE.expand(2, 1))
     assert not bool(many.converged.any())
     assert set(many.status) == {Status.STAGNATED}
-    assert "discontinuous" in many.reason(0)
+    assert "discontinuous" in many.message(0)
     found = root(jump, ONE)
     assert not found.converged
     assert found.message
@@ -282,7 +283,7 @@ def test_steps_of_minimize_that_are_refused_until_they_vanish_are_a_status(metho
     x0 = torch.full((size,), start, dtype=F64)
     s = minimize(lambda x: wrong(x).sum(), x0, method=method, max_iterations=200, **options)
     assert s.status in (Status.STAGNATED, Status.MAX_ITERATIONS)  # steps below the rounding of f reduce its gradient
-    assert s.reason
+    assert s.message
     assert float(s.x.abs().max()) <= 1e-15
 
 
@@ -295,7 +296,7 @@ def test_steps_of_least_squares_that_are_refused_until_they_vanish_are_a_status(
         lambda x: 1 + wrong(x), torch.full((2,), start, dtype=F64), bounds=bounds, max_evaluations=10**5, **options
     )
     assert s.status is Status.STAGNATED
-    assert s.reason
+    assert s.message
     found = root(lambda x: 1 + wrong(x), torch.full((2,), start, dtype=F64), bounds=bounds, max_iterations=10**4)
     assert found.status is Status.STAGNATED
 

@@ -91,7 +91,7 @@ def test_small_problems_by_enumeration(seed):
     assert tied.ties > 0
     assert tied.marginal_error < 1e-11
     assert tied.objective >= by_enumeration(cost, a, b, 2, 2.0) - 1e-8
-    assert tied.reason.startswith(f"the 2-th and the next entry are tied in {tied.ties} columns")
+    assert tied.message.startswith(f"the 2-th and the next entry are tied in {tied.ties} columns")
     assert tied.dual_value <= by_enumeration(cost, a, b, 2, 2.0) + 1e-9
     with pytest.raises(NotConverged, match=r"sparse_transport: the 2-th and the next entry .* \(status 'stagnated'"):
         tied.checked()
@@ -192,12 +192,12 @@ def test_at_ties_a_plan_that_meets_the_rows_is_found(n, m, k, gamma):
     assert int((s.plan > 0).sum(0).max()) <= k
     assert s.objective == pytest.approx(objective(s.plan, cost, gamma), rel=1e-12)
     assert -1e-12 < s.gap <= 0.3 * s.objective
-    assert s.converged or s.reason.endswith("or take this one, which meets the rows and is within gap of the best")
+    assert s.converged or s.message.endswith("or take this one, which meets the rows and is within gap of the best")
     if not s.converged:
         raw = sparse_transport(cost, a, b, cardinality=k, gamma=gamma, round_ties=False)
         assert raw.marginal_error > 1e-4
         assert (raw.dual_value, raw.ties) == (s.dual_value, s.ties)
-        assert not raw.reason.endswith("of the best")
+        assert not raw.message.endswith("of the best")
 
 
 def test_where_no_plan_has_so_few_entries_the_rows_are_missed():
@@ -205,7 +205,7 @@ def test_where_no_plan_has_so_few_entries_the_rows_are_missed():
     s = sparse_transport(cost, a, b, cardinality=1, gamma=1.0)
     assert s.status is Status.STAGNATED
     assert s.marginal_error > 1e-2
-    assert s.reason.endswith("the dual maximum gives no plan; raise cardinality or gamma")
+    assert s.message.endswith("the dual maximum gives no plan; raise cardinality or gamma")
 
 
 def test_equal_masses_at_ties_are_assigned():

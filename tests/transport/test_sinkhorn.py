@@ -139,7 +139,9 @@ def test_patterns_without_a_plan_are_infeasible():
     cost = torch.tensor([[0.0, 1.0], [INF, 0.0]], dtype=F64)
     s = sinkhorn(cost, torch.tensor([0.4, 0.6], dtype=F64), epsilon=0.1)
     assert s.status is Status.INFEASIBLE
-    assert s.reason == "no plan exists: 1 rows (1) hold 0.6 of the mass, and the 1 columns that they may go to take 0.5"
+    assert (
+        s.message == "no plan exists: 1 rows (1) hold 0.6 of the mass, and the 1 columns that they may go to take 0.5"
+    )
     assert (s.value, s.gap) == (INF, INF)
 
 

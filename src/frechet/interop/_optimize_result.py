@@ -58,7 +58,7 @@ def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solut
             return scipy.optimize.OptimizeResult(
                 **shared,
                 status=CODES[solution.status],
-                message=solution.reason,
+                message=solution.message,
                 cost=solution.cost,
                 fun=_array(solution.residuals),
                 grad=_array(solution.gradient),
@@ -72,7 +72,7 @@ def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solut
             return scipy.optimize.OptimizeResult(
                 **shared,
                 status=1 - code if code in (0, 1) else code,  # minimize counts success as 0
-                message=solution.reason,
+                message=solution.message,
                 fun=solution.value,
                 jac=_array(solution.gradient),
                 optimality=solution.residual,

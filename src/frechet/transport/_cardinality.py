@@ -71,7 +71,7 @@ class SparseTransportSolution:
     alpha: Tensor = field(repr=False)  # (n,); -inf on rows without mass
     beta: Tensor = field(repr=False)  # (m,)
     status: Status
-    reason: str
+    message: str
     value: float
     objective: float
     dual_value: float
@@ -91,7 +91,7 @@ class SparseTransportSolution:
         if self.converged:
             return self
         raise NotConverged(
-            f"sparse_transport: {self.reason} (status '{self.status}', marginal error {self.marginal_error:.3g})", self
+            f"sparse_transport: {self.message} (status '{self.status}', marginal error {self.marginal_error:.3g})", self
         )
 
 

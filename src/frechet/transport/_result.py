@@ -52,7 +52,7 @@ class TransportSolution:
     b: Tensor = field(repr=False)
     epsilon: float
     status: Status
-    reason: str
+    message: str
     value: float
     regularized_value: float
     dual_value: float
@@ -100,7 +100,7 @@ class TransportSolution:
         if self.converged:
             return self
         raise NotConverged(
-            f"sinkhorn: {self.reason} (status '{self.status}', marginal error {self.marginal_error:.3g})", self
+            f"sinkhorn: {self.message} (status '{self.status}', marginal error {self.marginal_error:.3g})", self
         )
 
 

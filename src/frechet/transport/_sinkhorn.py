@@ -82,7 +82,7 @@ def sinkhorn(
 
     Returns:
         A `TransportSolution`. Its status is `converged` or one of these: `infeasible` (forbidden pairs leave no plan:
-            `reason` names the rows, the potentials are zero), `stagnated` (rounding), `max_iterations`, `stopped`,
+            `message` names the rows, the potentials are zero), `stagnated` (rounding), `max_iterations`, `stopped`,
             `nonfinite`.
 
     Raises:
@@ -264,7 +264,7 @@ def _solution(
 ) -> TransportSolution:
     """Everything from the potentials as they are handed out."""
     cost, a, b, eps = given.cost, given.a, given.b, given.epsilon
-    status, reason = ending.status, ending.detail
+    status, message = ending.status, ending.detail
     if problem is not None and problem.pattern is not None:
         allowed = torch.ones_like(cost, dtype=torch.bool)
         allowed[given.rows.unsqueeze(1), given.columns] = problem.pattern.allowed
@@ -274,7 +274,7 @@ def _solution(
     error = float((P.sum(1) - a).abs().sum() + (P.sum(0) - b).abs().sum())
     if status is Status.CONVERGED and not error <= target * given.mass:
         status = Status.STAGNATED
-        reason = (
+        message = (
             f"the marginals are met to {error / given.mass:.3g} of the mass, not to {target:.3g}; rounding at this "
             f"epsilon explains {problem.rounding if problem else 0.0:.3g}: raise rtol or epsilon, or use float64"
         )
@@ -286,6 +286,6 @@ def _solution(
     if empty:
         value, entropy, dual = math.inf, 0.0, math.inf
     return TransportSolution(
-        f, g, cost, a, b, eps, status, reason, value, value + entropy, dual, distance, error, *counts, method,
+        f, g, cost, a, b, eps, status, message, value, value + entropy, dual, distance, error, *counts, method,
         tuple(given.mass * e for e in history),
     )  # fmt: skip

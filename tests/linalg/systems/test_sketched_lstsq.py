@@ -61,7 +61,7 @@ def test_a_tolerance_ends_it_early():
     loose, tight = sketched_lstsq(A, b, seed=0, rtol=1e-6).checked(), sketched_lstsq(A, b, seed=0).checked()
     assert float(loose.backward_error) <= 1e-6
     assert loose.iterations < tight.iterations
-    assert "the backward error is" in tight.reason
+    assert "the backward error is" in tight.message
 
 
 @pytest.mark.parametrize("method", ["precondition", "solve"])
@@ -83,7 +83,7 @@ def test_dependent_columns_give_the_solution_of_least_norm_and_say_so(sketch):
     b = gaussian(1500, seed=2)
     s = sketched_lstsq(A, b, seed=0, sketch=sketch).checked()
     assert s.rank == 12
-    assert "A has rank 12 of 20" in s.reason
+    assert "A has rank 12 of 20" in s.message
     assert torch.allclose(s.x, torch.linalg.pinv(A) @ b, rtol=1e-9, atol=1e-11)
 
 
@@ -203,10 +203,10 @@ def test_nan_is_a_status_and_a_sentence(sketch, value):
     spoiled[77, 3] = value
     s = sketched_lstsq(spoiled, b, seed=0, sketch=sketch)
     assert s.status is Status.NONFINITE
-    assert s.reason.startswith("A has entries that are not finite")
+    assert s.message.startswith("A has entries that are not finite")
     assert bool(s.x.isnan().all())
     b[3] = value
-    assert sketched_lstsq(A, b, seed=0, sketch=sketch).reason.startswith("b has entries")
+    assert sketched_lstsq(A, b, seed=0, sketch=sketch).message.startswith("b has entries")
     with pytest.raises(NotConverged, match=r"sketched_lstsq: b has entries that are not finite.*'nonfinite'"):
         sketched_lstsq(A, b, seed=0, sketch=sketch).checked()
 
@@ -216,10 +216,10 @@ def test_a_limit_and_a_tolerance_out_of_reach_are_told():
     s = sketched_lstsq(A, b, seed=0, max_iterations=5)
     assert s.status is Status.MAX_ITERATIONS
     assert s.iterations == 5
-    assert "after 5 iterations, above the tolerance" in s.reason
+    assert "after 5 iterations, above the tolerance" in s.message
     s = sketched_lstsq(A, b, seed=0, rtol=1e-30)
     assert s.status is Status.STAGNATED
-    assert "falls no more, above the tolerance" in s.reason
+    assert "falls no more, above the tolerance" in s.message
 
 
 def test_inputs_are_left_as_they_were():

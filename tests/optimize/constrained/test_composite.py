@@ -61,7 +61,7 @@ def test_a_solution_without_multipliers_is_not_called_one():
     )
     assert s.x.tolist() == pytest.approx([1.0, 0.0], abs=1e-2)
     assert not s.converged
-    assert "multipliers grow without bound" in s.reason
+    assert "multipliers grow without bound" in s.message
 
 
 def test_large_problems_are_solved_by_products():

@@ -143,7 +143,7 @@ def test_constraints_without_a_solution_end_as_infeasible(method):
     s = constrained(lambda x: x.sum(), vector(0.5, 2.0), lambda x: (x @ x + 1).reshape(1), method=method)
     assert s.status is Status.INFEASIBLE
     assert s.infeasibility == pytest.approx(1.0, abs=1e-4)
-    assert "stationary" in s.reason
+    assert "stationary" in s.message
     with pytest.raises(NotConverged, match="stationary"):
         s.checked()
 
@@ -161,7 +161,7 @@ def test_values_without_end_below_end_as_unbounded(kind):
     more = {"constraints": lambda x: x[0] - 1} if kind == "equality" else {"bounds": (vector(0.0, -INF), INF)}
     s = constrained(lambda x: x[0] ** 2 + x[1], vector(2.0, 2.0), **more)
     assert s.status is Status.UNBOUNDED
-    assert "without end" in s.reason
+    assert "without end" in s.message
 
 
 def test_trial_points_that_are_not_finite_are_refused():
@@ -182,7 +182,7 @@ def test_trial_points_that_are_not_finite_are_refused():
 def test_a_discontinuous_function_is_not_called_converged():
     s = constrained(lambda x: x[0] + torch.floor(3 * x[0]), vector(2.0, 1.0), lambda x: x[1] - 1, max_iterations=60)
     assert not s.converged
-    assert s.reason
+    assert s.message
 
 
 def test_parameters_may_be_a_dict_and_come_back_as_one():
@@ -250,12 +250,12 @@ def test_a_run_is_watched_and_stopped_and_its_states_are_pickled():
         hs71, ONE_TO_FOUR, HS71, bounds=(1.0, 5.0), observe=lambda t: bool(states.append(t)) or len(states) == 3
     )
     assert s.status is Status.STOPPED
-    assert "observe returned True" in s.reason
+    assert "observe returned True" in s.message
     assert [t.iteration for t in states] == [0, 1, 2]
     assert pickle.loads(pickle.dumps(states[1])).barrier > 0
     limited = constrained(hs71, ONE_TO_FOUR, HS71, bounds=(1.0, 5.0), max_iterations=0)
     assert limited.status is Status.MAX_ITERATIONS
-    assert "limit of 0 iterations" in limited.reason
+    assert "limit of 0 iterations" in limited.message
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_side_whose_gradient_vanishes_where_it_is_active_makes_no_solution(sta
     always = Constraint(lambda x: x @ x, 0.0, 1.0)  # 0 <= |x|^2 always holds, and stops a barrier at 0
     s = constrained(f, x0, always, method="composite")
     assert s.status is Status.STAGNATED
-    assert "multipliers grow without bound" in s.reason
+    assert "multipliers grow without bound" in s.message
     assert constrained(f, x0, always).checked().value == pytest.approx(-2, abs=1e-12)
     free = constrained(f, x0, Constraint(lambda x: x @ x, -math.inf, 1.0)).checked()
     assert free.value == pytest.approx(-2, abs=1e-12)

@@ -9,7 +9,8 @@ from frechet.optimize._least_squares.damped_step import column_scale
 from frechet.optimize._least_squares.interior import interior
 from frechet.optimize._least_squares.least_squares import least_squares
 from frechet.optimize._least_squares.optimality import Rules, judged
-from frechet.optimize._least_squares.residual import Residual, begin, first_linearization
+from frechet.optimize._least_squares.residual import Residual
+from frechet.optimize._least_squares.start import begin, first_linearization
 from frechet.space import euclidean
 from more_garbow_hillstrom import PROBLEMS, numbers
 from nist import load
@@ -30,7 +31,7 @@ def test_known_minima_between_bounds(problem, factor):
         return problem.residual(x)
 
     s = least_squares(residual, factor * problem.start, bounds=(problem.lower, problem.upper), method="interior")
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert near(2 * s.cost, problem.bounded_minimum)
 
 

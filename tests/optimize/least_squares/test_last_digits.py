@@ -5,7 +5,8 @@ import torch
 
 from frechet.optimize._least_squares.last_digits import polished
 from frechet.optimize._least_squares.optimality import Rules
-from frechet.optimize._least_squares.residual import Residual, begin, first_linearization
+from frechet.optimize._least_squares.residual import Residual
+from frechet.optimize._least_squares.start import begin, first_linearization
 from frechet.space import euclidean
 from nist import load
 

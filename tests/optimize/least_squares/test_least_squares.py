@@ -33,7 +33,7 @@ def test_a_straight_line_is_the_closed_form():
 def test_every_method_reaches_the_certified_digits(method, name):
     regression = load(name)
     s = least_squares(regression.residual, regression.starts[1], method=method)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert regression.digits(s.x) > 9
     assert s.method.startswith(method)
 
@@ -72,7 +72,7 @@ def test_equal_bounds_hold_a_parameter():
     assert s.x.tolist() == pytest.approx([0.5, 15 / 14], rel=1e-12)
     s = least_squares(line, torch.zeros(2, dtype=F64), bounds=(0.5, 0.5), method="interior")
     assert s.x.tolist() == [0.5, 0.5]
-    assert "every parameter lies on a bound" in s.reason
+    assert "every parameter lies on a bound" in s.message
 
 
 def test_loose_tolerances_stop_early():
@@ -88,7 +88,7 @@ def test_limits_and_stops():
     s = least_squares(MISRA.residual, MISRA.starts[0], max_evaluations=5)
     assert s.status is Status.MAX_ITERATIONS
     assert s.residual_evaluations == 5
-    assert "the limit of 5 residuals was reached" in s.reason
+    assert "the limit of 5 residuals was reached" in s.message
     states = []
     s = least_squares(
         MISRA.residual, MISRA.starts[0], observe=lambda state: bool(states.append(state)) or len(states) > 3
@@ -110,7 +110,7 @@ def test_no_parameters_and_a_solution_at_the_start():
 
 def test_large_problems_are_solved_by_products():
     s = least_squares(lambda x: torch.cat([x - 1, x[1:] - x[:-1] ** 2]), torch.zeros(3000, dtype=F64))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert torch.allclose(s.x, torch.ones(3000, dtype=F64))
     assert "products" in s.method
     assert s.products > 0

@@ -12,8 +12,8 @@ def test_each_problem_has_a_sentence():
 
     many = least_squares_batch(r, torch.zeros(1, dtype=F64), torch.tensor([[2.0, 2.5], [2.0, 3.0]], dtype=F64))
     assert many.checked() is many
-    assert many.reason(0).startswith("no step can reduce the cost by more than rounding errors, largest cosine")
+    assert many.message(0).startswith("no step can reduce the cost by more than rounding errors, largest cosine")
     short = least_squares_batch(r, torch.zeros(1, dtype=F64), torch.full((2, 1), 900.0, dtype=F64), max_evaluations=2)
-    assert "the limit was reached after" in short.reason(1)
+    assert "the limit was reached after" in short.message(1)
     with pytest.raises(NotConverged, match=r"problem 0 stopped with status 'max_iterations' at cost .*: the limit"):
         short.checked()

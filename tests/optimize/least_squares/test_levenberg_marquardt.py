@@ -20,7 +20,7 @@ def test_certified_values_from_both_starts(name):
     regression = load(name)
     for start in regression.starts:
         s = least_squares(regression.residual, start)
-        assert s.converged, s.reason
+        assert s.converged, s.message
         assert regression.digits(s.x) > 10
         if name != "Lanczos1":  # the certified sum of squares is below the rounding of float64
             assert 2 * s.cost == pytest.approx(regression.sum_of_squares, rel=1e-9)
@@ -42,7 +42,7 @@ def test_all_certified_values_cost_fewer_evaluations_than_scipy_needs():
 def test_known_minima_from_the_standard_starts(name):
     problem = BY_NAME[name]
     s = least_squares(problem.residual, problem.start)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert any(near(2 * s.cost, minimum) for minimum in problem.minima)
 
 
@@ -58,7 +58,7 @@ def test_known_minima_between_bounds_and_no_evaluation_outside(name, factor):
         return problem.residual(x)
 
     s = least_squares(residual, factor * problem.start, bounds=(low, high))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert near(2 * s.cost, problem.bounded_minimum)
     assert torch.equal(s.x[s.active == 1], high[s.active == 1])
     assert torch.equal(s.x[s.active == -1], low[s.active == -1])
@@ -95,7 +95,7 @@ def test_nan_at_trial_points_refuses_the_step():
 def test_a_discontinuous_residual_is_not_called_solved():
     s = least_squares(lambda x: torch.where(x < 0.3, x + 2, x - 0.1), numbers(1.0))
     assert s.status is Status.STAGNATED
-    assert "no step reduces the cost" in s.reason
+    assert "no step reduces the cost" in s.message
     assert s.optimality > 0.1
 
 
@@ -117,4 +117,4 @@ def test_a_saddle_with_a_singular_jacobian_is_left():
 def test_piecewise_constant_residuals_are_not_called_solved():
     s = least_squares(lambda x: torch.floor(10 * x) / 10 - 0.35, numbers(1.0, 2.0))
     assert s.status is Status.STAGNATED
-    assert "the Jacobian is zero" in s.reason
+    assert "the Jacobian is zero" in s.message

@@ -15,7 +15,7 @@ def run(residual, x0, **options):
 def test_known_minima(name):
     problem = next(p for p in PROBLEMS if p.name == name)
     s = run(problem.residual, problem.start)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert any(2 * s.cost == pytest.approx(minimum, rel=1e-4, abs=1e-15) for minimum in problem.minima)
 
 

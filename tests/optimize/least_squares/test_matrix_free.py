@@ -23,7 +23,7 @@ def broyden(x):
 
 def test_a_large_system():
     s = run(broyden, -torch.ones(3000, dtype=F64))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert s.residual < 1e-12
     assert s.rank is None
     assert s.covariance is None
@@ -35,7 +35,7 @@ def test_a_large_system():
 def test_certified_digits(name):
     regression = load(name)
     s = run(regression.residual, regression.starts[1])
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert regression.digits(s.x) > 8
 
 
@@ -48,7 +48,7 @@ def test_products_are_counted_and_operators_of_the_user_are_taken():
         return from_matrix(A)
 
     plain = run(lambda x: A @ x - 1, torch.zeros(4, dtype=F64))
-    assert plain.converged, plain.reason
+    assert plain.converged, plain.message
     assert torch.allclose(plain.x, torch.linalg.lstsq(A, torch.ones(10, dtype=F64)).solution, atol=1e-8)
     assert plain.products > plain.jacobian_evaluations
 
@@ -69,7 +69,7 @@ def test_large_operators_of_the_user_are_used_by_their_products_alone():
         return A
 
     s = least_squares(lambda x: x**3 - 8, torch.ones(n, dtype=F64), jacobian=jacobian)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert torch.allclose(s.x, torch.full((n,), 2.0, dtype=F64))
     assert s.products == sum(count.total for count in counts)
 
@@ -77,7 +77,7 @@ def test_large_operators_of_the_user_are_used_by_their_products_alone():
 def test_large_matrices_of_the_user_are_used_as_they_are():
     n = 513
     s = least_squares(lambda x: x**3 - 8, torch.ones(n, dtype=F64), jacobian=lambda x: torch.diag(3 * x**2))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert "dense" in s.method
     assert torch.allclose(s.x, torch.full((n,), 2.0, dtype=F64))
 
@@ -85,7 +85,7 @@ def test_large_matrices_of_the_user_are_used_as_they_are():
 def test_bounds_and_losses():
     target = torch.linspace(-1, 2, 50, dtype=F64)
     s = run(lambda x: x - target, torch.full((50,), 0.5, dtype=F64), bounds=(0.0, 1.0))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert torch.allclose(s.x, target.clamp(0, 1))
     assert torch.equal(s.active, (target > 1).to(torch.int8) - (target < 0).to(torch.int8))
     y = torch.cat([torch.zeros(20, dtype=F64), numbers(100)])
@@ -112,7 +112,7 @@ def test_dicts_nan_limits_and_stops():
 
 def test_float32():
     s = run(broyden, -torch.ones(200))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert s.residual < 1e-4
 
 

@@ -5,7 +5,8 @@ import torch
 
 from frechet.optimize._least_squares.least_squares import least_squares
 from frechet.optimize._least_squares.optimality import Rules, free_to_move, judged
-from frechet.optimize._least_squares.residual import Residual, begin, first_linearization, length
+from frechet.optimize._least_squares.residual import Residual, length
+from frechet.optimize._least_squares.start import begin, first_linearization
 from frechet.space import euclidean
 from more_garbow_hillstrom import numbers
 from nist import load
@@ -31,7 +32,7 @@ def test_certified_values_are_not_good_enough_at_rounding_but_at_eight_digits():
     assert not judged(*moment(MISRA.residual, MISRA.certified * (1 + 1e-5))).solved
     verdict = judged(*moment(MISRA.residual, MISRA.certified, gtol=1e-8))
     assert verdict.solved
-    assert "r is orthogonal to the Jacobian" in verdict.reason
+    assert "r is orthogonal to the Jacobian" in verdict.message
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_each_tolerance_is_the_inequality_of_the_docstring(tolerance, sentence):
     name, value = next(iter(tolerance.items()))
     assert judged(residual, linear, rules).solved == (holds[name] <= value)
     if holds[name] <= value:
-        assert sentence in judged(residual, linear, rules).reason
+        assert sentence in judged(residual, linear, rules).message
     _, _, strict = moment(MISRA.residual, linear.x, **{name: 0.99 * holds[name]})
     _, _, loose = moment(MISRA.residual, linear.x, **{name: 1.01 * holds[name]})
     assert not judged(residual, linear, strict).solved
@@ -64,10 +65,10 @@ def test_each_tolerance_is_the_inequality_of_the_docstring(tolerance, sentence):
 def test_zero_residual_and_held_parameters():
     verdict = judged(*moment(lambda x: 3 * x - 0.3, numbers(0.1)))
     assert verdict.solved
-    assert "zero to rounding" in verdict.reason
+    assert "zero to rounding" in verdict.message
     residual, linear, rules = moment(lambda x: x + 1, numbers(0.0), (0.0, 1.0))
     assert not free_to_move(residual, linear).any()
-    assert "every parameter lies on a bound that holds it" in judged(residual, linear, rules).reason
+    assert "every parameter lies on a bound that holds it" in judged(residual, linear, rules).message
     residual, linear, rules = moment(lambda x: x - 1, numbers(0.0), (0.0, 1.0))
     assert bool(free_to_move(residual, linear).all())
     assert not judged(residual, linear, rules).solved
@@ -82,7 +83,7 @@ def test_second_derivatives_can_decide():
 def test_cancellation_sets_the_noise():
     # 1e8 + x - 1e8: no evaluation sees changes of x below 1e-8
     s = least_squares(lambda x: torch.stack([(1e8 * x[0] + 1) - 1e8, x[1] - 1]), numbers(1, 0))
-    assert s.converged, s.reason
+    assert s.converged, s.message
 
 
 def test_solutions_at_zero_are_reached_to_the_rounding_of_the_start():

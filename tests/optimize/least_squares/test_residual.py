@@ -29,7 +29,7 @@ class Once(torch.autograd.Function):
 
 def solved(residual, **options):
     s = least_squares(residual, RAT.starts[1], **options)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert RAT.digits(s.x) > 6
     return s
 
@@ -142,7 +142,7 @@ def test_bad_values_at_the_start_have_a_sentence():
 def test_a_residual_in_lower_precision_than_its_parameters_is_solved_to_that():
     t = torch.arange(1.0, 4.0)
     s = least_squares(lambda x: (x[0] * t).exp() - torch.tensor([3.0, 7.0, 20.0]), torch.ones(1, dtype=F64))
-    assert s.converged, s.reason
+    assert s.converged, s.message
 
 
 @pytest.mark.parametrize("factor", [1e-170, 1e170])
@@ -152,7 +152,7 @@ def test_residuals_whose_squares_have_no_numbers(factor, jacobian):
         lambda x: factor * torch.stack([x[0] - 3, x[1] + 1, x[0] * x[1]]), torch.ones(2, dtype=F64), jacobian=jacobian
     )
     plain = least_squares(lambda x: torch.stack([x[0] - 3, x[1] + 1, x[0] * x[1]]), torch.ones(2, dtype=F64))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert torch.allclose(s.x, plain.x, rtol=1e-7)
     assert s.residual == pytest.approx(factor * plain.residual)
 

@@ -33,7 +33,7 @@ def test_minimum_is_scipys(name):
     theirs = scipy_least_squares(
         lambda x: residual(torch.from_numpy(x)).numpy(), x0.numpy(), "3-point", loss=name, f_scale=0.1, gtol=1e-10
     )
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert s.cost == pytest.approx(theirs.cost, rel=1e-8)
     assert s.x.tolist() == pytest.approx(theirs.x.tolist(), rel=1e-4)
 
@@ -41,7 +41,7 @@ def test_minimum_is_scipys(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient_is_that_of_the_robust_cost_and_outliers_lose(name):
     s = least_squares(residual, torch.tensor([1.9, 0.6], dtype=F64), loss=name, loss_scale=0.1)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     x = s.x.clone().requires_grad_()
     cost = 0.005 * LOSSES[name]((residual(x) / 0.1) ** 2).sum()
     (gradient,) = torch.autograd.grad(cost, x)

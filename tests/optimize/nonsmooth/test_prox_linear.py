@@ -112,7 +112,7 @@ def test_the_mapping_is_that_of_the_step():
     d = -s.t * J.T @ s.multipliers
     assert s.status is Status.MAX_ITERATIONS
     assert s.iterations == 1
-    assert "the limit of 1 iterations was reached" in s.reason
+    assert "the limit of 1 iterations was reached" in s.message
     assert s.stationarity == pytest.approx(size(d) / s.t, rel=0.5)  # both are exact to a share
     assert s.gap <= 0.09 * (s.t * s.stationarity**2) / 2 + 1e-12
     with pytest.raises(NotConverged, match="prox_linear: the limit of 1 iterations"):
@@ -138,13 +138,13 @@ def test_a_solution_to_start_with_is_recognized():
 def test_a_discontinuous_function_is_never_converged():
     s = prox_linear("l1", lambda x: torch.where(x < 0.3, x + 2, x - 0.1), torch.ones(1, dtype=F64))
     assert s.status is Status.STAGNATED
-    assert "c may be discontinuous or noisy" in s.reason
+    assert "c may be discontinuous or noisy" in s.message
 
 
 def test_values_without_end_below_are_told():
     s = prox_linear("max", lambda x: x, torch.ones(1, dtype=F64))
     assert s.status is Status.UNBOUNDED
-    assert "falls without end" in s.reason
+    assert "falls without end" in s.message
 
 
 def test_points_outside_of_the_domain_are_refused():
@@ -155,7 +155,7 @@ def test_points_outside_of_the_domain_are_refused():
 def test_a_constant_is_not_called_a_solution():
     s = prox_linear("l1", lambda x: 0 * x + 1, torch.ones(1, dtype=F64))
     assert s.status is Status.STAGNATED
-    assert "the Jacobian is zero" in s.reason
+    assert "the Jacobian is zero" in s.message
 
 
 def test_observe_stops_and_states_can_be_kept():

@@ -45,7 +45,7 @@ def test_all_rows_in_one_batch_is_the_full_method():
     s = stochastic_prox_linear("l1", c, start, rows=60, batch_size=60, seed=0, epochs=8, decay=1.0)
     assert float((s.x - x).square().sum().sqrt()) < 1e-10
     assert s.converged
-    assert "8 epochs are over, prox-gradient mapping" in s.reason
+    assert "8 epochs are over, prox-gradient mapping" in s.message
 
 
 def test_seed_decides_all():
@@ -73,7 +73,7 @@ def test_a_step_out_of_the_domain_is_told():
 
     s = stochastic_prox_linear("l1", c, torch.ones(1, dtype=F64), rows=4, batch_size=2, seed=0, t0=50.0, epochs=3)
     assert s.status is Status.NONFINITE
-    assert "c is not finite in epoch 1; a smaller t0 may help" in s.reason
+    assert "c is not finite in epoch 1; a smaller t0 may help" in s.message
     assert math.isnan(s.stationarity)
 
 

@@ -62,7 +62,7 @@ def test_problems_of_the_cutest_collection_reach_their_known_values(name):
     p = problem(name)
     s = minimize(p.f, p.x0, hessian=whole_matrices(p))
     # DENSCHND creeps through a narrow valley to x = 0, where no step is small beside x
-    assert s.converged or (name == "DENSCHND" and s.value < 1e-20), s.reason
+    assert s.converged or (name == "DENSCHND" and s.value < 1e-20), s.message
     assert s.value <= FREE[name] + 1e-6 * max(1.0, abs(FREE[name]))
 
 
@@ -70,7 +70,7 @@ def test_problems_of_the_cutest_collection_reach_their_known_values(name):
 def test_bounded_problems_of_the_collection_meet_their_kkt_conditions(name):
     p = problem(name)
     s = minimize(p.f, p.x0, bounds=(p.lower, p.upper), hessian=whole_matrices(p))
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert bool(((s.x >= p.lower) & (s.x <= p.upper)).all())
     at_side = torch.where(
         s.bound_multipliers > 0, s.x - p.upper, torch.where(s.bound_multipliers < 0, s.x - p.lower, 0.0)
@@ -134,10 +134,10 @@ def test_a_saddle_is_left_and_reported_where_that_is_not_wanted():
     zero = torch.zeros(2, dtype=torch.float64)
     s = minimize(f, zero).checked()
     assert s.x.abs().tolist() == pytest.approx([0, 1])
-    assert "1 saddle points were left" in s.reason
+    assert "1 saddle points were left" in s.message
     stay = minimize(f, zero, escape=False)
     assert stay.x.tolist() == [0, 0]
-    assert "the point is no minimum" in stay.reason
+    assert "the point is no minimum" in stay.message
     assert stay.curvature.abs().tolist() == pytest.approx([0, 1])
     top = minimize(lambda x: -(x * x).sum(), zero)
     assert top.status is Status.UNBOUNDED
@@ -146,7 +146,7 @@ def test_a_saddle_is_left_and_reported_where_that_is_not_wanted():
 def test_values_without_end_below_are_unbounded():
     for method in METHODS:
         s = minimize(lambda x: x[0] - 1e-3 * x[1] ** 3, START, method=method)
-        assert s.status is Status.UNBOUNDED, (method, s.reason)
+        assert s.status is Status.UNBOUNDED, (method, s.message)
         with pytest.raises(NotConverged, match=r"minimize: .*unbounded"):
             s.checked()
 
@@ -166,7 +166,7 @@ def test_a_wrong_gradient_stagnates_and_a_limit_is_a_limit():
     for method in METHODS:
         s = minimize(Wrong.apply, START, method=method, hessian=lambda x: from_diagonal(torch.ones(2).double()))
         assert s.status is Status.STAGNATED, method
-        assert "not have this gradient" in s.reason
+        assert "not have this gradient" in s.message
     assert minimize(rosenbrock, START, max_iterations=3).status is Status.MAX_ITERATIONS
     stopped = minimize(rosenbrock, START, observe=lambda s: s.iteration == 3)
     assert (stopped.status, stopped.iterations) == (Status.STOPPED, 3)
@@ -201,7 +201,7 @@ def test_a_gradient_that_is_too_long_is_said_to_be_wrong(method, factor):
     )
     right = s.x.abs().max() <= 1e-6  # steps as long as those of f itself find the minimum all the same
     assert s.converged if right else s.status is Status.STAGNATED
-    assert right or "its gradient" in s.reason or "not have this gradient" in s.reason
+    assert right or "its gradient" in s.message or "not have this gradient" in s.message
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -209,7 +209,7 @@ def test_a_gradient_that_is_too_long_is_said_to_be_wrong(method, factor):
 def test_a_limit_of_iterations_is_no_wrong_gradient(method, limit):
     for x0 in (START, 1e3 * START, 1e-3 * START):
         s = minimize(rosenbrock, x0, method=method, max_iterations=limit)
-        assert s.status is Status.MAX_ITERATIONS, s.reason
+        assert s.status is Status.MAX_ITERATIONS, s.message
 
 
 def test_larger_tolerances_end_the_run_earlier():
@@ -445,7 +445,7 @@ def test_trouble_ends_with_a_status_and_a_sentence(method, name):
         x0 = torch.full((5,), start, dtype=torch.float64)
         most = 300 if name in ("line", "saddle") else 60
         s = minimize(KINKS[name], x0, method=method, bounds=bounds, max_iterations=most)
-        assert s.reason
+        assert s.message
         if name in ("line", "saddle") and bounds is None:
             assert s.status is Status.UNBOUNDED
 

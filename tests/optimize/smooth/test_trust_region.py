@@ -38,7 +38,7 @@ def test_the_far_logistic_start_is_no_difficulty():
 def test_a_linear_function_is_unbounded_and_the_run_says_so():
     run = trust_region(*begun(lambda x: x.sum(), torch.zeros(2, dtype=torch.float64)))
     assert run.status is Status.UNBOUNDED
-    assert "x runs away while f falls" in run.reason
+    assert "x runs away while f falls" in run.message
 
 
 def test_a_discontinuous_function_stagnates():

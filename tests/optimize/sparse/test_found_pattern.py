@@ -29,7 +29,7 @@ def test_a_second_point_that_is_not_finite_is_left_out():
     s = least_squares(
         lambda x: torch.log(1e-3 - x.abs()) - torch.log(torch.tensor(5e-4)), torch.full((3,), 1e-4), structure="find"
     )
-    assert s.converged, s.reason
+    assert s.converged, s.message
 
 
 def test_other_words_are_refused():

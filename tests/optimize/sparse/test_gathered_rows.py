@@ -41,7 +41,7 @@ OTHERWISE = {
 def test_rows_that_are_taken_by_the_declared_index_come_by_backward_passes(name):
     s = least_squares(READS[name], X0, structure=STRUCTURE)
     exact = least_squares(READS["brackets"], X0)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert "4 backward passes for each Jacobian" in s.method
     assert s.cost == pytest.approx(exact.cost, rel=1e-10)
 
@@ -50,7 +50,7 @@ def test_rows_that_are_taken_by_the_declared_index_come_by_backward_passes(name)
 def test_rows_that_are_read_otherwise_come_by_colors(name):
     s = least_squares(OTHERWISE[name], X0, structure=STRUCTURE)
     exact = least_squares(READS["brackets"], X0)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert "6 products for each Jacobian" in s.method
     assert s.cost == pytest.approx(exact.cost, rel=1e-10)
 
@@ -87,5 +87,5 @@ def test_a_function_without_second_derivatives_will_do():
         torch.ones(4, 2, dtype=F64),
         structure=which,
     )
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert s.residual < 1e-12

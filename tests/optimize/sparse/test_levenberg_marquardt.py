@@ -16,8 +16,8 @@ def flat(x):
 
 
 def agree(problem, found, dense, digits=1e-7):
-    assert found.converged, found.reason
-    assert dense.converged, dense.reason
+    assert found.converged, found.message
+    assert dense.converged, dense.message
     assert abs(found.cost - dense.cost) <= 1e-10 * dense.cost + 1e-25
     if problem.unique:
         assert torch.allclose(flat(found.x), flat(dense.x), rtol=digits, atol=digits)
@@ -53,7 +53,7 @@ def test_errors_of_differences_are_no_directions_where_the_gauge_is_free(name, j
     problem = PROBLEMS[name]()
     found = least_squares(problem.residual, problem.x0, structure=problem.structure, jacobian=jacobian, ftol=ftol)
     dense = least_squares(problem.residual, problem.x0)
-    assert found.converged, found.reason
+    assert found.converged, found.message
     assert found.cost == pytest.approx(dense.cost, rel=1e-6)
     assert found.iterations < 50
 
@@ -113,7 +113,7 @@ def test_units_of_parameters_and_of_the_residual_change_nothing(name, power):
 
     x0 = {k: b * unit for k, b in problem.x0.items()} if isinstance(problem.x0, dict) else problem.x0 * unit
     found = least_squares(residual, x0, structure=problem.structure)
-    assert found.converged, found.reason
+    assert found.converged, found.message
     assert found.cost * unit**2 == pytest.approx(plain.cost, rel=1e-9)
     assert torch.allclose(flat(found.x) / unit, flat(plain.x), rtol=1e-6, atol=1e-7)
 
@@ -123,7 +123,7 @@ def test_single_precision():
     x0 = {k: b.float() for k, b in problem.x0.items()}
     found = least_squares(lambda x: problem.residual(x).float(), x0, structure=problem.structure)
     exact = least_squares(problem.residual, problem.x0)
-    assert found.converged, found.reason
+    assert found.converged, found.message
     assert found.x["curves"].dtype == torch.float32
     assert torch.allclose(flat(found.x).double(), flat(exact.x), atol=1e-4)
 
@@ -143,7 +143,7 @@ def test_blocks_that_are_seen_once_or_never_do_no_harm(jacobian):
     s = least_squares(
         lambda x: project(x) - data, x0, structure={"cameras": camera, "points": point}, jacobian=jacobian
     )
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert s.residual < 1e-10
     assert torch.equal(s.x["cameras"][2], x0["cameras"][2])
     assert torch.equal(s.x["points"][5], x0["points"][5])
@@ -258,7 +258,7 @@ def test_observe_limits_and_values_that_are_not_finite():
     with pytest.raises(NonFinite, match="Jacobian must be finite at x0"):
         least_squares(lambda x: x.sqrt() - 1, torch.zeros(3, dtype=F64), structure=which)
     s = least_squares(lambda x: x.sqrt() - 1, torch.full((3,), 9.0, dtype=F64), structure=which)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert torch.allclose(s.x, torch.ones(3, dtype=F64))
     with pytest.raises(NotDifferentiable, match="residual must depend on x through torch operations"):
         least_squares(lambda x: x.detach() - 1, torch.zeros(3, dtype=F64), structure=which)
@@ -311,7 +311,7 @@ def test_a_long_chain_needs_neither_many_products_nor_a_dense_matrix(dense, monk
         return (3 - 2 * x) * x + 1 - torch.cat([zero, x[:-1]]) - 2 * torch.cat([x[1:], zero])
 
     s = least_squares(residual, -torch.ones(n, dtype=F64), structure=pattern)
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert s.residual < 1e-12
     assert 0 <= s.products - 4 * s.jacobian_evaluations - 1 <= 10
     assert ("sparse factors" in s.method) == (not dense)
@@ -327,6 +327,6 @@ def test_shared_parameters_of_many_groups_are_eliminated_or_kept():
         {"each": torch.ones(400, 1, dtype=F64), "rate": torch.ones((), dtype=F64)},
         structure={"each": which, "rate": "all"},
     )
-    assert s.converged, s.reason
+    assert s.converged, s.message
     assert float(s.x["rate"]) == pytest.approx(0.5, abs=0.01)
     assert "dense factors of 1 columns after elimination of 'each'" in s.method

@@ -64,7 +64,7 @@ class SketchedSolution(Result):
 
     x: Tensor  # (n,) or (n, k)
     status: Status
-    reason: str
+    message: str
     residual: Tensor  # () or (k,), float64
     backward_error: Tensor  # () or (k,), float64
     rank: int
@@ -83,7 +83,7 @@ class SketchedSolution(Result):
         """This solution if it converged; raises `NotConverged` otherwise."""
         if self.converged:
             return self
-        raise NotConverged(f"sketched_lstsq: {self.reason} (status '{self.status}')", self)
+        raise NotConverged(f"sketched_lstsq: {self.message} (status '{self.status}')", self)
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def sketched_lstsq(
     Returns:
         A `SketchedSolution`. Columns of A that depend on each other (singular values of the sketch, with the columns at
             length one, below max(n, 50) eps times the largest) lower its `rank`. The status is `converged` or one of
-            these, with a sentence in `reason`: `stagnated` (rounding errors leave a larger backward error),
+            these, with a sentence in `message`: `stagnated` (rounding errors leave a larger backward error),
             `max_iterations`, `nonfinite` (NaN or infinity in A or b; x is NaN).
 
     Example:
@@ -165,19 +165,19 @@ def sketched_lstsq(
     U, s, P, D = _factored(SA, max(n, 50) * eps)
     rank = len(s)
     x = P @ (U.T @ SB)
-    iterations, status, reason = 0, Status.CONVERGED, "the solution of the sketched problem"
+    iterations, status, message = 0, Status.CONVERGED, "the solution of the sketched problem"
     r = B - A @ x
     error = _backward_error(A, x, r, P, s, D)
     if method == "precondition":
         x, r, error, iterations = _refined(A, B, (P, s, D), x, r, error, aim, max_iterations)
         largest = float(error.amax()) if k else 0.0
-        reason = f"the backward error is {largest:.3g}"
+        message = f"the backward error is {largest:.3g}"
         if not largest <= goal:
             status = Status.MAX_ITERATIONS if iterations >= max_iterations else Status.STAGNATED
             cause = f"after {iterations} iterations" if iterations >= max_iterations else "and falls no more"
-            reason += f" {cause}, above the tolerance {goal:.3g}"
+            message += f" {cause}, above the tolerance {goal:.3g}"
     if rank < n:
-        reason += f"; A has rank {rank} of {n}, and x is the solution of least norm"
+        message += f"; A has rank {rank} of {n}, and x is the solution of least norm"
     condition = float(s[0] / s[-1]) if rank else 1.0
     bound, certain = None, None
     if method == "solve" and (d == m or kind.startswith("Hadamard")):
@@ -186,7 +186,7 @@ def sketched_lstsq(
     return SketchedSolution(
         x=shaped(x),
         status=status,
-        reason=reason,
+        message=message,
         residual=shaped(_lengths(space, r)),
         backward_error=shaped(error),
         rank=rank,

@@ -87,7 +87,7 @@ def constrained(
     units of its size. So units of f, of constraints and of parameters do not matter; `residual` and
     `bound_multipliers` are those of the caller's units. `gtol` and `ctol` are 1e-8 if left out, 1e-4 in float32.
 
-    Other statuses, each with a sentence in `reason`: `infeasible` (no direction reduces the violation to first order:
+    Other statuses, each with a sentence in `message`: `infeasible` (no direction reduces the violation to first order:
     there may be feasible points elsewhere), `unbounded` (f below -1e20 in the units of its gradient at x0, where the
     constraints hold), `stagnated` (no step gains: kinks, wrong derivatives, or a point at which the gradients of the
     active constraints vanish or are dependent, so that multipliers grow without bound), `max_iterations`, `stopped`. A
@@ -350,7 +350,7 @@ def _solution(
     return MinimizeSolution(
         x=at if isinstance(at, Tensor) else {name: b.clone() for name, b in at.items()},
         status=status,
-        reason=reasons[status],
+        message=reasons[status],
         value=point.f,
         gradient=(point.g / program.lengths).to(device, dtype),
         residual=found.residual,

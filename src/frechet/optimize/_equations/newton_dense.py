@@ -39,9 +39,10 @@ from frechet.optimize._least_squares.interior import interior
 from frechet.optimize._least_squares.last_digits import in_range
 from frechet.optimize._least_squares.levenberg_marquardt import levenberg_marquardt
 from frechet.optimize._least_squares.optimality import WORN, Rules, free_to_move, judged
-from frechet.optimize._least_squares.residual import Linearization, Residual, first_linearization, length
+from frechet.optimize._least_squares.residual import Linearization, Residual, length
 from frechet.optimize._least_squares.residual import Point as Start
 from frechet.optimize._least_squares.run import LeastSquaresState, Run, in_units, sizes
+from frechet.optimize._least_squares.start import first_linearization
 from frechet.optimize._stopping import is_rounding
 
 WIDE = 100.0  # the first radius, of norm(D x0), as in MINPACK's hybrj

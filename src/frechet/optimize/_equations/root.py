@@ -30,7 +30,7 @@ from frechet.optimize._equations.newton_dense import newton_dense
 from frechet.optimize._equations.newton_krylov import Limits, newton_krylov
 from frechet.optimize._equations.root_state import RootState, image, size_of
 from frechet.optimize._least_squares.least_squares import by_products, least_squares, problem_of
-from frechet.optimize._least_squares.residual import begin
+from frechet.optimize._least_squares.start import begin
 from frechet.space import Space, Variables, like, named
 
 Jacobian = Literal["auto", "dense", "products", "2-point", "3-point"] | Callable[..., object]
@@ -200,7 +200,7 @@ def _by_least_squares(
     terms = size_of(space, J @ (space.random(0, 0) * x))
     solved = s.residual <= max(limits.rtol * terms, limits.atol)
     status = Status.CONVERGED if solved else Status.STAGNATED if s.converged else s.status
-    end = f"norm(F) = {s.residual:.3g} is zero to the tolerance" if solved else s.reason
+    end = f"norm(F) = {s.residual:.3g} is zero to the tolerance" if solved else s.message
     if s.converged and not solved:
         end = f"norm(F) has a minimum of {s.residual:.3g} there, which is no root; start elsewhere"
     history = tuple(math.sqrt(2 * c) for c in s.history)

@@ -37,18 +37,10 @@ from frechet.optimize._least_squares.levenberg_marquardt import levenberg_marqua
 from frechet.optimize._least_squares.line_search import gauss_newton_search
 from frechet.optimize._least_squares.matrix_free import LEAST, MatrixFreeRun, matrix_free
 from frechet.optimize._least_squares.optimality import VANISHED, Rules, free_to_move, judged, left_is_rounding
-from frechet.optimize._least_squares.residual import (
-    Linearization,
-    Parameters,
-    Point,
-    Residual,
-    Route,
-    begin,
-    first_linearization,
-    length,
-)
+from frechet.optimize._least_squares.residual import Linearization, Parameters, Point, Residual, Route, length
 from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, sizes
+from frechet.optimize._least_squares.start import begin, first_linearization
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
 from frechet.space import Variables
@@ -99,7 +91,7 @@ def least_squares(
     the rounding error of r. `gtol` and `xtol` are eps of the dtype if left out. Larger ones end the run at the first
     point that meets one.
 
-    Other statuses, each with a sentence in `reason`: `stagnated` (no step reduces the cost, and the point is no
+    Other statuses, each with a sentence in `message`: `stagnated` (no step reduces the cost, and the point is no
     solution: a discontinuous residual or a wrong Jacobian), `max_iterations` (`max_evaluations` residuals, 100 (n + 10)
     if left out), `stopped`. A residual that is not finite at a trial point refuses the step; at x0 it raises
     `NonFinite`.
@@ -209,7 +201,7 @@ def _by_products(
             break
         problem, rules = other, replace(rules, x0=sizes(point.x))
     if problem.rho is None and length(point.r) < LEAST:
-        run = replace(run, status=Status.CONVERGED, reason=VANISHED)
+        run = replace(run, status=Status.CONVERGED, message=VANISHED)
     return _matrix_free(problem, rules, replace(run, iterations=total, history=history), start)
 
 
@@ -220,7 +212,7 @@ def _matrix_free(problem: Residual, rules: Rules, run: MatrixFreeRun, start_cost
     return LeastSquaresSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
         status=run.status,
-        reason=run.reason,
+        message=run.message,
         cost=point.cost * square,
         residual=length(point.r) * unit,
         optimality=run.optimality,
@@ -252,17 +244,17 @@ def _solution(
     problem: Residual, rules: Rules, run: Run, first: Linearization, start_cost: float, method: str, absolute: bool
 ) -> LeastSquaresSolution:
     linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
-    status, reason, optimality = _judged(problem, linear, rules, run)
+    status, message, optimality = _judged(problem, linear, rules, run)
     x = linear.x
     active = Box(problem.lower, problem.upper).held(x, linear.gradient)
     known = uncertainty(linear, active == 0, 1 / unit if absolute else None)
     if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
-        reason += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
+        message += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
     found = problem.structured(x)
     return LeastSquaresSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
         status=status,
-        reason=reason,
+        message=message,
         cost=linear.cost * square,
         residual=length(linear.point.r) * unit,
         optimality=optimality,
@@ -294,26 +286,26 @@ def _judged(problem: Residual, linear: Linearization, rules: Rules, run: Run) ->
         verdict = judged(problem, linear, rules, math.inf if S is None else _newton_reduction(linear, S, free))
         if verdict.solved and S is not None and falls_on(problem, linear, S, free):
             return Status.STAGNATED, "the cost falls for ever, less and less: x runs to infinity", verdict.optimality
-    status, reason, optimality = run.status or Status.STAGNATED, verdict.reason, verdict.optimality
+    status, message, optimality = run.status or Status.STAGNATED, verdict.message, verdict.optimality
     if verdict.solved or status is Status.STAGNATED:
         if linear.size > linear.noise and (away := ran_away(problem, linear, free)):
             named = ", ".join(f"{j} (at {float(linear.x[j]):.3g})" for j in away[:3])
-            reason = f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
-            return Status.STAGNATED, reason, optimality
+            message = f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
+            return Status.STAGNATED, message, optimality
         if verdict.solved:
-            return Status.CONVERGED, reason, optimality
+            return Status.CONVERGED, message, optimality
         if rounding := left_is_rounding(problem, linear):
             return Status.CONVERGED, rounding, optimality
     if status is Status.MAX_ITERATIONS:
-        reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {optimality:.3g}"
+        message = f"the limit of {rules.max_evaluations} residuals was reached, optimality {optimality:.3g}"
     elif status is Status.STOPPED:
-        reason = f"observe returned True in iteration {run.iterations}"
-    elif not reason:
-        reason = (
+        message = f"observe returned True in iteration {run.iterations}"
+    elif not message:
+        message = (
             f"no step reduces the cost, but the optimality is {optimality:.3g}: the residual may be discontinuous or "
             "noisy, not have this Jacobian, or end near where the model is not finite"
         )
-    return status, reason, optimality
+    return status, message, optimality
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

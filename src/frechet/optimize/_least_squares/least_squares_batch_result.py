@@ -41,11 +41,11 @@ class LeastSquaresBatch:
         raise NotConverged(
             f"least_squares_batch: {int(self.converged.sum())} of {len(self.converged)} problems converged; problem "
             f"{first} stopped with status '{self.status[first]}' at cost {float(self.cost[first]):.6g}: "
-            f"{self.reason(first)}",
+            f"{self.message(first)}",
             self,
         )
 
-    def reason(self, i: int) -> str:
+    def message(self, i: int) -> str:
         """Why problem `i` stopped, as a sentence."""
         cosine, spent = float(self.optimality[i]), int(self.evaluations[i])
         match self.status[i]:

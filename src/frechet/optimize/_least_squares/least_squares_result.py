@@ -36,7 +36,7 @@ class LeastSquaresSolution:
 
     x: Tensor | dict[str, Tensor]
     status: Status
-    reason: str
+    message: str
     cost: float
     residual: float
     optimality: float
@@ -65,14 +65,14 @@ class LeastSquaresSolution:
         """This solution if it converged; raises `NotConverged` otherwise."""
         if self.converged:
             return self
-        raise NotConverged(f"least_squares: {self.reason} (status '{self.status}', cost {self.cost:.6g})", self)
+        raise NotConverged(f"least_squares: {self.message} (status '{self.status}', cost {self.cost:.6g})", self)
 
     def report(self) -> str:
         """How it went, as a page of text."""
         fell = f"{self.start_cost:.6g} -> {self.cost:.6g}"
         lines = [
             f"least squares: {len(self.residuals)} residuals, {len(self.gradient)} parameters",
-            f"  status      {self.status}: {self.reason}",
+            f"  status      {self.status}: {self.message}",
             f"  method      {self.method}",
             f"  cost        {fell} in {self.iterations} iterations; norm(r) = {self.residual:.6g}",
             f"  optimality  {self.optimality:.3g} (largest cosine between r and a free column of J)",

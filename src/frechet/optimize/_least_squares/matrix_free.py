@@ -48,7 +48,7 @@ class MatrixFreeRun:
     gradient: Tensor
     optimality: float
     status: Status
-    reason: str
+    message: str
     iterations: int
     history: tuple[float, ...]
 
@@ -83,7 +83,7 @@ def matrix_free(
             "least_squares: J'r must be finite at x0, got NaN or infinity; start off the kinks of sqrt or abs"
         )
     seen, damping, growth, last = now.columns, FIRST, 2.0, math.inf
-    iterations, history, polishing, status, reason = 0, [start.cost], False, None, ""
+    iterations, history, polishing, status, message = 0, [start.cost], False, None, ""
     while True:
         seen = torch.maximum(now.columns, FADE * seen)
         D = torch.where(seen > 0, seen, 1.0)
@@ -93,17 +93,17 @@ def matrix_free(
         if now.size <= now.noise or optimality <= rules.gtol:
             status = Status.CONVERGED
             zero = now.size <= now.noise
-            reason = f"the residual is zero to rounding: norm(r) = {now.size:.3g}" if zero else "J'r is zero to gtol"
+            message = f"the residual is zero to rounding: norm(r) = {now.size:.3g}" if zero else "J'r is zero to gtol"
             break
         if residual.rho is None and now.size < LEAST:
-            status, reason = Status.STAGNATED, f"the residual has become too small for its unit: {now.size:.3g}"
+            status, message = Status.STAGNATED, f"the residual has become too small for its unit: {now.size:.3g}"
             break
         if observe is not None and observe(
             LeastSquaresState(
                 iterations, now.x.cpu().double(), now.point.cost, optimality, damping, residual.ledger.residuals
             )
         ):
-            status, reason = Status.STOPPED, f"observe returned True in iteration {iterations}"
+            status, message = Status.STOPPED, f"observe returned True in iteration {iterations}"
             break
         accepted, slack = None, now.noise * now.size
         while accepted is None and damping < MOST and residual.ledger.residuals < rules.max_evaluations:
@@ -140,19 +140,19 @@ def matrix_free(
             spent = residual.ledger.residuals >= rules.max_evaluations
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             if polishing:
-                status, reason = Status.CONVERGED, "a step would reduce the cost by no more than rounding errors"
+                status, message = Status.CONVERGED, "a step would reduce the cost by no more than rounding errors"
             elif spent:
-                reason = f"the limit of {rules.max_evaluations} residuals was reached, optimality {optimality:.3g}"
+                message = f"the limit of {rules.max_evaluations} residuals was reached, optimality {optimality:.3g}"
             else:
-                reason = f"no step that lsmr finds reduces the cost, but the optimality is {optimality:.3g}"
+                message = f"no step that lsmr finds reduces the cost, but the optimality is {optimality:.3g}"
             break
         now, iterations = accepted, iterations + 1
         history.append(now.point.cost)
         if not rules.tight and polishing:
-            status, reason = Status.CONVERGED, "a step would reduce the cost by less than ftol"
+            status, message = Status.CONVERGED, "a step would reduce the cost by less than ftol"
             break
     gradient = now.g.cpu().double()
-    return MatrixFreeRun(now.point, gradient, optimality, status, reason, iterations, tuple(history))
+    return MatrixFreeRun(now.point, gradient, optimality, status, message, iterations, tuple(history))
 
 
 def _moment(residual: Residual, point: Point) -> _Moment:

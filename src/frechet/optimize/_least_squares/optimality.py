@@ -49,7 +49,7 @@ class Verdict:
     """Whether a point is a solution, and why. `optimality` is the largest cosine, `reduction` relative to the cost."""
 
     solved: bool
-    reason: str
+    message: str
     optimality: float
     reduction: float
 

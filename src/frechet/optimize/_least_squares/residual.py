@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frechet.errors import NonFinite, NotDifferentiable
+from frechet.errors import NotDifferentiable
 from frechet.objective._kernels import refuse_once_differentiable
 from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._function import FunctionJacobian
@@ -172,7 +172,7 @@ class Residual:
         """r(x) ``(m,)`` in float64 and its unit."""
         self.ledger.residuals += 1
         with torch.no_grad():
-            return _double(self.flat(self.function(self.structured(x)))) / self.unit
+            return doubled(self.flat(self.function(self.structured(x)))) / self.unit
 
     def cost(self, r: Tensor) -> float:
         if self.rho is not None:
@@ -189,7 +189,7 @@ class Residual:
     def linearized(self, point: Point) -> Linearization | None:
         """r and J at `point`; None where J is not finite."""
         self.ledger.jacobians += 1
-        J = _double(self._matrix(point))
+        J = doubled(self._matrix(point))
         if J.shape != (point.r.numel(), self.space.dim):
             wanted = (point.r.numel(), self.space.dim)
             raise ValueError(f"least_squares: jacobian must have shape {wanted}, got {tuple(J.shape)}")
@@ -237,7 +237,7 @@ class Residual:
             gradient = grads(cost, [leaf], None, create_graph=True)[0]
         if not gradient.requires_grad:  # a linear residual
             return torch.zeros(len(leaf), len(leaf), dtype=torch.float64)
-        return _double(self._backward(gradient, leaf)).cpu()
+        return doubled(self._backward(gradient, leaf)).cpu()
 
     def _graph(self, point: Point) -> tuple[Tensor, Tensor]:
         """x as a leaf, and r on its graph."""
@@ -360,55 +360,6 @@ def column_norms(J: Tensor) -> Tensor:
     return (unit * (J / unit).square().sum(0).sqrt()).cpu()
 
 
-def _double(t: Tensor) -> Tensor:
+def doubled(t: Tensor) -> Tensor:
     """`t` in float64, on the host where the device has no float64."""
     return t.detach().cpu().double() if t.device.type == "mps" else t.detach().double()
-
-
-def begin(residual: Residual, x: Tensor) -> tuple[Residual, Point]:
-    """The residual at the start, with the precision and the order of derivatives that its result calls for."""
-    x = residual.rounded(x)
-    residual.ledger.residuals += 1
-    with torch.no_grad():
-        y = residual.flat(residual.function(residual.structured(x)))
-    r = _double(y)
-    if not r.numel():
-        raise ValueError("least_squares: residual must have at least one entry, got an empty tensor")
-    bad = r.isfinite().logical_not().nonzero()
-    if bad.numel():
-        i = int(bad[0])
-        raise NonFinite(
-            f"least_squares: residual must be finite at x0, got {float(r[i])} in entry {i} ({len(bad)} of {r.numel()} "
-            "are not finite); start where the model is defined"
-        )
-    largest = float(r.abs().max())
-    if residual.rho is None and not 1e-100 < largest < 1e100 and largest > 0:
-        residual = replace(residual, unit=2.0 ** (math.frexp(largest)[1] - 1))
-        r = r / residual.unit
-    cost = residual.cost(r)
-    eps = max(residual.space.eps, torch.finfo(y.dtype).eps if y.dtype.is_floating_point else 0.0)
-    rows = residual.route == "columns" and residual.space.dim > r.numel()
-    return replace(residual, eps=eps, route="rows" if rows else residual.route), Point(x, r, cost)
-
-
-def first_linearization(residual: Residual, start: Point) -> tuple[Residual, Linearization]:
-    """J at the start, by rows where an operation has no second derivative."""
-    try:
-        linear = residual.linearized(start)
-    except NotDifferentiable:
-        if residual.route != "columns":
-            raise
-        residual = replace(residual, route="rows")
-        linear = residual.linearized(start)
-    except RuntimeError as error:
-        if "numpy() on Tensor that requires grad" not in str(error):
-            raise
-        raise NotDifferentiable(WITHOUT_GRAPH) from error
-    if residual.ledger.constant:
-        raise NotDifferentiable(WITHOUT_GRAPH)
-    if linear is None:
-        raise NonFinite(
-            "least_squares: the Jacobian must be finite at x0, got NaN or infinity; start off the kinks of sqrt, abs, "
-            "or give jacobian='3-point'"
-        )
-    return residual, linear

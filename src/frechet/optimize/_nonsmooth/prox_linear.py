@@ -73,7 +73,7 @@ class ProxLinearSolution:
 
     x: Tensor | dict[str, Tensor]
     status: Status
-    reason: str
+    message: str
     value: float
     stationarity: float
     t: float
@@ -93,7 +93,7 @@ class ProxLinearSolution:
         """This solution if it converged; raises `NotConverged` otherwise."""
         if self.converged:
             return self
-        raise NotConverged(f"prox_linear: {self.reason} (status '{self.status}', value {self.value:.6g})", self)
+        raise NotConverged(f"prox_linear: {self.message} (status '{self.status}', value {self.value:.6g})", self)
 
 
 def prox_linear(
@@ -122,7 +122,7 @@ def prox_linear(
         observe: is called with a `ProxLinearState` before each step, and stops the run by returning True.
 
     Returns:
-        A `ProxLinearSolution`. Its status is `converged` or one of these, each with a sentence in `reason`: `stagnated`
+        A `ProxLinearSolution`. Its status is `converged` or one of these, with a sentence in `message`: `stagnated`
             (no step, however short, reduces h(c(x)): c is discontinuous there, or its rounding errors are larger than
             they should be; or J is zero), `unbounded`, `max_iterations`, `stopped`. A trial point at which c is not
             finite refuses the step.
@@ -159,7 +159,7 @@ def prox_linear(
     return ProxLinearSolution(
         x=variables.unflatten(s.x.clone()),
         status=ending.status,
-        reason=ending.detail,
+        message=ending.detail,
         value=s.value,
         stationarity=model.stationarity,
         t=s.t,

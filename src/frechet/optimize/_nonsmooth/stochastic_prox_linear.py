@@ -78,7 +78,7 @@ def stochastic_prox_linear(
 
     Returns:
         A `ProxLinearSolution`. Its status is `converged`, `max_iterations` (the epochs are over), `stopped` or
-            `nonfinite`, and `reason` has the number.
+            `nonfinite`, and `message` has the number.
 
     Example:
         >>> import torch
@@ -119,7 +119,7 @@ def stochastic_prox_linear(
     return ProxLinearSolution(
         x=variables.unflatten(x.clone()),
         status=ending.status,
-        reason=ending.detail,
+        message=ending.detail,
         value=end.value,
         stationarity=end.stationarity,
         t=start.t,

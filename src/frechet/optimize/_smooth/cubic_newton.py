@@ -83,14 +83,14 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
     """Run from `point`."""
     models, M, iterations, history = Models(f, rules, fixed=True), 0.0, 0, [point.value]
     pace = Geometric(f.space.inner)
-    status, reason, estimate, accelerated, convex, rival = None, "", None, 0, True, 0.0
+    status, message, estimate, accelerated, convex, rival = None, "", None, 0, True, 0.0
     while True:
         if point.largest <= max(rules.gtol, rules.least):
             break
         if observe is not None and observe(shown(f, point, iterations, M)):
             status = Status.STOPPED
             break
-        status, reason = limits(f, point, rules, iterations)
+        status, message = limits(f, point, rules, iterations)
         if status is not None:
             break
         after, model, size = None, None, float(f.space.norm(point.gradient))
@@ -101,7 +101,7 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
                 estimate = estimate if point.value - after.value >= rival else None
         if after is None:
             estimate, model = None, models.at(point)
-            if reason := solved(point, model, rules):
+            if message := solved(point, model, rules):
                 if rules.tight:
                     point, more = polished(f, point, models)
                     iterations, history = iterations + len(more), history + more
@@ -111,8 +111,8 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
             after, more = polished(f, point, models)
             iterations, history = iterations + len(more[:-1]), history + more[:-1]
             if after is point:
-                reason = "" if model is None else spent(f, point, model, rules)
-                status = None if reason else Status.STAGNATED
+                message = "" if model is None else spent(f, point, model, rules)
+                status = None if message else Status.STAGNATED
                 break
         slow = float(f.space.norm(after.gradient)) > HALF * size
         if model is not None and slow and convex:
@@ -123,7 +123,7 @@ def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Obse
         history.append(point.value)
     note = f"{accelerated} of {iterations} steps accelerated" + ("" if convex else "; f is not convex")
     small = too_small(point, status, rules)
-    return Run(point, status, iterations, tuple(history), reason, (note,), small)
+    return Run(point, status, iterations, tuple(history), message, (note,), small)
 
 
 def _minimizer(f: SmoothFunction, model: Model, point: Point, rules: Rules, M: float) -> tuple[Step, Tensor]:

@@ -122,7 +122,7 @@ def minimize(
     downwards the run goes on below (``escape=False`` only reports it), and where no point below is found the status is
     `stagnated`, with the direction in `curvature`.
 
-    Other statuses, each with a sentence in `reason`: `stagnated` (no step reduces f or its gradient, and the point is
+    Other statuses, each with a sentence in `message`: `stagnated` (no step reduces f or its gradient, and the point is
     no solution: a discontinuous f or a wrong gradient), `unbounded` (values fall below -1e20 max(1, |f(x0)|), x leaves
     for infinity, or f falls for ever towards a value that it has nowhere, as with separable classes), `nonfinite` (of
     products), `max_iterations`, `stopped` (by `observe`, called once per iteration with a `MinimizeState`). An f that
@@ -213,13 +213,13 @@ def _solution(
         point = f.differentiated(f.at(point.x)) or point
     residual = largest_free(point, sides)
     status = Status.CONVERGED if run.status is None else run.status
-    reason = run.reason or f"the largest entry of the gradient is {residual * f.unit:.3g}"
-    if rules.gtol > 0 and not run.reason:
-        reason += f", at most gtol = {rules.gtol:.3g}"
+    message = run.message or f"the largest entry of the gradient is {residual * f.unit:.3g}"
+    if rules.gtol > 0 and not run.message:
+        message += f", at most gtol = {rules.gtol:.3g}"
     if run.status is Status.STOPPED:
-        reason = f"observe returned True in iteration {run.iterations}"
-    elif run.status is Status.STAGNATED and not run.reason:
-        reason = (
+        message = f"observe returned True in iteration {run.iterations}"
+    elif run.status is Status.STAGNATED and not run.message:
+        message = (
             f"no step reduces f or its gradient, whose largest entry is {residual * f.unit:.3g}: f may be "
             "discontinuous, noisy, or not have this gradient"
         )
@@ -229,7 +229,7 @@ def _solution(
     return MinimizeSolution(
         x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
         status=status,
-        reason="; ".join((reason, *run.notes)),
+        message="; ".join((message, *run.notes)),
         value=point.value * f.unit,
         gradient=gradient,
         residual=residual * f.unit,

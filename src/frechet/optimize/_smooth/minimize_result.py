@@ -27,7 +27,7 @@ class MinimizeSolution:
 
     x: Tensor | dict[str, Tensor]
     status: Status
-    reason: str
+    message: str
     value: float
     gradient: Tensor  # (n,), of f, flat
     residual: float
@@ -51,14 +51,14 @@ class MinimizeSolution:
         """This solution if it converged; raises `NotConverged` otherwise."""
         if self.converged:
             return self
-        raise NotConverged(f"minimize: {self.reason} (status '{self.status}', f = {self.value:.6g})", self)
+        raise NotConverged(f"minimize: {self.message} (status '{self.status}', f = {self.value:.6g})", self)
 
     def report(self) -> str:
         """How it went, as a page of text."""
         n = sum(b.numel() for b in self.x.values()) if isinstance(self.x, Mapping) else self.x.numel()
         lines = [
             f"minimize: {n} variables, {sum(y.numel() for y in self.multipliers)} constraints",
-            f"  status      {self.status}: {self.reason}",
+            f"  status      {self.status}: {self.message}",
             f"  method      {self.method}",
             f"  value       {self.history[0] if self.history else self.value:.6g} -> {self.value:.6g} in "
             f"{self.iterations} iterations",

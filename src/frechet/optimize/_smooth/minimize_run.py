@@ -49,16 +49,16 @@ def followed(
         if run.small and largest_free(run.point, sides) * f.unit > largest_number(f.space) ** -0.9:
             point = run.point
             if _runs_away(f, point, rules, sides):
-                return f, replace(run, status=Status.UNBOUNDED, reason=_away(f, point)), None
+                return f, replace(run, status=Status.UNBOUNDED, message=_away(f, point)), None
             continue
         if run.status is Status.MAX_ITERATIONS:
-            run = replace(run, reason=f"the limit of {rules.max_iterations} iterations was reached")
+            run = replace(run, message=f"the limit of {rules.max_iterations} iterations was reached")
             measured = slope_of_values(f, run.point, sides)
             if measured is not None:
-                reason = f"f changes by {measured:.3g} of what its gradient says: the gradient is not that of f"
-                return f, replace(run, status=Status.STAGNATED, reason=reason), None
+                message = f"f changes by {measured:.3g} of what its gradient says: the gradient is not that of f"
+                return f, replace(run, status=Status.STAGNATED, message=message), None
         if run.status is None and _runs_away(f, run.point, rules, sides):
-            return f, replace(run, status=Status.UNBOUNDED, reason=_away(f, run.point)), None
+            return f, replace(run, status=Status.UNBOUNDED, message=_away(f, run.point)), None
         if run.status is not None or f.curvature is not None or sides is not None:
             return f, run, None
         found = downward_curvature(f, run.point, seed + left)
@@ -70,8 +70,8 @@ def followed(
             return f, replace(run, notes=(*notes, f"{bends}: the point is no minimum")), v
         below = escaped(f, run.point, v, curvature, rules.lowest / f.unit)
         if below is None:
-            reason = f"the gradient is zero and {bends}, but no point below was found along that"
-            return f, replace(run, status=Status.STAGNATED, reason=reason), v
+            message = f"the gradient is zero and {bends}, but no point below was found along that"
+            return f, replace(run, status=Status.STAGNATED, message=message), v
         point, left = below, left + 1
 
 

@@ -84,7 +84,7 @@ class Run:
     status: Status | None
     iterations: int
     history: tuple[float, ...]
-    reason: str = ""
+    message: str = ""
     notes: tuple[str, ...] = ()
     small: bool = False  # whether the run ended since f needs another unit
 
@@ -290,18 +290,18 @@ Next = Callable[[Point, Model, float, float], tuple[Point | None, float]]
 def newton_steps(f: SmoothFunction, point: Point, rules: Rules, step: Next, observe: Observe | None) -> Run:
     """Steps from `point` until it is solved. `step` gets a control of 0 first, and gives None where no step gains."""
     models, control, iterations, history = Models(f, rules), 0.0, 0, [point.value]
-    status, reason, pace = None, "", Geometric(f.space.inner)
+    status, message, pace = None, "", Geometric(f.space.inner)
     while True:
         if point.largest <= max(rules.gtol, rules.least) and point.value > rules.lowest:
             break
         if observe is not None and observe(shown(f, point, iterations, control)):
             status = Status.STOPPED
             break
-        status, reason = limits(f, point, rules, iterations)
+        status, message = limits(f, point, rules, iterations)
         if status is not None:
             break
         model = models.at(point)
-        if reason := solved(point, model, rules):
+        if message := solved(point, model, rules):
             if rules.tight:
                 point, more = polished(f, point, models)
                 iterations, history = iterations + len(more), history + more
@@ -311,13 +311,13 @@ def newton_steps(f: SmoothFunction, point: Point, rules: Rules, step: Next, obse
             after, more = polished(f, point, models)
             iterations, history = iterations + len(more[:-1]), history + more[:-1]
             if after is point:
-                reason = spent(f, point, model, rules)
-                status = None if reason else Status.STAGNATED
+                message = spent(f, point, model, rules)
+                status = None if message else Status.STAGNATED
                 break
         models.step = after.x - point.x
         point, iterations = at_limit(f, after, models.step, pace, rules), iterations + 1
         history.append(point.value)
-    return Run(point, status, iterations, tuple(history), reason, small=too_small(point, status, rules))
+    return Run(point, status, iterations, tuple(history), message, small=too_small(point, status, rules))
 
 
 def at_limit(

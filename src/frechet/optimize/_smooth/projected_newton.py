@@ -128,7 +128,7 @@ class _Bent:
 def projected_newton(f: SmoothFunction, point: Point, rules: Rules, box: Box, *, observe: Observe | None = None) -> Run:
     """Run from `point`, which lies between the bounds."""
     iterations, history, radius, t = 0, [point.value], 0.0, 1.0
-    status, reason, weights, gained, moved, pace = None, "", None, math.inf, math.inf, Geometric(f.space.inner)
+    status, message, weights, gained, moved, pace = None, "", None, math.inf, math.inf, Geometric(f.space.inner)
     while True:
         free = box.held(point.x, point.gradient) == 0
         if _largest(point, free) <= max(rules.gtol, rules.least):
@@ -136,35 +136,35 @@ def projected_newton(f: SmoothFunction, point: Point, rules: Rules, box: Box, *,
         if observe is not None and observe(shown(f, point, iterations, radius)):
             status = Status.STOPPED
             break
-        status, reason = limits(f, point, rules, iterations)
+        status, message = limits(f, point, rules, iterations)
         if status is not None:
             break
         try:
             bent, weights = _bent(f, point, rules, box, weights)
             near = gained <= NEAR * rules.ftol * abs(point.value) or moved <= f.space.eps**0.5 * f.space.norm(point.x)
-            if near and (reason := _settled(bent, free, rules)):
+            if near and (message := _settled(bent, free, rules)):
                 if rules.tight:
                     point, more = _polished(bent, rules)
                     iterations, history = iterations + len(more), history + more
                 break
             after, radius, t, gained = _step(bent, rules, free, radius, t)
         except NonFinite:
-            status, reason = Status.NONFINITE, "a product with the Hessian holds a NaN or an infinity"
+            status, message = Status.NONFINITE, "a product with the Hessian holds a NaN or an infinity"
             break
         if after is None:
-            reason, model = _settled(bent, free, rules), bent.face(point.gradient, free)
+            message, model = _settled(bent, free, rules), bent.face(point.gradient, free)
             after, more = _polished(bent, rules)
             iterations, history = iterations + len(more[:-1]), history + more[:-1]
             if after is point:
-                reason = reason or ("" if model is None else spent(f, point, model, rules, box))
-                status = None if reason else Status.STAGNATED
+                message = message or ("" if model is None else spent(f, point, model, rules, box))
+                status = None if message else Status.STAGNATED
                 break
             gained = 0.0
         moved = float(f.space.norm(after.x - point.x))
         point, iterations = at_limit(f, after, after.x - point.x, pace, rules, box), iterations + 1
         history.append(point.value)
     small = too_small(point, status, rules, box)
-    return Run(point, status, iterations, tuple(history), reason, small=small)
+    return Run(point, status, iterations, tuple(history), message, small=small)
 
 
 def _largest(point: Point, free: Tensor) -> float:

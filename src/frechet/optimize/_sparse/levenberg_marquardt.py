@@ -93,27 +93,27 @@ def sparse_levenberg_marquardt(
     while True:
         seen = torch.maximum(now.columns, FADE * seen)
         search = Search(problem, rules, steps, now, column_scale(seen))
-        status, reason = search.settled()
+        status, message = search.settled()
         if status is None and observe is not None and observe(search.state(iterations, damping)):
-            status, reason = Status.STOPPED, f"observe returned True in iteration {iterations}"
+            status, message = Status.STOPPED, f"observe returned True in iteration {iterations}"
         if status is None and idle >= IDLE:
-            status, reason = Status.STAGNATED, f"{IDLE} steps in a row changed the cost by rounding errors only"
+            status, message = Status.STAGNATED, f"{IDLE} steps in a row changed the cost by rounding errors only"
         accepted, looked = None, False
         while status is None and accepted is None:
             if problem.ledger.residuals >= rules.max_evaluations:
-                status, reason = Status.MAX_ITERATIONS, f"the limit of {rules.max_evaluations} residuals was reached"
+                status, message = Status.MAX_ITERATIONS, f"the limit of {rules.max_evaluations} residuals was reached"
                 break
             trial = None if damping <= UNDAMPED and not looked else search.step(damping)
             if not looked and (trial is None or search.near(trial)):
                 looked, full = True, search.undamped()
-                if full is not None and (reason := search.solved(full)):
+                if full is not None and (message := search.solved(full)):
                     status, now = Status.CONVERGED, polished(search, full) if rules.tight else now
                     break
                 accepted, gain = (None, -math.inf) if full is None else search.tried(full)
                 if accepted is not None or trial is None:
                     continue
             if (trial is not None and not search.moves(trial)) or damping >= MOST:
-                status, reason = Status.STAGNATED, "no step reduces the cost"
+                status, message = Status.STAGNATED, "no step reduces the cost"
                 break
             accepted, gain = (None, -math.inf) if trial is None else search.tried(trial)
             if accepted is None:
@@ -127,9 +127,9 @@ def sparse_levenberg_marquardt(
         now, iterations = accepted, iterations + 1
         history.append(now.point.cost)
     assert status is not None  # by the loop
-    status, reason = verdict(problem, rules, now, first, status, reason)
+    status, message = verdict(problem, rules, now, first, status, message)
     optimality = Search(problem, rules, steps, now, column_scale(now.columns)).optimality
-    run = MatrixFreeRun(now.point, now.gradient, optimality, status, reason, iterations, tuple(history))
+    run = MatrixFreeRun(now.point, now.gradient, optimality, status, message, iterations, tuple(history))
     return run, f"levenberg-marquardt by {steps.name}; {how_often(problem, now.J.structure)} for each Jacobian"
 
 
@@ -201,18 +201,18 @@ def followed(search: Search, point: Point, p: Tensor) -> Point | None:
 
 
 def verdict(
-    problem: Residual, rules: Rules, now: Moment, first: Moment, status: Status, reason: str
+    problem: Residual, rules: Rules, now: Moment, first: Moment, status: Status, message: str
 ) -> tuple[Status, str]:
     """The status, after a look at parameters that r depended on at the start and no longer does."""
     x = now.point.x
     lost = (now.columns <= problem.eps * first.columns) & (first.columns > 0) & (x != 0)
     if status is not Status.CONVERGED or now.size <= now.noise or not bool(lost.any()):
         if status is Status.STAGNATED:
-            reason += "; the residual may be discontinuous, noisy, or not have this Jacobian"
-        return status, reason
+            message += "; the residual may be discontinuous, noisy, or not have this Jacobian"
+        return status, message
     move = torch.where(lost, 0.1 * torch.maximum(x.abs(), rules.x0), 0.0)
     trials = [problem.values(problem.rounded(x + sign * move)) for sign in (1, -1)]
     if any(length(trial - now.point.r) > now.noise for trial in trials):
-        return status, reason
+        return status, message
     named = ", ".join(f"{j} (at {float(x[j]):.3g})" for j in lost.nonzero()[:3, 0].tolist())
     return Status.STAGNATED, f"the residual no longer depends on parameter {named}: it ran to where the model is flat"
