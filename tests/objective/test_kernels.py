@@ -1,10 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from frechet import Objective, hessian
 from frechet.errors import NotDifferentiable
 from frechet.objective._functions import Functions
 from frechet.objective._kernels import (
@@ -19,6 +21,7 @@ from frechet.objective._kernels import (
 )
 from frechet.objective._model import exact_math
 from frechet.objective._torch_internals import nodes_of
+from frechet.objective.criteria import custom
 from laws import close
 from objective_cases import randn
 
@@ -174,3 +177,16 @@ def test_hooks_on_saved_tensors_raise_the_given_sentence():
     with pytest.raises(RuntimeError, match="another"), refused_hooks("not here"):
         raise RuntimeError("another")
     checkpoint(layer, x, use_reentrant=False)
+
+
+def test_products_work_where_torchs_global_flags_are_frozen(monkeypatch):
+    """As in a process that has imported torch's own test tools."""
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    with pytest.raises(RuntimeError, match="not allowed to set"):
+        torch.backends.cudnn.enabled = False
+    enabled = torch.backends.cudnn.enabled
+    model = nn.LSTM(2, 3)
+    objective = Objective(model, custom(lambda y, _: y[0].square().sum((1, 2))), [(torch.randn(4, 5, 2), None)])
+    v = torch.ones(objective.space.dim)
+    assert bool((hessian(objective) @ v).isfinite().all())
+    assert torch.backends.cudnn.enabled == enabled

@@ -30,6 +30,7 @@ from frechet.objective._torch_internals import (
     function_of,
     nodes_of,
     reentrant_checkpoints_call,
+    set_cudnn,
 )
 
 
@@ -75,12 +76,11 @@ def has_weight_norm(m: nn.Module) -> bool:
 @contextmanager
 def recurrence_without_cudnn() -> Iterator[None]:
     """Recurrent layers by kernels with a double backward, which those of cuDNN lack."""
-    enabled = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
+    enabled = set_cudnn(False)
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = enabled
+        set_cudnn(enabled)
 
 
 def refused_reentrant_checkpoints() -> AbstractContextManager[None]:

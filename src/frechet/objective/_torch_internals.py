@@ -220,3 +220,10 @@ def dtypes_of(node: Any) -> set[torch.dtype]:
 def cotangents_like(node: Any) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
     """Shape, dtype and device of the cotangents that a node's backward takes."""
     return [(torch.Size(m.shape), m.dtype, m.device) for m in node._input_metadata]
+
+
+def set_cudnn(enabled: bool) -> bool:
+    """Switch cuDNN on or off, also where torch's global flags are frozen, and return what it was."""
+    before = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(enabled)
+    return before
