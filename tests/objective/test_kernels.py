@@ -181,7 +181,8 @@ def test_hooks_on_saved_tensors_raise_the_given_sentence():
 
 def test_products_work_where_torchs_global_flags_are_frozen(monkeypatch):
     """As in a process that has imported torch's own test tools."""
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    flags = torch.backends.flags_frozen.__globals__
+    monkeypatch.setitem(flags, "__allow_nonbracketed_mutation_flag", False)
     with pytest.raises(RuntimeError, match="not allowed to set"):
         torch.backends.cudnn.enabled = False
     enabled = torch.backends.cudnn.enabled

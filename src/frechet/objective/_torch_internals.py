@@ -14,13 +14,15 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._ops import OpOverload as OpOverload
+from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch.amp import autocast_mode
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import batchnorm, conv, dropout, instancenorm, loss
 from torch.nn.utils import parametrizations
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
@@ -74,7 +76,6 @@ def outside_of_function_modes() -> AbstractContextManager[None]:
 @contextmanager
 def vmap_without_loops() -> Iterator[None]:
     """`vmap` raises inside for an operation without a rule, where it would print and fall back to a loop."""
-    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
     loops = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)
     try:
@@ -227,3 +228,35 @@ def set_cudnn(enabled: bool) -> bool:
     before = torch._C._get_cudnn_enabled()
     torch._C._set_cudnn_enabled(enabled)
     return before
+
+
+functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+outside_of_transforms = temporarily_clear_interpreter_stack
+
+
+@contextmanager
+def recurrence_without_mkldnn() -> Iterator[None]:
+    """Recurrent layers by their elementary operations."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+def without_dual_numbers() -> AbstractContextManager[Any]:
+    """Dual numbers are taken for their primal parts inside."""
+    return forward_ad._set_fwd_grad_enabled(False)  # type: ignore[attr-defined]
+
+
+def outside_of_function_subclasses() -> AbstractContextManager[None]:
+    """``__torch_function__`` of tensor subclasses is not called inside."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def decomposition_of(op: OpOverload) -> Callable[..., Any] | None:
+    """What torch writes an operation as, in operations below it."""
+    from torch._decomp import decomposition_table  # a second of imports, which most programs do not need
+
+    return decomposition_table.get(op)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch._ops import OpOverload
-
 from frechet.calculus.taylor._series import Frame
+from frechet.objective._torch_internals import OpOverload
 
 Rule = Callable[[Frame, OpOverload, tuple[Any, ...], dict[str, Any]], Any]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor import _truncated as truncated
 from frechet.calculus.taylor._arguments import Rule, bound
@@ -21,6 +20,7 @@ from frechet.calculus.taylor._series import (
     elementwise,
 )
 from frechet.calculus.taylor._tensor import SeriesTensor, coefficients, series
+from frechet.objective._torch_internals import OpOverload
 
 aten = torch.ops.aten
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor import _truncated as truncated
 from frechet.calculus.taylor._arguments import Rule, bound, words
@@ -20,6 +19,7 @@ from frechet.calculus.taylor._linear import wrapped
 from frechet.calculus.taylor._series import Frame, composed
 from frechet.calculus.taylor._tensor import SeriesTensor, series
 from frechet.calculus.taylor._truncated import Truncated
+from frechet.objective._torch_internals import OpOverload
 
 Expansion = Callable[..., Truncated]  # of the value and the order, with the operation's other arguments
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor._arguments import Rule, bound
 from frechet.calculus.taylor._linear import wrapped
@@ -27,6 +26,7 @@ from frechet.calculus.taylor._series import Coefficients, Frame
 from frechet.calculus.taylor._tensor import coefficients
 from frechet.calculus.taylor._truncated import plus
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import OpOverload
 
 
 def _less(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor._arguments import Rule, bound, by_position, words
 from frechet.calculus.taylor._bilinear import divided
 from frechet.calculus.taylor._series import Frame
 from frechet.calculus.taylor._tensor import fixed, values
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import OpOverload
 
 
 def _axes(dim: Any, rank: int) -> list[int]:

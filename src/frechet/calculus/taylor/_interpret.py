@@ -6,9 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table
-from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils._pytree import tree_leaves, tree_map
 
 from frechet.calculus.taylor._arguments import words
 from frechet.calculus.taylor._frequent import FREQUENT
@@ -18,6 +15,7 @@ from frechet.calculus.taylor._series import Frame
 from frechet.calculus.taylor._tensor import SeriesTensor, tensors_of, with_each, youngest
 from frechet.calculus.taylor._writes import IN_PLACE, REFUSED, replace_series, write_in_place
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import OpOverload, OpOverloadPacket, decomposition_of, tree_leaves, tree_map
 
 
 def interpret(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -50,7 +48,7 @@ def applied(frame: Frame, op: OpOverload, args: tuple[Any, ...], kwargs: dict[st
     rule = RULES.get(_name(op))
     if rule is not None:
         return rule(frame, op, args, kwargs)
-    decomposition = decomposition_table.get(op)
+    decomposition = decomposition_of(op)
     if decomposition is None:
         raise NotDifferentiable(
             f"jet: {op} has no rule for power series; write it in operations that have one, or use nested "

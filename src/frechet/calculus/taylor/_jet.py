@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from frechet.calculus.taylor._series import Coefficients, Frame
 from frechet.calculus.taylor._tensor import SeriesTensor
+from frechet.objective._torch_internals import tree_flatten, tree_map, tree_unflatten
 
 
 def propagated(

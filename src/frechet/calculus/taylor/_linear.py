@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor._arguments import Rule, bound, from_last, words
 from frechet.calculus.taylor._series import Coefficients, Frame, lead, lifted, mapped, padded
 from frechet.calculus.taylor._tensor import SeriesTensor, series, tensors_of
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import OpOverload
 
 aten = torch.ops.aten
 

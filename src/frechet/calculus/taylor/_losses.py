@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor._arguments import Rule, bound, by_position
 from frechet.calculus.taylor._formulas import softmax
 from frechet.calculus.taylor._series import Frame
 from frechet.calculus.taylor._tensor import fixed
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import OpOverload
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor._arguments import Rule, bound
 from frechet.calculus.taylor._linear import wrapped
 from frechet.calculus.taylor._series import Coefficients, Frame
 from frechet.calculus.taylor._tensor import coefficients, fixed, values
 from frechet.calculus.taylor._truncated import plus
+from frechet.objective._torch_internals import OpOverload
 
 Apply = Callable[[Tensor], Tensor]
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from frechet.calculus.taylor._jet import propagated
 from frechet.calculus.taylor._series import Coefficients, Frame
 from frechet.calculus.taylor._symbol import Powers, Sparse, Symbol, coordinates, powers_of, symbol_of
+from frechet.objective._torch_internals import tree_flatten, tree_unflatten
 
 Function = Callable[[Tensor], Any]
 OneSymbol = str | Mapping[Sequence[int], float]

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from frechet.calculus.taylor._tensor import SeriesTensor, with_each
-
-functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+from frechet.objective._torch_internals import (
+    TorchDispatchMode,
+    functorch,
+    outside_of_transforms,
+    recurrence_without_mkldnn,
+    tree_map,
+    without_dual_numbers,
+)
 
 
 @dataclass
@@ -97,19 +99,15 @@ class _Recorder(TorchDispatchMode):
 def record(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Recording:
     """Run `func` on plain values and write down its operations."""
     found = Recording()
-    mkldnn = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)  # recurrent layers by their elementary operations
-    try:
-        with (
-            temporarily_clear_interpreter_stack(),  # else torch.func transforms around would wrap what is recorded
-            torch.no_grad(),
-            forward_ad._set_fwd_grad_enabled(False),  # type: ignore[attr-defined]
-        ):
-            args, kwargs = with_each(found.plain, tuple(args)), with_each(found.plain, kwargs)
-            with _Recorder(found):
-                found.returned = func(*args, **kwargs)
-            for t, before in reversed(found.written):
-                t.copy_(before)
-    finally:
-        torch._C._set_mkldnn_enabled(mkldnn)
+    with (
+        recurrence_without_mkldnn(),
+        outside_of_transforms(),  # else torch.func transforms around would wrap what is recorded
+        torch.no_grad(),
+        without_dual_numbers(),
+    ):
+        args, kwargs = with_each(found.plain, tuple(args)), with_each(found.plain, kwargs)
+        with _Recorder(found):
+            found.returned = func(*args, **kwargs)
+        for t, before in reversed(found.written):
+            t.copy_(before)
     return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch._ops import OpOverload
-
 from frechet.calculus.taylor._arguments import Rule
 from frechet.calculus.taylor._bilinear import BILINEAR
 from frechet.calculus.taylor._elementary import ELEMENTARY
@@ -17,6 +15,7 @@ from frechet.calculus.taylor._matrix import MATRICES
 from frechet.calculus.taylor._selection import SELECTION
 from frechet.calculus.taylor._series import Frame
 from frechet.calculus.taylor._tensor import constant
+from frechet.objective._torch_internals import OpOverload
 
 
 def _detached(frame: Frame, op: OpOverload, args: Any, kwargs: Any) -> Any:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from frechet.calculus.taylor._arguments import Rule, bound, words
 from frechet.calculus.taylor._linear import added, chosen, transformed
 from frechet.calculus.taylor._series import Frame, lifted
 from frechet.calculus.taylor._tensor import series, values
+from frechet.objective._torch_internals import OpOverload
 
 aten = torch.ops.aten
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from frechet.calculus.taylor._arguments import words
 from frechet.calculus.taylor._series import Coefficients, Frame
 from frechet.errors import NotDifferentiable
+from frechet.objective._torch_internals import outside_of_function_subclasses, tree_flatten
 
 
 class Memory:
@@ -75,7 +75,7 @@ class SeriesTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with outside_of_function_subclasses():
                 return func(*args, **(kwargs or {}))
         return _interpret(func, args, kwargs or {})
 

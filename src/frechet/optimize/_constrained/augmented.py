@@ -65,7 +65,7 @@ class Step:
     curvature: Tensor | None
 
 
-def augmented(
+def augmented(  # noqa: C901 - one branch for each way to go on or to end
     program: Program, start: Point, rules: Rules, observe: Observe | None, *, seed: int | None = None, block: int = 32
 ) -> Run:
     """Run from `start`; by sketches where `seed` is given. All rows are equalities, and there are no bounds."""

@@ -54,7 +54,7 @@ WIDER = 10.0  # growth of norm(C) within one barrier problem
 CROSS = 1e-4  # mu from which on the active set is tried
 
 
-def composite(program: Program, start: Point, rules: Rules, observe: Observe | None) -> Run:
+def composite(program: Program, start: Point, rules: Rules, observe: Observe | None) -> Run:  # noqa: C901 - a branch for each way to go on
     """Run from `start`, a point of `program` strictly inside the bounds."""
     frame = framed(program)
     space, image, n = frame.space, frame.codomain, program.space.dim

@@ -23,7 +23,7 @@ SLOPE = 1e-10  # of norm(C), relative to the first: rounding errors
 FEW = 0.1  # of norm(C) that a normal step may leave
 
 
-def normal_step(
+def normal_step(  # noqa: C901 - one branch for each way to go on or to end
     A: LinearOperator, rows: Rows | SlackRows, C: Tensor, radius: float, low: Tensor, high: Tensor
 ) -> tuple[Tensor, float]:
     """A step towards A v = -C in the ball and the box, and norm(A v + C): the best of three."""

@@ -36,7 +36,7 @@ class Tangent:
     curvature: Tensor | None
 
 
-def projected_cg(
+def projected_cg(  # noqa: C901 - one branch for each way to go on or to end
     B: LinearOperator,
     g: Tensor,
     rows: Rows | SlackRows,

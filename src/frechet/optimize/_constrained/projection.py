@@ -63,7 +63,7 @@ class Rows:
         return self.V @ (self.A.codomain.gram(self.U, b.unsqueeze(1))[:, 0] / self.s)
 
 
-def rows_of(A: LinearOperator, start: Tensor | None = None, *, entries: int = ENTRIES) -> Rows:
+def rows_of(A: LinearOperator, start: Tensor | None = None, *, entries: int = ENTRIES) -> Rows:  # noqa: C901 - a branch for each way to go on
     """The range of A', by products; `start` ``(m,)`` is where the Krylov space begins."""
     m, n = A.shape
     space, image = A.domain, A.codomain

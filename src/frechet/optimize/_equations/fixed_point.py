@@ -46,7 +46,7 @@ WHY = {
 
 
 @torch.no_grad()
-def fixed_point(
+def fixed_point(  # noqa: C901 - one branch for each way to go on or to end
     g: Callable[..., object],
     x0: Tensor | Mapping[str, Tensor],
     *,

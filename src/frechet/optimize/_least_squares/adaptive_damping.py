@@ -43,7 +43,7 @@ FIRST, LEAST, MOST = 1e-2, 1e-10, 1e20  # of lam
 MEMORY = 0.95  # of the nonmonotone value
 
 
-def adaptive_damping(
+def adaptive_damping(  # noqa: C901 - one branch for each way to go on or to end
     residual: Residual,
     linear: Linearization,
     rules: Rules,

@@ -29,7 +29,7 @@ from frechet.optimize._least_squares.residual import Linearization, Residual, le
 from frechet.optimize._least_squares.run import LeastSquaresState, Run
 
 
-def dogleg(
+def dogleg(  # noqa: C901 - one branch for each way to go on or to end
     residual: Residual,
     linear: Linearization,
     rules: Rules,

@@ -40,7 +40,7 @@ INWARD = 0.01  # a start on a side moves inwards by this part of the room
 CLOSE = 1e-6  # of the cost: what a full interior step gains when the face is clear
 
 
-def interior(
+def interior(  # noqa: C901 - one branch for each way to go on or to end
     residual: Residual,
     linear: Linearization,
     rules: Rules,

@@ -56,7 +56,7 @@ LEAP = 1e3  # growth of norm(D p) from one point to the next: beyond, the radius
 MOST = 1e6  # times the norm of a column that D may be: scaled, it must not drown in rounding
 
 
-def levenberg_marquardt(
+def levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to end
     residual: Residual,
     linear: Linearization,
     rules: Rules,

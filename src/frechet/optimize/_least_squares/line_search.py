@@ -34,7 +34,7 @@ from frechet.optimize._least_squares.run import LeastSquaresState, Run
 ARMIJO, CUTS = 1e-4, 20
 
 
-def gauss_newton_search(
+def gauss_newton_search(  # noqa: C901 - one branch for each way to go on or to end
     residual: Residual,
     linear: Linearization,
     rules: Rules,

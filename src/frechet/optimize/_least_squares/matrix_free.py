@@ -67,7 +67,7 @@ class _Moment:
     columns: Tensor  # (n,), the norms of the columns, estimated
 
 
-def matrix_free(
+def matrix_free(  # noqa: C901 - one branch for each way to go on or to end
     residual: Residual,
     start: Point,
     rules: Rules,

@@ -79,7 +79,7 @@ class _Estimate:
     constant: float
 
 
-def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:
+def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:  # noqa: C901 - a branch for each way to go on
     """Run from `point`."""
     models, M, iterations, history = Models(f, rules, fixed=True), 0.0, 0, [point.value]
     pace = Geometric(f.space.inner)

@@ -30,7 +30,7 @@ LITTLE = 30  # dimensions of a Krylov space that looks where f falls for ever
 Algorithm = Callable[[SmoothFunction, Point, Rules], Run]
 
 
-def followed(
+def followed(  # noqa: C901 - one branch for each way to go on or to end
     f: SmoothFunction, go: Algorithm, point: Point, rules: Rules, sides: Box | None, escape: bool, seed: int
 ) -> tuple[SmoothFunction, Run, Tensor | None]:
     """Runs, each from below the saddle point at which the one before ended; and negative curvature at the last end.

@@ -69,7 +69,7 @@ def sparse_run(
     return sparse_levenberg_marquardt(problem, start, structure, rules, factors=factors, observe=observe)
 
 
-def sparse_levenberg_marquardt(
+def sparse_levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to end
     problem: Residual,
     start: Point,
     structure: Structure,
