@@ -48,7 +48,7 @@ class Batch:
 
 
 def default_split(batch: Any) -> tuple[Any, Any]:
-    """(inputs, targets) of a pair, or of a dict with ``labels`` (the rest are the model's keyword arguments)."""
+    """Split a batch: a pair, or a dict with ``labels``, whose rest are the model's keyword arguments."""
     if isinstance(batch, Mapping):
         if "labels" not in batch:
             raise ValueError(

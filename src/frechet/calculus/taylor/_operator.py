@@ -71,8 +71,9 @@ def differential_operator(
     Args:
         f: a function that maps each point alone, points (..., d) to values (...) or (..., m), made of torch functions.
         operator: text, as "u_t - 0.1*u_xx + u", or {multi-index: coefficient}, as {(1, 0): 1.0, (0, 2): -0.1}. A list
-            of operators gives a function that returns a list, in as few passes as possible: ["u", "u_x", "u_xx +
-        u_yyyy"]. variables: the letters of the d coordinates in their order, for text.
+            of operators, as ["u", "u_x", "u_xx + u_yyyy"], gives a function that returns a list, in as few passes as
+            possible.
+        variables: the letters of the d coordinates in their order, for text.
         chunk: the most lines propagated together, >= 1; fewer lines take less memory and more passes. Default: all.
 
     Example:
