@@ -264,7 +264,18 @@ def anchors(page: Path) -> set[str]:
 
 
 # rooms whose public functions list their parameters; what has one parameter needs no list
-LISTED = ("analyze", "calculus", "linalg", "objective", "operators", "recording", "space", "transport")
+LISTED = (
+    "analyze",
+    "calculus",
+    "interop",
+    "linalg",
+    "objective",
+    "operators",
+    "optimize",
+    "recording",
+    "space",
+    "transport",
+)
 
 
 def unlisted(function: Any) -> list[str]:

@@ -29,14 +29,14 @@ CODES = {
 
 
 def to_optimize_result(solution: LeastSquaresSolution | MinimizeSolution | Solution) -> scipy.optimize.OptimizeResult:
-    """The solution as a `scipy.optimize.OptimizeResult` with arrays of NumPy; x is flat, in the order of the blocks.
+    """Return the solution as a `scipy.optimize.OptimizeResult` with arrays of NumPy. x is flat, in the order of blocks.
 
     All have `x`, `success`, `status`, `message`, `nit` and `nfev`. `status` is that of SciPy's function of the same
     purpose where it says success (1 for least squares and roots, 0 for `minimize`) or a limit (0, and 1 for
-    `minimize`), and a negative number of its own otherwise. Of least squares also `cost`, `fun` (the residuals),
-    `grad`, `optimality` (the largest entry of the gradient that no bound holds, as in SciPy), `active_mask` and
-    `njev`; of `minimize` `fun`, `jac` (the gradient), `njev`, `nhev` (products), `optimality`, `maxcv` (the violation
-    of constraints) and `v` (the multipliers); of other solutions `residual`, the norm of what is left.
+    `minimize`), and a negative number of its own otherwise. Least squares adds `cost`, `fun` (the residuals), `grad`,
+    `optimality` (the largest entry of the gradient that no bound holds, as in SciPy), `active_mask` and `njev`.
+    `minimize` adds `fun`, `jac` (the gradient), `njev`, `nhev` (products), `optimality`, `maxcv` (the violation of
+    constraints) and `v` (the multipliers). Other solutions add `residual`, the norm of what is left.
 
     Example:
         >>> import torch

@@ -57,14 +57,27 @@ def fixed_point(  # noqa: C901 - one branch for each way to go on or to end
     max_iterations: int = 1000,
     observe: Callable[[RootState], bool] | None = None,
 ) -> Solution:
-    """Return an x with g(x) = x, from the start x0; ``x`` has the shape of x0, flat for a dict.
+    """Find an x with g(x) = x, by Anderson mixing of the last steps.
 
-    Converged means ``norm(g(x) - x) <= max(rtol * norm(x), atol)`` at x, whatever the start was. rtol is eps^(3/4) of
-    the dtype if left out; give `atol` where x = 0 may be the fixed point. `memory` 0 is the plain iteration
-    ``x + mixing (g(x) - x)``. `mixing` is the largest that is tried. `history` has the residual, one per iteration.
+    Args:
+        g: a function of what x0 is, which returns the same form.
+        x0: where the iteration starts, a tensor of any shape or a dict of tensors. ``x`` of the result has the shape of
+            x0, and is flat for a dict.
+        memory: how many steps are mixed. 0 is the plain iteration ``x + mixing (g(x) - x)``.
+        mixing: the largest mixing that is tried.
+        rtol: converged means ``norm(g(x) - x) <= max(rtol * norm(x), atol)`` at x, whatever the start was. Default:
+            eps^(3/4) of the dtype.
+        atol: see `rtol`. Give one where x = 0 may be the fixed point.
+        max_iterations: the most iterations.
+        observe: is called with a `RootState` at each iteration, and stops the run by returning True.
 
-    Other statuses: `stagnated` (the mixing has become tiny: g is no contraction near x, or rtol is below the rounding
-    of g), `max_iterations`, `stopped`. A start where g is not finite raises `NonFinite`.
+    Returns:
+        A `Solution`, whose `history` has the residual of each iteration. Its status is `converged` or one of these:
+            `stagnated` (the mixing has become tiny: g is no contraction near x, or rtol is below the rounding of g),
+            `max_iterations`, `stopped`.
+
+    Raises:
+        NonFinite: g is not finite at x0.
 
     Example:
         >>> import torch

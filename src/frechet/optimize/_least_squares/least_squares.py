@@ -78,43 +78,55 @@ def least_squares(
     scaling: Scaling = "combined",
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> LeastSquaresSolution:
-    """The x that minimizes norm(residual(x))^2 / 2 between the bounds; see `LeastSquaresSolution`.
-
-    `residual` takes what `x0` is, a tensor of any shape or a dict of tensors, and returns a tensor or a dict of
-    tensors; the result has x in the same form. `bounds` is a pair of lower and upper, each a number, a tensor like x0,
-    or a dict by block; a start outside is moved to the nearest side. No point outside of the bounds is ever evaluated.
+    """Minimize norm(residual(x))^2 / 2 between bounds; see `LeastSquaresSolution`.
 
     The plain call goes on until rounding leaves nothing to gain. It is converged where one of these holds at the
     result, for the columns J_j of the Jacobian that no bound holds, the undamped step p, and D the norms of the
     columns: ``norm(r) <= noise``, ``|J_j'r| <= gtol norm(J_j) norm(r)`` for all j, ``norm(J p)^2 <= max(ftol norm(r)^2,
     2 noise norm(r))``, or ``norm(D p) <= xtol norm(D x)``, where ``noise = eps (norm(|J| |x|) + norm(r))`` estimates
-    the rounding error of r. `gtol` and `xtol` are eps of the dtype if left out. Larger ones end the run at the first
-    point that meets one.
-
-    Other statuses, each with a sentence in `message`: `stagnated` (no step reduces the cost, and the point is no
-    solution: a discontinuous residual or a wrong Jacobian), `max_iterations` (`max_evaluations` residuals, 100 (n + 10)
-    if left out), `stopped`. A residual that is not finite at a trial point refuses the step; at x0 it raises
-    `NonFinite`.
+    the rounding error of r. Larger tolerances end the run at the first point that meets one.
 
     A converged result has the covariance of its parameters and their standard errors, as SciPy's `curve_fit`. Divide
-    each residual by its standard deviation, if these differ. They count as ratios; with ``absolute_sigma=True`` they
-    are taken as they are. A weight of zero marks a residual as missing.
+    each residual by its standard deviation, if these differ. A weight of zero marks a residual as missing.
 
-    `loss` is 'huber', 'soft_l1', 'cauchy', 'arctan', 'tukey' or a function rho of z = (r_i / loss_scale)^2 with rho(0)
-    = 0 and rho'(0) = 1: residuals larger than `loss_scale` count less. `jacobian` is derived by automatic
-    differentiation, or from differences, or is a function of x that returns the matrix ``(m, n)``, a dict of blocks or
-    a LinearOperator; "products" never forms it, "dense" always, and "auto" where its factors take seconds at most.
-    `observe` is called once per step; True stops. `eta` in (0, 4) is the
-    power of norm(r) in the damping of "adaptive-damping"; `scaling` is that of "interior": 'coleman-li',
-    'heinkenschloss-ulbrich', 'kanzow-klug', 'hager-mair-zhang' or their convex combination 'combined'.
+    Args:
+        residual: a function of what x0 is, to a tensor or a dict of tensors.
+        x0: where the iteration starts, a tensor of any shape or a dict of tensors. The result has x in the same form.
+        bounds: a pair of lower and upper, each a number, a tensor like x0, or a dict by block. A start outside is moved
+            to the nearest side. No point outside is ever evaluated.
+        loss: ``"squared"``, ``"huber"``, ``"soft_l1"``, ``"cauchy"``, ``"arctan"``, ``"tukey"``, or a function rho of z
+            = (r_i / loss_scale)^2 with rho(0) = 0 and rho'(0) = 1.
+        loss_scale: residuals larger than it count less.
+        method: ``"auto"``, or one of the methods that the table in the manual compares.
+        jacobian: ``"auto"`` forms J by automatic differentiation where its factors take seconds at most, ``"dense"``
+            always, ``"products"`` never. ``"2-point"`` and ``"3-point"`` take differences. A function of x returns the
+            matrix ``(m, n)``, a dict of blocks or a LinearOperator.
+        structure: which parameters a residual reads, where each reads few of many. A dict from the name of a parameter
+            ``(B, ...)`` to a tensor of integers ``(G,)`` or ``(G, k)``, the rows that each of the G groups of equally
+            many residuals reads, -1 for none, or ``"all"``; a dict of such dicts where the residual is a dict; the
+            tensor of integers itself where x0 is a tensor; the pattern ``(m, n)`` of the Jacobian as a sparse matrix or
+            a tensor of booleans; or ``"find"``, which finds the pattern by 2 min(m, n) products. Steps then come from
+            sparse normal equations, of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in
+            place of their factors. The structure is compared with the function at every point, and `ValueError` names a
+            parameter that is read undeclared.
+        gtol: see above. Default: eps of the dtype.
+        xtol: see above. Default: eps of the dtype.
+        ftol: see above.
+        max_evaluations: the most residuals. Default: 100 (n + 10).
+        absolute_sigma: with True, the residuals have the standard deviation one. Default: standard deviations count as
+            ratios, and errors are estimated from what is left.
+        eta: the power of norm(r) in the damping of "adaptive-damping", in (0, 4).
+        scaling: that of "interior": ``"coleman-li"``, ``"heinkenschloss-ulbrich"``, ``"kanzow-klug"``,
+            ``"hager-mair-zhang"`` or their convex combination ``"combined"``.
+        observe: is called with a `LeastSquaresState` at each step, and stops the run by returning True.
 
-    `structure` says which parameters a residual reads, where each reads few of many: a dict from the name of a
-    parameter ``(B, ...)`` to a tensor of integers ``(G,)`` or ``(G, k)``, the rows that each of the G groups of equally
-    many residuals reads, -1 for none, or "all"; a dict of such dicts where the residual is a dict; the tensor of
-    integers itself where x0 is a tensor; the pattern ``(m, n)`` of the Jacobian as a sparse matrix or a tensor of
-    booleans; or "find", which finds the pattern by 2 min(m, n) products. Steps then come from sparse normal equations,
-    of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in place of their factors. The
-    structure is compared with the function at every point, and `ValueError` names a parameter that is read undeclared.
+    Returns:
+        A `LeastSquaresSolution`. Its status is `converged` or one of these, each with a sentence in `message`:
+            `stagnated` (no step reduces the cost, and the point is no solution: a discontinuous residual or a wrong
+            Jacobian), `max_iterations`, `stopped`. A residual that is not finite at a trial point refuses the step.
+
+    Raises:
+        NonFinite: the residual is not finite at x0.
 
     Example:
         >>> import torch

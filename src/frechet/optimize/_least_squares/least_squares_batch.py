@@ -55,16 +55,25 @@ def least_squares_batch(
     max_evaluations: int | None = None,
     absolute_sigma: bool = False,
 ) -> LeastSquaresBatch:
-    """The minimizers of norm(residual(x_i, *data_i))^2 / 2, i = 1..b, in the rows of x.
+    """Minimize norm(residual(x_i, *data_i))^2 / 2 for many small problems i = 1..b at once.
 
-    `residual` is written for one problem: x ``(n,)`` and one slice of each of `data`, to a vector ``(m,)``; it is
-    batched by `torch.func.vmap`, so it must not branch on values. `x0` is ``(b, n)`` or, one start for all, ``(n,)``;
-    each of `data` has b slices along its first dimension. `bounds` are numbers or tensors that fit ``(b, n)``. With
-    `absolute_sigma` the residuals have the standard deviation one, and errors are not estimated from what is left.
+    The rules are those of `least_squares` at its defaults.
 
-    The tests are those of `least_squares` at its defaults. A problem whose residual is not finite at its start raises
-    `NonFinite`; others end as `stagnated` or, after `max_evaluations` residuals (100 (n + 10) if left out), as
-    `max_iterations`, and do not disturb the rest.
+    Args:
+        residual: the residual of one problem: a function of x ``(n,)`` and one slice of each of `data`, to a vector
+            ``(m,)``. It is batched by `torch.func.vmap`, so it must not branch on values.
+        x0: the starts ``(b, n)``, or one start for all ``(n,)``.
+        data: tensors with b slices along their first dimension.
+        bounds: a pair of lower and upper, numbers or tensors that fit ``(b, n)``.
+        max_evaluations: the most residuals of each problem. Default: 100 (n + 10).
+        absolute_sigma: with True, the residuals have the standard deviation one. Default: errors are estimated from
+            what is left.
+
+    Returns:
+        A `LeastSquaresBatch`. Problems that end as `stagnated` or `max_iterations` do not disturb the rest.
+
+    Raises:
+        NonFinite: the residual of a problem is not finite at its start.
 
     Example:
         >>> import torch

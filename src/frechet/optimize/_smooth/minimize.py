@@ -89,44 +89,59 @@ def minimize(
     seed: int = 0,
     observe: Callable[..., bool] | None = None,
 ) -> MinimizeSolution:
-    """A minimum of f near x0, between the bounds and where the constraints hold; see `MinimizeSolution`.
+    """Find a minimum of f near x0, between bounds and where constraints hold; see `MinimizeSolution`.
 
-    `f` takes what `x0` is, a tensor of any shape or a dict of tensors, and returns a scalar; or is an `Objective`,
-    whose x is flat ``(n,)`` or a dict by parameter, and x0 by default where the model is. The result has x in the same
-    form; a model is not changed. `bounds` is a pair of lower and upper, each a number, a tensor like x0, or a dict by
-    block; no point outside is evaluated, a start outside is moved to the nearest point between.
-
-    `constraints` is a `Constraint`, a function c for c(x) = 0, or a sequence of these. With constraints the rules are
-    those of ``frechet.optimize._constrained.constrained``: converged means that the gradient of the Lagrangian, the
-    violation and the complementarity are small (`gtol`, `ctol`, 1e-8 if left out), x0 need not meet constraints but is
-    moved strictly inside of bounds, `observe` sees a `ConstrainedState`, and `hessian`, `preconditioner` and `ftol`
-    have no place. The rest of this page is on f without constraints.
-
-    Used are values, gradients and products with the Hessian, or with the symmetric operator that ``hessian(x)``
-    returns in its place, such as ``lambda x: gauss_newton(objective, x=x)``. `preconditioner` is a positive definite
-    operator like the inverse of the Hessian. Krylov spaces keep at most `max_basis` vectors, and go on without keeping
-    any for at most min(2 n, 4 000) dimensions more where a step inside the radius is not yet accurate; for n <= 64
-    without a preconditioner the Hessian is formed from n products, and scales the variables.
+    f is seen through values, gradients and products with the Hessian. For n <= 64 without a preconditioner the Hessian
+    is formed from n products, and scales the variables. Krylov spaces keep at most `max_basis` vectors. They go on
+    without keeping any for at most min(2 n, 4 000) dimensions more where a step inside the radius is not yet accurate.
 
     The plain call goes on until rounding leaves nothing to gain. `converged` is a property of the result and of f,
-    never of the start: one of these holds at x, over the entries that no bound holds, with the Newton step p = -H^-1 g:
+    never of the start: one of these holds at x, over the entries that no bound holds, with the Newton step p = -H^-1 g.
 
-        max |g_i| <= gtol           gtol = 0 if left out
-        g'H^-1 g / 2 <= ftol |f|    H without negative curvature on the Krylov space of g; ftol = eps if left out
-        p'H p <= (4 eps)^2 x'H x    p moves x by its rounding
-        rounding                    no step reduces f or its gradient, and g is as small as its evaluation is exact
+    - ``max |g_i| <= gtol``.
+    - ``g'H^-1 g / 2 <= ftol |f|``, where H has no negative curvature on the Krylov space of g.
+    - ``p'H p <= (4 eps)^2 x'H x``: p moves x by its rounding.
+    - No step reduces f or its gradient, and g is as small as its evaluation is exact.
 
-    All but the first are unchanged by units of f and x; with the plain `ftol` Newton steps then go on as long as they
+    All but the first are unchanged by units of f and x. With the plain `ftol`, Newton steps then go on as long as they
     halve the gradient. Larger tolerances end the run at the first point that meets one. Then up to 30 products with a
-    random vector drawn from `seed` look for negative curvature, unless `hessian` is given or bounds are; where f bends
-    downwards the run goes on below (``escape=False`` only reports it), and where no point below is found the status is
-    `stagnated`, with the direction in `curvature`.
+    random vector look for negative curvature, unless `hessian` or bounds are given. Where f bends downwards the run
+    goes on below; where no point below is found the status is `stagnated`, with the direction in `curvature`.
 
-    Other statuses, each with a sentence in `message`: `stagnated` (no step reduces f or its gradient, and the point is
-    no solution: a discontinuous f or a wrong gradient), `unbounded` (values fall below -1e20 max(1, |f(x0)|), x leaves
-    for infinity, or f falls for ever towards a value that it has nowhere, as with separable classes), `nonfinite` (of
-    products), `max_iterations`, `stopped` (by `observe`, called once per iteration with a `MinimizeState`). An f that
-    is not finite at a trial point refuses the step; at x0 it raises `NonFinite`.
+    With constraints the rules are others: converged means that the gradient of the Lagrangian, the violation and the
+    complementarity are small. x0 need not meet constraints, but is moved strictly inside of bounds, `observe` sees a
+    `ConstrainedState`, and `hessian`, `preconditioner` and `ftol` are refused.
+
+    Args:
+        f: a function of what x0 is, to a scalar; or an `Objective`, whose x is flat ``(n,)`` or a dict by parameter. A
+            model is not changed.
+        x0: where the iteration starts, a tensor of any shape or a dict of tensors. The result has x in the same form.
+            Default for an `Objective`: where the model is.
+        method: ``"auto"``, or one of the methods that the table in the manual compares.
+        bounds: a pair of lower and upper, each a number, a tensor like x0, or a dict by block. A start outside is moved
+            to the nearest point between. No point outside is evaluated.
+        constraints: a `Constraint`, a function c for c(x) = 0, or a sequence of these.
+        hessian: a function of x that returns a symmetric operator in place of the Hessian, such as ``lambda x:
+            gauss_newton(objective, x=x)``.
+        preconditioner: a positive definite operator like the inverse of the Hessian.
+        gtol: see above. Default: 0, and 1e-8 with constraints.
+        ftol: see above. Default: eps of the dtype.
+        ctol: the violation of constraints that counts as none. Default: 1e-8.
+        max_iterations: the most iterations.
+        max_basis: the most vectors that a Krylov space keeps.
+        escape: with False, negative curvature at a stationary point is reported and not followed.
+        seed: the seed of the vector that looks for negative curvature.
+        observe: is called with a `MinimizeState` at each iteration, and stops the run by returning True.
+
+    Returns:
+        A `MinimizeSolution`. Its status is `converged` or one of these, each with a sentence in `message`: `stagnated`
+            (no step reduces f or its gradient, and the point is no solution: a discontinuous f or a wrong gradient),
+            `unbounded` (values fall below -1e20 max(1, |f(x0)|), x leaves for infinity, or f falls for ever towards a
+            value that it has nowhere, as with separable classes), `nonfinite` (of products), `max_iterations`,
+            `stopped`. An f that is not finite at a trial point refuses the step.
+
+    Raises:
+        NonFinite: f is not finite at x0.
 
     Example:
         >>> import torch
