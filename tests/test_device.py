@@ -13,7 +13,7 @@ import torch
 
 HERE = Path(__file__).parent
 LIMIT = 900  # seconds: the first run compiles the emulated device
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, message="the emulated device needs g++")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulated device needs g++")
 on_devices = pytest.mark.parametrize(
     "device",
     [

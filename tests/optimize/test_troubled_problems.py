@@ -209,7 +209,7 @@ def test_nan_at_the_start_is_named():
 
 
 def test_nan_at_the_start_of_roots_and_fixed_points_is_named():
-    with pytest.raises(NonFinite, match=r"root: F must be finite at x0, got norm.* = nan; start where F is defined"):
+    with pytest.raises(NonFinite, match=r"root: F must be finite at x0, got nan in entry 0 .*; start where F is"):
         root(lambda x: torch.log(x - 2), ONE)
     try:
         status = fixed_point(lambda x: torch.log(x - 2), ONE).status
@@ -492,5 +492,5 @@ def test_bounds_may_be_a_list_of_two_sides(solver):
     s = SOLVERS[solver](3 * TWO, bounds=[0.0, 5.0])
     assert s.converged
     assert torch.allclose(s.x, TWO, atol=1e-6)
-    with pytest.raises(TypeError, match=r"bounds must be a pair \(lower, upper\), each a number.* got list of 2"):
+    with pytest.raises(TypeError, match=r"bounds must be a pair \(.*\), each a number.* got a tuple in the pair"):
         SOLVERS[solver](3 * TWO, bounds=[(0.0, 5.0), (0.0, 5.0)])

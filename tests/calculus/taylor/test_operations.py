@@ -37,7 +37,7 @@ REFUSED = set(
         "linalg.pinv.singular linalg.svd linalg.svdvals matrix_exp nn.functional.ctc_loss nextafter "
         "nn.functional.grid_sample norm.nuc normal "
         "normal.number_mean ormqr pca_lowrank pinverse scatter_reduce.amax scatter_reduce.amin scatter_reduce.prod "
-        "special.i0e special.i1 special.i1e svd svd_lowrank to_sparse"
+        "special.i0e special.i1 special.i1e stft svd svd_lowrank to_sparse"
     )
 )
 

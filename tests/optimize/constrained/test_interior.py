@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from frechet.linalg._result import Status
-from frechet.optimize._constrained import Constraint, constrained
+from frechet.optimize import Constraint
+from frechet.optimize._constrained.constrained import constrained
 
 F64, INF = torch.float64, math.inf
 

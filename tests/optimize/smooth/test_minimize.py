@@ -333,7 +333,10 @@ def test_constraints_and_bounds_together():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"method": "cubic"}, "method must be one of 'auto', 'composite', 'augmented', 'sketched' under constraints"),
+        (
+            {"method": "cubic"},
+            "must be one of 'auto', 'interior', 'composite', 'augmented', 'sketched' under constraints",
+        ),
         ({"ftol": 1e-3}, "ftol must be left out under constraints"),
         ({"hessian": lambda x: from_matrix(torch.eye(2))}, "hessian must be left out under constraints"),
         ({"constraints": None, "ctol": 1e-3}, "ctol belongs to constraints, got none"),

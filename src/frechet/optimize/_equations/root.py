@@ -171,6 +171,7 @@ def _in_words_of_root() -> Iterator[None]:
         if not said.startswith("least_squares: "):
             raise
         said = said.replace("least_squares: residual", "root: F").replace("least_squares: ", "root: ")
+        said = said.replace("start where the model is defined", "start where F is defined")
         raise type(error)(said) from error
 
 

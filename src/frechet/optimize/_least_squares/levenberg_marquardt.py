@@ -66,9 +66,7 @@ def levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to 
 ) -> Run:
     """Run from `linear`; `first` is the first radius, of norm(D x0)."""
     seen = linear.columns
-    reach = length(column_scale(seen) * linear.x)
-    before = column_scale(seen)
-    radius = first * (reach if reach > 1e-3 * linear.size else linear.size)
+    before, radius = column_scale(seen), fresh(linear, first)
     damping, iterations, idle, bends, history, status = 0.0, 0, 0, 0, [linear.cost], None
     pace, limits = Geometric(torch.dot), MoveLimits.of(residual.lower, residual.upper)
     moved = torch.zeros_like(linear.x)
@@ -99,9 +97,12 @@ def levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to 
         ):
             status = Status.STOPPED
             break
-        if idle >= IDLE:
+        if idle >= IDLE and limits.once:
             status = Status.STAGNATED
             break
+        if idle >= IDLE:
+            seen, radius, damping, idle, limits = linear.columns, fresh(linear, first), 0.0, 0, limits.released()
+            continue
         accepted, slack = None, linear.noise * linear.size
         Jp, gain, bend = linear.r, -math.inf, math.nan
         while accepted is None and residual.ledger.residuals < rules.max_evaluations:
@@ -136,6 +137,9 @@ def levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to 
                 bend = 2 * (predicted - (linear.cost - point.cost))
         if accepted is None:
             spent = residual.ledger.residuals >= rules.max_evaluations
+            if not spent and not limits.once:
+                seen, radius, damping, idle, limits = linear.columns, fresh(linear, first), 0.0, 0, limits.released()
+                continue
             status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
             break
         if math.isfinite(bend):
@@ -147,6 +151,12 @@ def levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to 
         linear, iterations = at_limit(residual, accepted, moved, pace), iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))
+
+
+def fresh(linear: Linearization, first: float) -> float:
+    """The radius of a run that begins here: of norm(D x)."""
+    reach = length(column_scale(linear.columns) * linear.x)
+    return first * (reach if reach > 1e-3 * linear.size else linear.size)
 
 
 def region(columns: Tensor, seen: Tensor, x: Tensor, x0: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ solved for again. A parameter that steps took to this limit `TWICE` in a row, a 
 without a sign of its own, such as an offset: from then on it may pass zero. Growth is left to the radius.
 
 The limits ask nothing of a parameter that is zero. A refused point, where r is not finite, shrinks the radius only for
-what such an edge at zero does not explain. Problems of more than `MOST` parameters have no limits: the weights of a
-network pass zero all the time, and each that is held costs a factorization.
+what such an edge at zero does not explain. A run that would end as stagnated goes on once without limits. Problems of
+more than `MOST` parameters have no limits: the weights of a network pass zero all the time, and each that is held costs
+a factorization.
 
 **Source.** The idea of a limit in units of the parameters for the first steps is from structural optimization; see K.
 Svanberg (1987), The method of moving asymptotes, doi 10.1002/nme.1620240207. ``python benchmarks/rational.py`` measures
@@ -18,15 +19,14 @@ what the limits are worth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-SHRINK = (
-    10.0  # the factor by which one step may make a parameter smaller; 4 and 10 do alike on Hill and Michaelis-Menten
-)
-TWICE = 2  # steps in a row to the limit; 1 lets first steps from far away through, 3 is no better
+# the factor by which one step may make a parameter smaller; 4 and 10 do alike on Hill and Michaelis-Menten
+SHRINK = 10.0
+TWICE = 2  # steps in a row to the limit; 3 is no better
 MOST = 32  # parameters
 
 
@@ -37,11 +37,16 @@ class MoveLimits:
     lower: Tensor  # (n,), of the problem
     upper: Tensor
     asked: Tensor
+    once: bool = False  # whether a run that would stagnate has begun anew without limits
 
     @classmethod
     def of(cls, lower: Tensor, upper: Tensor) -> MoveLimits:
         limited = len(lower) <= MOST
-        return cls(lower, upper, torch.full_like(lower, 0.0 if limited else float(TWICE)))
+        return cls(lower, upper, torch.full_like(lower, 0.0 if limited else float(TWICE)), once=not limited)
+
+    def released(self) -> MoveLimits:
+        """No limits but those of the problem."""
+        return MoveLimits(self.lower, self.upper, torch.full_like(self.asked, float(TWICE)), once=True)
 
     def around(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the largest values ``(n,)`` that a step from `x` may reach."""
@@ -53,4 +58,4 @@ class MoveLimits:
         """The limits after a step from `x` to `moved`."""
         released, reached = self.asked >= TWICE, moved.abs() <= x.abs() / SHRINK * (1 + 1e-3)
         asked = torch.where(released, self.asked, torch.where(reached & (x != 0), self.asked + 1, 0.0))
-        return MoveLimits(self.lower, self.upper, asked)
+        return replace(self, asked=asked)
