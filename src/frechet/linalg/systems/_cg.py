@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -59,7 +59,6 @@ class CGState:
     rz: Tensor  # (k,), r'Mr
     curvature: Tensor  # (k,), of the last direction: d'Ad
     norm: Tensor  # (k,), of r
-    unseen: tuple[Tensor, ...]  # norms since the host last looked, with the present one
     confirmed: float
     products: int
     history: tuple[float, ...] = ()
@@ -119,24 +118,20 @@ def cg(
     b = vector("cg", "b", A.domain, b, block=True)
     block = b.T.contiguous().T if b.ndim == 2 else b.unsqueeze(1)
     problem = system("cg", A, block, preconditioner, rtol, atol)
-    if resume is None:
-        state = _begin(problem, b, start)
-    else:
-        check_resume("cg", resume.fingerprint, problem.fingerprint)
-        state = replace(resume, unseen=(resume.norm,))
+    state = _begin(problem, b, start) if resume is None else resume
+    check_resume("cg", state.fingerprint, problem.fingerprint)
+    state = replace(state, x=state.x.reshape(block.shape))
     course = Course.of(state, 10 * A.domain.dim if max_iterations is None else max_iterations, observe)
-    s, ending = iterate(state, partial(_judge, problem, course, check_every), partial(_step, problem))
+    s, ending = iterate(state, partial(_judge, problem, course, _Look(check_every, b.shape)), partial(_step, problem))
     if s.true is None:
         s = _recomputed(problem, s)[0]
-    residual = max(s.true or (), default=0.0)
-    return Solution(
-        s.x, ending.status, residual, s.iteration, s.products, tuple(course.history), ending.message("cg"),
-        ending.direction,
-    )  # fmt: skip
+    x, residual, message = s.x.reshape(b.shape), max(s.true or (), default=0.0), ending.message("cg")
+    history, direction = tuple(course.history), ending.direction
+    return Solution(x, ending.status, residual, s.iteration, s.products, history, message, direction)
 
 
 def _begin(problem: System, b: Tensor, start: Tensor | Mapping[str, Tensor] | None) -> CGState:
-    space, r = problem.A.domain, problem.b
+    space, r = problem.space, problem.b
     x, products = space.zeros(r.shape[1]), 0
     if start is not None:
         x0 = vector("cg", "start", space, start, block=True)
@@ -147,15 +142,12 @@ def _begin(problem: System, b: Tensor, start: Tensor | Mapping[str, Tensor] | No
         r, products = problem.residual(x), r.shape[1]
     p, norm = problem.preconditioned(r), space.norm(r)
     rz, curvature = _inner(space, r, p), torch.ones_like(norm)
-    x = x.reshape(b.shape)
-    return CGState(
-        problem.fingerprint, 0, math.inf, x, r, p, rz, curvature, norm, (norm,), confirmed=math.inf, products=products
-    )
+    return CGState(problem.fingerprint, 0, math.inf, x, r, p, rz, curvature, norm, math.inf, products)
 
 
 def _step(problem: System, s: CGState) -> tuple[CGState, None]:
     """One iteration; columns that are finished or broken stay where they are."""
-    space, x = problem.A.domain, s.x.reshape(s.r.shape)
+    space, x = problem.space, s.x
     Ap = problem.A @ s.p
     curvature = _inner(space, s.p, Ap)
     moving = (s.norm > problem.target) & (curvature > 0) & (s.rz > 0)
@@ -167,19 +159,29 @@ def _step(problem: System, s: CGState) -> tuple[CGState, None]:
     rz = torch.where(moving, _inner(space, r, z), s.rz)
     beta = torch.where(moving, rz / s.rz, 0.0).to(x)
     p = torch.where(mask, z + beta * s.p, s.p)
-    norm, x = space.norm(r), x.reshape(s.x.shape)
-    s = replace(s, x=x, r=r, p=p, rz=rz, curvature=curvature, norm=norm, unseen=(*s.unseen, norm), true=None)
-    return replace(s, iteration=s.iteration + 1, products=s.products + r.shape[1]), None
+    told = (rz, curvature, space.norm(r), s.confirmed, s.products + r.shape[1])
+    return CGState(s.fingerprint, s.iteration + 1, s.residual, x, r, p, *told), None
 
 
-def _judge(problem: System, course: Course[CGState], every: int, s: CGState) -> tuple[CGState, Ending | None]:
-    if s.iteration % every and s.iteration != course.limit:
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """When the host looks at the numbers, the shape in which it shows x, and the norms that it has not seen yet."""
+
+    every: int
+    shape: torch.Size
+    unseen: list[Tensor] = field(default_factory=list)
+
+
+def _judge(problem: System, course: Course[CGState], look: _Look, s: CGState) -> tuple[CGState, Ending | None]:
+    look.unseen.append(s.norm)
+    if s.iteration % look.every and s.iteration != course.limit:
         return s, None
     norms, rzs, curvatures = torch.stack([s.norm, s.rz, s.curvature]).tolist()  # waits for the device
-    *between, residual = [max(row, default=0.0) for row in torch.stack(s.unseen).tolist()]
+    *between, residual = [max(row, default=0.0) for row in torch.stack(look.unseen).tolist()]
     course.history.extend(between)
-    s = replace(s, residual=residual, unseen=())
-    course.record(s, residual)
+    look.unseen.clear()
+    shown = s if course.observe is None else replace(s, residual=residual, x=s.x.reshape(look.shape))
+    course.record(shown, residual)
     unfinished = [j for j, goal in enumerate(problem.goals) if not norms[j] <= goal]
     bent = [j for j in unfinished if curvatures[j] <= 0]
     ending = None
@@ -187,7 +189,7 @@ def _judge(problem: System, course: Course[CGState], every: int, s: CGState) -> 
         ending = Ending(Status.NONFINITE, f"{_culprit(norms, rzs, s.iteration)} is not finite")
     elif bent:
         d = s.p[:, bent[0]].clone()
-        ratio = curvatures[bent[0]] / float(problem.A.domain.inner(d, d))
+        ratio = curvatures[bent[0]] / float(problem.space.inner(d, d))
         ending = Ending(Status.INDEFINITE, f"A is not positive definite, d'Ad/d'd = {ratio:.3g}", d)
     elif any(rzs[j] <= 0 for j in unfinished):
         ending = Ending(Status.BREAKDOWN, f"the preconditioner M is not positive definite, r'Mr = {min(rzs):.3g}")
@@ -198,8 +200,8 @@ def _judge(problem: System, course: Course[CGState], every: int, s: CGState) -> 
 
 def _recomputed(problem: System, s: CGState) -> tuple[CGState, Tensor]:
     """The state with the true norms in it, and the true residual."""
-    r = problem.residual(s.x.reshape(problem.b.shape))
-    norm = problem.A.domain.norm(r)
+    r = problem.residual(s.x)
+    norm = problem.space.norm(r)
     return replace(s, norm=norm, products=s.products + r.shape[1], true=tuple(norm.tolist())), r
 
 
@@ -212,7 +214,7 @@ def _confirmed(problem: System, s: CGState) -> tuple[CGState, Ending | None]:
     if ending is not None:
         return s, ending
     p = problem.preconditioned(r)
-    rz = _inner(problem.A.domain, r, p)
+    rz = _inner(problem.space, r, p)
     return replace(s, r=r, p=p, rz=rz, curvature=torch.ones_like(rz), confirmed=excess), None
 
 

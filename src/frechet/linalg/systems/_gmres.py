@@ -147,16 +147,17 @@ def _cycle(problem: System, m: int, course: Course[GmresState], s: GmresState) -
     begun = replace(s, begun=s.iteration, history=tuple(course.history))
     if not course.history:
         course.history.append(s.residual)
-    K = _Krylov.of(problem.A.domain, s.r, s.residual, m)
+    K = _Krylov.of(problem.space, s.r, s.residual, m)
     limit, broken = min(m, course.limit - s.iteration), False
     while K.j < limit and K.estimate > problem.goals[0] and not (K.exhausted or course.stopped or broken):
         broken = not K.extend(problem)
         if not broken:
             course.history.append(K.estimate)
-            course.watch(replace(begun, iteration=s.iteration + K.j, residual=K.estimate))
+            if course.observe is not None:
+                course.watch(replace(begun, iteration=s.iteration + K.j, residual=K.estimate))
     x = s.x + problem.preconditioned(K.correction())
     r = problem.residual(x)
-    residual, products = float(problem.A.domain.norm(r)), s.products + K.j + broken + 1
+    residual, products = float(problem.space.norm(r)), s.products + K.j + broken + 1
     iteration = s.iteration + K.j
     s = GmresState(s.fingerprint, iteration, residual, iteration, x, r, s.residual, products, (), K.exhausted)
     told = f"a product in iteration {iteration + 1} is not finite"

@@ -210,9 +210,10 @@ def _step(problem: _Problem, s: LsmrState) -> tuple[LsmrState, Ending | None]:
     u = u / beta if beta > 0 else u
     v = A.T @ u - beta * s.v
     alpha = float(A.domain.norm(v))
-    s = replace(s, products=s.products + 2)
     if not math.isfinite(beta + alpha):
-        return s, Ending(Status.NONFINITE, f"a product in iteration {s.iteration + 1} is not finite")
+        return replace(s, products=s.products + 2), Ending(
+            Status.NONFINITE, f"a product in iteration {s.iteration + 1} is not finite"
+        )
     v = v / alpha if alpha > 0 else v
 
     # damping, then the triangle R, then the triangle R bar
@@ -223,7 +224,7 @@ def _step(problem: _Problem, s: LsmrState) -> tuple[LsmrState, Ending | None]:
     c_bar, s_bar, rho_bar = _rotation(rho_temp, theta)
     c_tilde, s_tilde, rho_tilde = _rotation(now.rho_dot, theta_bar)
     if min(rho, rho_bar, rho_temp, rho_tilde) == 0.0:
-        return s, Ending(Status.STAGNATED, "the Krylov space is exhausted")
+        return replace(s, products=s.products + 2), Ending(Status.STAGNATED, "the Krylov space is exhausted")
     zeta, zeta_bar = c_bar * now.zeta_bar, -s_bar * now.zeta_bar
     # ratio by ratio: products of two such numbers may leave the range
     h_bar = s.h - (theta_bar / now.rho) * (rho / now.rho_bar) * s.h_bar
@@ -246,8 +247,8 @@ def _step(problem: _Problem, s: LsmrState) -> tuple[LsmrState, Ending | None]:
     condition = max(largest, rho_temp) / min(smallest, rho_temp)
     shape = (beta_d, rho, rho_bar, c_bar, s_bar, zeta, rho_dot, tau_tilde, theta_tilde, d)
     scalars = Scalars(alpha, alpha_bar, zeta_bar, beta_dd, *shape, norm_A, largest, smallest, condition)
-    s = replace(s, iteration=s.iteration + 1, residual=residual, normal=abs(zeta_bar), true=None)
-    return replace(s, x=x, u=u, v=v, h=h, h_bar=h_bar, scalars=scalars), None
+    told = (s.iteration + 1, residual, abs(zeta_bar))
+    return LsmrState(s.fingerprint, *told, x, u, v, h, h_bar, scalars, s.products + 2, s.confirmed), None
 
 
 def _recomputed(problem: _Problem, x: Tensor) -> tuple[float, float]:

@@ -160,7 +160,7 @@ def minres(
 
 def _begin(problem: System, start: Tensor | Mapping[str, Tensor] | None) -> MinresState:
     x, r, products = origin("minres", problem.A, problem.b, float(problem.norm_b), start)
-    residual = float(problem.A.domain.norm(r))
+    residual = float(problem.space.norm(r))
     return MinresState(problem.fingerprint, 0, residual, x, r, (x, x, x), (x, x, x), products)
 
 
@@ -180,7 +180,7 @@ def _judge(problem: System, course: Course[MinresState], s: MinresState) -> tupl
 
 def _recomputed(problem: System, s: MinresState) -> MinresState:
     r = problem.residual(s.x)
-    return replace(s, r=r, residual=float(problem.A.domain.norm(r)), products=s.products + 1, true=True)
+    return replace(s, r=r, residual=float(problem.space.norm(r)), products=s.products + 1, true=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,12 +189,12 @@ class _Column:
 
     q: Tensor
     z: Tensor
-    alpha: float
     beta: float  # of the next Lanczos vector
     delta: float
     gamma_bar: float
     delta_next: float
     epsilon_next: float
+    norm_A: float
 
 
 def _step(problem: System, stop_if_bent: bool, s: MinresState) -> tuple[MinresState, Ending | None]:
@@ -206,20 +206,19 @@ def _step(problem: System, stop_if_bent: bool, s: MinresState) -> tuple[MinresSt
     now = s.scalars
     assert now is not None
     new = _lanczos(problem, s, now)
-    s = replace(s, products=s.products + 1)
-    if isinstance(new, Ending):
-        return s, new
-    s = replace(s, norm_A=max(s.norm_A, math.hypot(now.beta, new.alpha, new.beta)))
-    s = _curvature(problem, s, now, new)
-    if s.direction is not None and stop_if_bent:
-        return s, Ending(Status.INDEFINITE)
-    s, ending = _least_squares(problem, s, new)
-    return (s, ending) if ending else (_reflected(problem, s, now, new), None)
+    if not isinstance(new, Ending):
+        s = _curvature(problem, s, now, new)
+        bent = s.direction is not None and stop_if_bent
+        s, ending = (s, Ending(Status.INDEFINITE)) if bent else _least_squares(problem, s, new)
+        if ending is None:
+            return _reflected(problem, s, now, new), None
+        new = ending
+    return replace(s, products=s.products + 1), new
 
 
 def _lanczos_begun(problem: System, s: MinresState) -> MinresState | Ending:
-    z, zero = problem.preconditioned(s.r), problem.A.domain.zeros()
-    square = float(problem.A.domain.inner(s.r, z))
+    z, zero = problem.preconditioned(s.r), problem.space.zeros()
+    square = float(problem.space.inner(s.r, z))
     if not square > 0:
         return _unusable(square, s.iteration)
     phi = math.sqrt(square)
@@ -228,7 +227,7 @@ def _lanczos_begun(problem: System, s: MinresState) -> MinresState | Ending:
 
 def _lanczos(problem: System, s: MinresState, now: Scalars) -> _Column | Ending:
     """One step of the Lanczos process."""
-    space, (v, u, u_before) = problem.A.domain, s.lanczos
+    space, (v, u, u_before) = problem.space, s.lanczos
     q = problem.A @ v
     alpha = float(space.inner(v, q))
     q = q - alpha * u - now.beta * u_before
@@ -239,14 +238,15 @@ def _lanczos(problem: System, s: MinresState, now: Scalars) -> _Column | Ending:
     beta = math.sqrt(square)
     # the last left reflection, applied to the new column (beta, alpha, beta_next) of T
     delta, gamma_bar = now.c * now.delta + now.s * alpha, now.s * now.delta - now.c * alpha
-    return _Column(q, z, alpha, beta, delta, gamma_bar, delta_next=-now.c * beta, epsilon_next=now.s * beta)
+    norm_A = max(s.norm_A, math.hypot(now.beta, alpha, beta))
+    return _Column(q, z, beta, delta, gamma_bar, -now.c * beta, now.s * beta, norm_A)
 
 
 def _curvature(problem: System, s: MinresState, now: Scalars, new: _Column) -> MinresState:
     """The state with r as its direction, where a product confirms that the curvature there is negative."""
-    space, bent = problem.A.domain, -now.c * new.gamma_bar  # the curvature of r per squared length
+    space, bent = problem.space, -now.c * new.gamma_bar  # the curvature of r per squared length
     # the margin is the rounding of the recurrences
-    if s.direction is not None or not bent < min(-100 * space.eps * s.norm_A, s.doubt):
+    if s.direction is not None or not bent < min(-100 * space.eps * new.norm_A, s.doubt):
         return s
     d = problem.preconditioned(s.r)
     curvature = float(space.inner(d, problem.A @ d)) / float(space.inner(d, d))
@@ -260,21 +260,20 @@ def _least_squares(problem: System, s: MinresState, new: _Column) -> tuple[Minre
     Below sqrt(eps) rounding makes the zero eigenvalue a tiny one, and the ratio rises again while r stays: the best x
     is kept for that moment.
     """
-    space, floor = problem.A.domain, 4 * math.sqrt(problem.A.domain.eps)
+    space, floor = problem.space, 4 * math.sqrt(problem.space.eps)
     level, best = math.hypot(new.gamma_bar, new.delta_next), s.best
     if best is not None and s.residual <= 0.9 * best[2]:
         best = None
-    if level <= floor * s.norm_A and (best is None or level < best[0]):
+    if level <= floor * new.norm_A and (best is None or level < best[0]):
         best = (level, s.x, s.residual)
     risen = best is not None and level > 30 * best[0]
-    s = replace(s, best=best)
-    if not (level <= problem.rtol * s.norm_A or risen):
-        return s, None
+    if not (level <= problem.rtol * new.norm_A or risen):
+        return (s if best is s.best else replace(s, best=best)), None
     s = _recomputed(problem, replace(s, x=best[1]) if best is not None and risen else s)
     z = problem.preconditioned(s.r)
     g = problem.A @ z
     normal = math.sqrt(max(float(space.inner(g, problem.preconditioned(g))), 0.0))
-    allowed = max(problem.rtol, floor) * s.norm_A * math.sqrt(max(float(space.inner(s.r, z)), 0.0))
+    allowed = max(problem.rtol, floor) * new.norm_A * math.sqrt(max(float(space.inner(s.r, z)), 0.0))
     status = Status.SINGULAR if normal <= allowed else Status.STAGNATED
     told = f"A is singular and b outside its range, norm(Ar) = {normal:.3g}"
     return replace(s, products=s.products + 1), Ending(status, told)
@@ -292,7 +291,7 @@ def _reflected(problem: System, s: MinresState, now: Scalars, new: _Column) -> M
     c1, s1, gamma_1 = _reflection(now.gammas[0], delta)
     theta, gamma = s1 * gamma, -c1 * gamma
     # L u = tau; a negligible pivot leaves its coordinate out, which keeps x short
-    smallest = problem.A.domain.eps * s.norm_A
+    smallest = problem.space.eps * new.norm_A
     (tau_1, tau_2), (eta_1, eta_2), (u3, u4) = now.taus, now.etas, now.us
     u2 = _quotient(tau_2 - eta_2 * u4 - now.thetas[1] * u3, now.gammas[1], smallest)
     u1 = _quotient(tau_1 - eta_1 * u3 - theta_1 * u2, gamma_1, smallest)
@@ -303,15 +302,17 @@ def _reflected(problem: System, s: MinresState, now: Scalars, new: _Column) -> M
     w1, w0 = c1 * w1 + s1 * w0, s1 * w1 - c1 * w0
     x = settled + u1 * w1 + u0 * w0
 
-    zero = problem.A.domain.zeros
+    zero = problem.space.zeros
     lanczos = (new.z / new.beta, new.q / new.beta, u) if new.beta > 0 else (zero(), zero(), u)
     r = sine * sine * s.r - phi * c * lanczos[1]
     c2, s2, gamma_1 = _reflection(gamma_1, new.epsilon_next)
     diagonals = ((gamma, gamma_1), (theta, theta_1), (eta, eta_1))
     scalars = Scalars(phi, new.beta, c, sine, new.delta_next, (c2, s2), *diagonals, (tau, tau_1), (u2, u3))
-    residual = float(problem.A.domain.norm(r))
-    s = replace(s, iteration=s.iteration + 1, residual=residual, x=x, r=r, true=False)
-    return replace(s, lanczos=lanczos, basis=(settled, w0, w1), scalars=scalars)
+    told = (s.confirmed, s.doubt, s.best, s.direction, s.curvature)
+    return MinresState(
+        s.fingerprint, s.iteration + 1, float(problem.space.norm(r)), x, r, lanczos, (settled, w0, w1),
+        s.products + 1, scalars, new.norm_A, *told,
+    )  # fmt: skip
 
 
 def _reflection(a: float, b: float) -> tuple[float, float, float]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from frechet.linalg._result import Status
 from frechet.linalg.systems._arguments import Fingerprint, fingerprint, vector
 from frechet.operators._operator import LinearOperator
+from frechet.space import Space
 
 
 class Moment(Protocol):
@@ -108,6 +109,7 @@ class System:
     """A x = b, and when it counts as solved; M is near the inverse of A."""
 
     A: LinearOperator
+    space: Space  # of x and b; asked for once, since an operator may make it anew
     b: Tensor  # (n,), or (n, k) for k systems
     M: LinearOperator | None
     rtol: float
@@ -127,10 +129,11 @@ def system(
     method: str, A: LinearOperator, b: Tensor, M: LinearOperator | None, rtol: float, atol: float, *more: str
 ) -> System:
     """The system with the targets ``max(rtol * norm(b), atol)``."""
-    norm_b = A.domain.norm(b).reshape(-1)
+    space = A.domain
+    norm_b = space.norm(b).reshape(-1)
     target = torch.clamp(rtol * norm_b, min=atol)
     label = fingerprint(method, A, norm_b.tolist(), M, *more)
-    return System(A, b, M, rtol, norm_b, target, target.tolist(), label)
+    return System(A, space, b, M, rtol, norm_b, target, target.tolist(), label)
 
 
 def origin(
