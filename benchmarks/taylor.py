@@ -225,7 +225,7 @@ def main() -> None:
     results["biharmonic"] = biharmonic(arguments["rounds"])
     shown("biharmonic operator, d = 5, float64", results["biharmonic"])
     suffix = "_gradient" if arguments["gradient"] else ""
-    timing.write(f"taylor{suffix}", timing.record(arguments, **results))
+    timing.write(f"taylor{suffix}", timing.record({**arguments, "jax": bool(arguments["jax"])}, **results))
 
 
 if __name__ == "__main__":

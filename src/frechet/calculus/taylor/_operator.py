@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from frechet.calculus.taylor._alone import require_alone
 from frechet.calculus.taylor._jet import propagated
 from frechet.calculus.taylor._series import Coefficients, Frame
 from frechet.calculus.taylor._symbol import Powers, Sparse, Symbol, coordinates, powers_of, symbol_of
@@ -69,7 +70,8 @@ def differential_operator(
     The function is differentiable in x and in whatever f reads, to any order, and works on all points at once.
 
     Args:
-        f: a function that maps each point alone, points (..., d) to values (...) or (..., m), made of torch functions.
+        f: a function that maps each point alone (two evaluations test it), points (..., d) to values (...) or (..., m),
+            made of torch functions.
         operator: text, as "u_t - 0.1*u_xx + u", or {multi-index: coefficient}, as {(1, 0): 1.0, (0, 2): -0.1}. A list
             of operators, as ["u", "u_x", "u_xx + u_yyyy"], gives a function that returns a list, in as few passes as
             possible.
@@ -111,9 +113,10 @@ def _run(
     constants: Sequence[float],
     dimension: int | None,
     chunk: int | None,
+    name: str = "differential_operator",
 ) -> list[Any]:
     """Return what each operator makes of f at x; `constants` are the factors of f itself."""
-    d = _points(x, "differential_operator", dimension)
+    d = _points(x, name, dimension)
     values: list[Any] = []
     structure: Any = None
     totals: list[list[Tensor | None]] = []  # operator -> output of f
@@ -124,6 +127,7 @@ def _run(
             weights = {k: x.new_tensor([row[part] for row in rows]) for k, rows in p.weights.items()}
             found, structure = along(f, x, dense(p.lines[part], d, x), p.order, weights[p.order])
             if not totals:
+                require_alone(name, f, x, [c[0] for c in found])
                 values = [c[0] for c in found]
                 totals = [[None] * len(found) for _ in constants]
             for k, w in weights.items():
@@ -214,7 +218,8 @@ def laplacian(
     The function is differentiable in x and in whatever f reads, to any order, and works on all points at once.
 
     Args:
-        f: a function that maps each point alone, points (..., d) to values (...) or (..., m), made of torch functions.
+        f: a function that maps each point alone (two evaluations test it), points (..., d) to values (...) or (..., m),
+            made of torch functions.
         directions: (R, d), for the sum of second derivatives along these vectors, which is the trace of S' S H for S =
             `directions`. Default: the coordinates.
         lower: return a `LaplacianParts` with value and gradient too, from the same pass.
@@ -240,6 +245,7 @@ def laplacian(
                 f"laplacian: directions must be {x.dtype} on {x.device} as x, got {V.dtype} on {V.device}; convert them"
             )
         parts = [along(f, x, rows, 2, 1) for rows in V.split(chunk or len(V))]
+        require_alone("laplacian", f, x, [c[0] for c in parts[0][0]])
         structure = parts[0][1]
         outputs = [_laplacian_parts([part[0][i] for part in parts], V) for i in range(len(parts[0][0]))]
         value, slope, curvature = (tree_unflatten([o[i] for o in outputs], structure) for i in range(3))
@@ -267,7 +273,8 @@ def bilaplacian(f: Function, *, chunk: int | None = None) -> Function:
     In d dimensions it takes d^2 straight lines: all e_i, and e_i + e_j and e_i - e_j for i < j.
 
     Args:
-        f: a function that maps each point alone, points (..., d) to values (...) or (..., m), made of torch functions.
+        f: a function that maps each point alone (two evaluations test it), points (..., d) to values (...) or (..., m),
+            made of torch functions.
         chunk: the most lines propagated together, >= 1. Default: all.
 
     Example:
@@ -282,7 +289,7 @@ def bilaplacian(f: Function, *, chunk: int | None = None) -> Function:
 
     def applied(x: Tensor) -> Any:
         d = _points(x, "bilaplacian")
-        return _run(f, x, passes_of([powers_of(squared_laplacian(d))]), [0.0], d, chunk)[0]
+        return _run(f, x, passes_of([powers_of(squared_laplacian(d))]), [0.0], d, chunk, "bilaplacian")[0]
 
     return applied
 

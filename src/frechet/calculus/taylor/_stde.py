@@ -32,6 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from frechet.calculus.taylor._alone import require_alone
 from frechet.calculus.taylor._jet import propagated
 from frechet.calculus.taylor._operator import along, dense
 from frechet.calculus.taylor._series import Coefficients, Frame
@@ -100,6 +101,7 @@ def stde(
         )
     V = euclidean(x.shape[-1], x.dtype, x.device).random(range(probes), seed, law).T
     (c,), _ = along(f, x, V, 2 * k, None)
+    require_alone("stde", f, x, [c[0]])
     draws = _derivative(c, 2 * k, probes) / math.prod(range(1, 2 * k, 2))
     error = (draws.detach().var(0) / probes).sqrt()
     freedom = probes - 1.0 if k == 1 else _heavy_tailed_freedom(k, probes)
@@ -187,6 +189,7 @@ def _by_lines(f: Any, x: Tensor, index: tuple[int, ...], terms: Sequence[Term]) 
     lines = [tuple((term[j][0], h) for j, h in line) for term in terms for line in pattern]
     sums = torch.block_diag(*[x.new_tensor([[float(w) for w in pattern.values()]]) for _ in terms])
     (c,), _ = along(f, x, dense(lines, x.shape[-1], x), K, sums)
+    require_alone("stde", f, x, [c[0]])
     return _derivative(c, K, len(terms))
 
 
@@ -198,6 +201,7 @@ def _by_tangents(f: Any, x: Tensor, index: tuple[int, ...], terms: Sequence[Term
         V = dense([((term[j][0], 1),) for term in terms], d, x) / float(math.factorial(p))
         coefficients[p - 1] = V.reshape(R, *(1 for _ in x.shape[:-1]), d).expand(R, *x.shape)
     (c,), _ = propagated(f, x, coefficients, Frame(found.order, R))
+    require_alone("stde", f, x, [c[0]])
     return _derivative(c, found.order, R) / float(found.factor)
 
 
