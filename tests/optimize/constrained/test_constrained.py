@@ -1,10 +1,12 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from frechet.errors import NonFinite, NotConverged
+from frechet import minimize
+from frechet.errors import NonFinite, NotConverged, NotDifferentiable
 from frechet.linalg._result import Status
 from frechet.optimize import Constraint
 from frechet.optimize._constrained.constrained import constrained
@@ -335,3 +337,29 @@ def test_a_vertex_has_all_its_digits(n, seed, unit):
     best[gains.argmax()] = 1.0
     assert torch.allclose(s.x, best, rtol=0, atol=1e-13)
     assert s.value == pytest.approx(-unit * float(gains.max()), rel=1e-13)
+
+
+CUT = {
+    "detached": lambda x: x.detach().sum(),
+    "a Python number": lambda x: torch.tensor(x.detach().sum().item(), dtype=torch.float64),
+    "NumPy": lambda x: torch.from_numpy(np.asarray(x.detach().numpy().sum())),
+    "no_grad": lambda x: torch.no_grad()(torch.sum)(x),
+}
+
+
+@pytest.mark.parametrize("method", ["auto", "composite"])
+@pytest.mark.parametrize("name", CUT)
+def test_functions_that_leave_no_graph_are_refused(name, method):
+    x0, square, line = torch.ones(2, dtype=torch.float64), lambda x: x.square().sum(), lambda x: x.sum() - 1
+    with pytest.raises(NotDifferentiable, match="minimize: f must depend on x through torch operations"):
+        minimize(CUT[name], x0, constraints=[line], method=method)
+    with pytest.raises(NotDifferentiable, match="minimize: constraint 1 must depend on x through torch operations"):
+        minimize(square, x0, constraints=[line, CUT[name]], method=method)
+
+
+@pytest.mark.parametrize("method", ["auto", "composite"])
+def test_constants_are_no_functions_without_a_graph(method):
+    zero = torch.zeros((), dtype=torch.float64)
+    s = minimize(lambda x: zero, torch.ones(2, dtype=torch.float64), constraints=[lambda x: x.sum() - 1], method=method)
+    assert s.converged
+    assert float(s.x.sum()) == pytest.approx(1)

@@ -31,6 +31,7 @@ from frechet.optimize._constrained.augmented import augmented
 from frechet.optimize._constrained.composite import composite
 from frechet.optimize._constrained.constraint import Constraint, Constraints, Function, as_list, sides
 from frechet.optimize._constrained.frame import pushed_inside
+from frechet.optimize._constrained.graphs import require_graphs
 from frechet.optimize._constrained.in_turn import interior_then_composite, interior_twice
 from frechet.optimize._constrained.kkt import (
     STATIONARY,
@@ -303,6 +304,7 @@ def _values(program: Program, x: Tensor, items: tuple[Constraint, ...]) -> list[
 def _start(program: Program, x: Tensor) -> Point:
     start = program.point(x)
     if start is not None:
+        require_graphs(program, x)
         return start
     values = program.values(x)
     what = "the gradient of f" if values is not None else "f and the constraints"

@@ -96,7 +96,8 @@ class Functions:
             parts = [c(at).reshape(-1) for c in self.constraints] if math.isfinite(f) else []
             nothing = torch.zeros(0, dtype=self.space.dtype, device=self.space.device)
             rows = torch.cat(parts) if parts else nothing
-        return Raw(self, x, f, rows, leaves, value)
+        cut = any(not c.requires_grad for c in parts) or (value is not None and not value.requires_grad)
+        return Raw(self, x, f, rows, leaves, value, cut)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +110,7 @@ class Raw:
     rows: Tensor
     leaves: list[Tensor]
     value: Tensor | None  # None where f is an objective
+    cut: bool = False  # whether a value has no graph
 
     @cached_property
     def c(self) -> Tensor:
