@@ -24,6 +24,7 @@ from frechet.operators.derivatives._custom_functions import (
     refuse_nonlinear,
     users_nodes,
 )
+from frechet.operators.derivatives._graphs import beside, refuse_cut
 from frechet.operators.derivatives._modes import Route, refuse_padded_embedding
 from frechet.operators.derivatives._products import columns, dual_numbers, grads, second_order
 from frechet.space import Point, Space, Variables, named
@@ -91,6 +92,7 @@ class FunctionHessian(SymmetricOperator):
                 rows = [space.join(self._gradient_tangent(xs, v)) for v in vectors]
             else:
                 value = self._value(point)
+                self._refuse_cut(value)
                 gradient = grads(value, xs, None, create_graph=True)
                 if users_nodes(nodes_of([value])):
                     refuse_forgotten(lambda point: self._value(self.variables.structured(point)), xs)
@@ -108,6 +110,10 @@ class FunctionHessian(SymmetricOperator):
             space = self.domain
             refuse_changed(space, space.join(self.x), lambda v: self._matmat(v[:, None])[:, 0], self._gradient)
 
+    def _refuse_cut(self, value: Tensor) -> None:
+        if not value.requires_grad:
+            refuse_cut("hessian", "f", value, self._value(self.variables.structured(beside(self.x))))
+
     def _gradient(self, x: Tensor) -> Tensor:
         xs, point = self.variables.leaves(self.domain.split(x))
         return self.domain.join(grads(self._value(point), xs, None))
@@ -118,6 +124,7 @@ class FunctionHessian(SymmetricOperator):
             # with create_graph torch takes backward formulas that have a forward mode (silu, mish)
             value = self._value(self.variables.structured(_duals(xs, v)))
             refuse_padded_embedding(value, "hessian")
+            self._refuse_cut(value)
             gradient = grads(value, xs, None, create_graph=True)
             tangents = [forward_ad.unpack_dual(g).tangent for g in gradient]
             return [torch.zeros_like(g) if t is None else t for g, t in zip(gradient, tangents, strict=True)]
@@ -152,6 +159,7 @@ class FunctionJacobian(LinearOperator):
                 rows = [self._tangent(v) for v in vectors]
             else:
                 y = self._flat(point)
+                self._refuse_cut(y)
                 u = torch.zeros_like(y).requires_grad_()
                 transposed = grads(y, xs, [u], create_graph=True)
                 self._prove_adjoint(y, xs, u, transposed)
@@ -166,7 +174,14 @@ class FunctionJacobian(LinearOperator):
         """J v by dual numbers."""
         with torch.no_grad(), dual_numbers():
             y, tangent = forward_ad.unpack_dual(self._flat(self.variables.structured(_duals(self.x, v))))
-            return torch.zeros_like(y) if tangent is None else tangent
+            if tangent is not None:
+                return tangent
+        self._refuse_cut(y)
+        return torch.zeros_like(y)
+
+    def _refuse_cut(self, y: Tensor) -> None:
+        if not y.requires_grad:
+            refuse_cut("jacobian", "f", y, self._flat(self.variables.structured(beside(self.x))))
 
     def _prove_adjoint(self, y: Tensor, xs: list[Tensor], u: Tensor, transposed: list[Tensor]) -> None:
         """Once, where f has hooks or functions with a backward of its own: J v is the adjoint of J'u."""
@@ -181,6 +196,7 @@ class FunctionJacobian(LinearOperator):
         with second_order("jacobian", space.device, self.functions), torch.enable_grad():
             xs, point = self.variables.leaves(self.x)
             y, last = self._flat(point), U.shape[1] - 1
+            self._refuse_cut(y)
             if not (self.functions.adjoint or self.functions.linear or in_dispatch_mode()):
                 if y.requires_grad and (self.functions.hooked or users_nodes(nodes_of([y]))):
                     refuse_nonlinear("jacobian", y, xs)

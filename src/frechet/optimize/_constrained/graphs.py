@@ -9,13 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from frechet.errors import NotDifferentiable
 from frechet.objective import Objective
+from frechet.operators.derivatives._graphs import STEP, refuse_cut
 from frechet.operators.derivatives._products import second_order
 from frechet.optimize._constrained.program import Program
 from frechet.space import Variables
-
-STEP = 1e-3  # times 1 + |x|: how far the second point is
 
 
 def require_graphs(program: Program, x: Tensor) -> None:
@@ -33,11 +31,7 @@ def require_graphs(program: Program, x: Tensor) -> None:
             return
         beside = variables.leaves(program.blocks(_beside(program, x)))[1]
         for name, function, y in cut:
-            if not torch.equal(y, function(beside)):
-                raise NotDifferentiable(
-                    f"minimize: {name} must depend on x through torch operations, got a value that changes with x and "
-                    "has no graph; write it without .detach(), .item() and NumPy"
-                )
+            refuse_cut("minimize", name, y, function(beside))
 
 
 def _beside(program: Program, x: Tensor) -> Tensor:
