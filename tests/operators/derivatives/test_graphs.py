@@ -6,6 +6,7 @@ import torch
 
 from frechet import hessian, jacobian, least_squares, root
 from frechet.errors import NotDifferentiable
+from frechet.optimize import least_squares_batch, prox_linear
 
 F64 = torch.float64
 CUT = {
@@ -55,3 +56,7 @@ def test_solvers_by_products_refuse_it_too():
         least_squares(CUT["detached"], at(), jacobian="products")
     with pytest.raises(NotDifferentiable, match="must depend on x through torch operations"):
         root(CUT["detached"], at(), jacobian="products")
+    with pytest.raises(NotDifferentiable, match="must depend on x through torch operations"):
+        prox_linear("l1", CUT["detached"], at())
+    with pytest.raises(NotDifferentiable, match="must depend on x through torch operations"):
+        least_squares_batch(CUT["detached"], at()[None])

@@ -23,7 +23,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from frechet.errors import NonFinite
+from frechet.errors import NonFinite, NotDifferentiable
 from frechet.linalg._result import Status
 from frechet.operators.derivatives._products import second_order
 from frechet.optimize._least_squares.batched_triangles import (
@@ -339,6 +339,11 @@ def _linearized(batched: Callable[..., Tensor], x: Tensor, data: tuple[Tensor, .
         r = batched(leaf, *data)
         if r.ndim != 2:
             raise ValueError(f"least_squares_batch: residual must return a vector, got shape {tuple(r.shape[1:])}")
+        if not r.requires_grad:
+            raise NotDifferentiable(
+                "least_squares_batch: residual must depend on x through torch operations, got a result without a graph; "
+                "write it without .detach(), .item() and NumPy"
+            )
         r = r.T
         n, m = len(x), len(r)
         if m < n:
