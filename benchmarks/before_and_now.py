@@ -1,9 +1,10 @@
 """Which of the cases that people bring were right at an earlier commit, and which are now.
 
-    python benchmarks/before_and_now.py [--before 94d6c8f] [--files tests/test_foreign_models.py ...]
+    python benchmarks/before_and_now.py [--before 94d6c8f] [--cases 1bc84d8] [--files test_foreign_models.py ...]
 
-Each case is a test of the present commit with a reference of its own (differences of plain training code, dense
-matrices). All run twice: on the library of the earlier commit and on this one. The table has a line for each case:
+Each case is a test with a reference of its own (differences of plain training code, dense matrices). It runs twice: on
+the library of the earlier commit, and on this one. The rooms have moved in between, so on the earlier library the cases
+run as they were written at `--cases`, the last commit before the move. The table has a line for each case:
 `right`, `wrong` (an assertion about numbers), `refused` (an error of the library or of torch), `crashed` (the process
 died), `no such name` (what the case asks for did not exist). Writes results/before_and_now.json.
 """
@@ -22,21 +23,18 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = (
-    "tests/test_foreign_models.py",
-    "tests/operators/derivatives/test_custom_functions.py",
-    "tests/recording/test_kinds.py",
-)
+FILES = ("test_foreign_models.py", "test_custom_functions.py", "test_kinds.py")
 MISSING = re.compile(r"ImportError|has no attribute|unexpected keyword argument|ModuleNotFoundError")
 
 
-def outcomes(source: Path, files: tuple[str, ...], folder: Path) -> dict[str, str]:
-    """What every case says of the library in `source`."""
+def outcomes(source: Path, root: Path, names: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """What every case in the checkout `root` says of the library in `source`."""
+    files = [str(path) for name in names for path in sorted((root / "tests").rglob(name))]
     report = folder / f"{len(list(folder.iterdir()))}.xml"
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    paths = f"pythonpath={source} {ROOT / 'tests'}"  # before what pyproject.toml says
+    paths = f"pythonpath={source} {root / 'tests'}"  # before what pyproject.toml says
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", "-o", paths]
-    subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, check=False)
+    subprocess.run([*command, *files], cwd=root, env=environment, capture_output=True, check=False)
     found = {}
     for case in ET.parse(report).iter("testcase"):
         found[f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"] = _outcome(case)
@@ -62,17 +60,22 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default="94d6c8f")
+    parser.add_argument("--cases", default="1bc84d8")
     parser.add_argument("--files", nargs="*", default=FILES)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tree = folder / "before"
-        subprocess.run(["git", "worktree", "add", "--detach", str(tree), arguments.before], cwd=ROOT, check=True)
+        folder, trees = Path(name) / "outcomes", {}
+        folder.mkdir()
+        for commit in dict.fromkeys((arguments.before, arguments.cases)):
+            trees[commit] = Path(name) / commit
+            subprocess.run(["git", "worktree", "add", "--detach", str(trees[commit]), commit], cwd=ROOT, check=True)
         try:
-            before = outcomes(tree / "src", tuple(arguments.files), folder)
-            now = outcomes(ROOT / "src", tuple(arguments.files), folder)
+            files = tuple(arguments.files)
+            before = outcomes(trees[arguments.before] / "src", trees[arguments.cases], files, folder)
+            now = outcomes(ROOT / "src", ROOT, files, folder)
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+            for tree in trees.values():
+                subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
     for case, what in now.items():
         print(f"{before.get(case, 'not collected'):14} {what:9} {case}")
     print(

@@ -341,8 +341,8 @@ def _linearized(batched: Callable[..., Tensor], x: Tensor, data: tuple[Tensor, .
             raise ValueError(f"least_squares_batch: residual must return a vector, got shape {tuple(r.shape[1:])}")
         if not r.requires_grad:
             raise NotDifferentiable(
-                "least_squares_batch: residual must depend on x through torch operations, got a result without a graph; "
-                "write it without .detach(), .item() and NumPy"
+                "least_squares_batch: residual must depend on x through torch operations, got a result without a "
+                "graph; write it without .detach(), .item() and NumPy"
             )
         r = r.T
         n, m = len(x), len(r)
