@@ -47,7 +47,7 @@ def run(rate: float = RATE, steps: int = STEPS, every: int = EVERY) -> list[Row]
     x = objective.point
     for step in range(steps + 1):
         if step % every == 0:
-            top = eigsh(hessian(objective, x), 1, seed=0, rtol=1e-2, start=start)
+            top = eigsh(hessian(objective, x), 1, seed=0, rtol=1e-2, x0=start)
             start = top.vectors  # the next Hessian is close to this one
             sharpness, residual = float(top.values[0]), float(top.residuals[0])
             limit = stable_learning_rate(sharpness, residual)

@@ -51,7 +51,7 @@ from frechet.linalg import (
     pivoted_cholesky,
     sparse_sign_sketch,
 )
-from frechet.optimize import Constraint, fixed_point, least_squares_batch, prox_linear
+from frechet.optimize import Constraint, fixed_point, least_squares_batch, prox_linear, studies
 from frechet.space import euclidean
 from frechet.transport import monge_gap, sparse_transport, transport_plan, transport_value
 
@@ -189,8 +189,8 @@ ALGORITHMS: dict[str, Callable[[str], Any]] = {
     "solve": lambda d: solve(definite(d), torch.stack([B, 2 * B], 1).to(d), rtol=1e-12).x,
     "trust-region": lambda d: minimize(rosenbrock, start(d), method="trust-region"),
     "gradient-regularized": lambda d: minimize(rosenbrock, start(d), method="gradient-regularized"),
-    "stepsized": lambda d: minimize(rosenbrock, start(d), method="stepsized"),
-    "cubic": lambda d: minimize(rosenbrock, start(d), method="cubic"),
+    "stepsized": lambda d: studies.stepsized_newton(rosenbrock, start(d)),
+    "cubic": lambda d: studies.cubic_newton(rosenbrock, start(d)),
     "projected-newton": lambda d: minimize(rosenbrock, start(d), bounds=(-2.0, 0.8)),
     "composite": lambda d: minimize(rosenbrock, start(d), method="composite", constraints=ball(1.0)),
     "augmented": lambda d: minimize(rosenbrock, start(d), method="augmented", constraints=ball(1.0)),

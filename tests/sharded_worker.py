@@ -238,7 +238,7 @@ def failures(rank):
             "examples": lambda: example_gradients(ours),
             "slices": lambda: loss_slices(ours, space.random(range(1), 0), points=3, radius=0.1),
             "start": lambda: lanczos(H, torch.zeros(n, dtype=torch.float64), steps=2),
-            "eigsh start": lambda: eigsh(H, 1, seed=0, start=noisy[:, None]),
+            "eigsh start": lambda: eigsh(H, 1, seed=0, x0=noisy[:, None]),
             "afterwards": lambda: H @ v,
         }.items()
     }

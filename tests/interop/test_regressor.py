@@ -76,7 +76,7 @@ def test_clones_searches_and_pipelines_of_scikit_learn():
     curve = LeastSquaresRegressor(decay, START, bounds=(0.0, 10.0))
     copy = clone(curve)
     assert copy.get_params()["model"] is decay
-    assert torch.equal(copy.start, START)
+    assert torch.equal(copy.x0, START)
     assert is_regressor(curve)
     grid = {"loss": ["squared", "soft_l1"], "loss_scale": [0.1]}
     search = GridSearchCV(curve, grid, cv=3, scoring="neg_median_absolute_error")
@@ -218,7 +218,7 @@ def test_a_start_of_any_kind_is_fitted_in_double_precision_and_not_changed(start
     found = curve.fit(X, data(0)).parameters_
     assert found.dtype == F64
     assert torch.allclose(found, LeastSquaresRegressor(decay, START).fit(X, data(0)).parameters_, rtol=1e-9)
-    assert curve.start is start
+    assert curve.x0 is start
     assert torch.allclose(torch.as_tensor(start).double(), START, rtol=1e-7)
 
 
@@ -264,7 +264,7 @@ def test_any_real_numbers_are_a_start(start):
 )  # fmt: skip
 def test_a_start_that_is_no_number_is_refused(start, got):
     sentence = (
-        f"LeastSquaresRegressor.fit: start must be real numbers, in a tensor, an array or a dict of these, got {got}"
+        f"LeastSquaresRegressor.fit: x0 must be real numbers, in a tensor, an array or a dict of these, got {got}"
     )
     with pytest.raises(TypeError, match=sentence):
         LeastSquaresRegressor(decay, start).fit(X, data(0))

@@ -73,14 +73,14 @@ def test_zero_operator_and_identity_have_as_many_pairs_as_asked():
 def test_warm_start_saves_products_and_is_not_trusted():
     A = outliers()
     cold = eigsh(A, 10, seed=0)
-    warm = eigsh(A, 10, seed=0, start=cold.vectors)
+    warm = eigsh(A, 10, seed=0, x0=cold.vectors)
     assert warm.products < cold.products
     assert torch.allclose(warm.values, cold.values, rtol=1e-5)
     blind = torch.zeros(4000, 1)
     blind[0] = 1.0  # an eigenvector, but of the tenth value
-    S = eigsh(A, 1, seed=0, start=blind)
+    S = eigsh(A, 1, seed=0, x0=blind)
     assert S.values.tolist() == pytest.approx([20.0])  # found at once; nothing was asked about the rest
-    assert eigsh(A, 2, seed=0, start=blind).values.tolist() == pytest.approx([100.0, 820 / 9], rel=1e-5)
+    assert eigsh(A, 2, seed=0, x0=blind).values.tolist() == pytest.approx([100.0, 820 / 9], rel=1e-5)
 
 
 def test_budget_ends_a_run_honestly():
@@ -150,12 +150,12 @@ def test_bad_arguments_are_named():
             lambda: eigsh(A, 1, seed=0, method="lobpcg", preconditioner=identity(euclidean(3))),
             r"eigsh: preconditioner must act on R\^10",
         ),
-        (lambda: eigsh(A, 1, seed=0, start=torch.ones(10)), r"eigsh: start must be a block \(10, j\) of R\^10"),
+        (lambda: eigsh(A, 1, seed=0, x0=torch.ones(10)), r"eigsh: x0 must be a block \(10, j\) of R\^10"),
         (lambda: eigsh(A, 3, seed=0, basis=7), "eigsh: basis must be at least 8 for 3 pairs, got 7"),
         (lambda: eigsh(A, 1, seed=-1), "seed must be a non-negative int"),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.raises(NonFinite, match="eigsh: start holds a NaN"):
-        eigsh(A, 1, seed=0, start=torch.full((10, 1), math.nan, dtype=torch.float64))
+    with pytest.raises(NonFinite, match="eigsh: x0 holds a NaN"):
+        eigsh(A, 1, seed=0, x0=torch.full((10, 1), math.nan, dtype=torch.float64))

@@ -1,20 +1,29 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from frechet.linalg._result import Status
-from frechet.optimize._smooth.minimize import minimize
+from frechet.optimize import minimize, studies
 from frechet.optimize._stopping import at_rounding, is_rounding, leads_on
 
-METHODS = ["trust-region", "gradient-regularized", "stepsized", "stepsized-greedy", "cubic", "projected-newton"]
+STUDIES = {
+    "stepsized": studies.stepsized_newton,
+    "stepsized, greedy": partial(studies.stepsized_newton, rule="greedy"),
+    "cubic": studies.cubic_newton,
+}
+METHODS = ["trust-region", "gradient-regularized", "projected-newton", *STUDIES]
 C = torch.tensor([1.0, 2.0], dtype=torch.float64)
 softplus = torch.nn.functional.softplus
 
 
 def run(f, x0, method="trust-region", **options):
+    start = torch.tensor(x0, dtype=torch.float64)
+    if method in STUDIES:
+        return STUDIES[method](f, start, **options)
     bounds = (-1e31, 1e31) if method == "projected-newton" else None
-    return minimize(f, torch.tensor(x0, dtype=torch.float64), method=method, bounds=bounds, **options)
+    return minimize(f, start, method=method, bounds=bounds, **options)
 
 
 # f, where it has its only minimum, a start by its distance

@@ -1,12 +1,14 @@
 """Problems with something wrong with them: a status and a sentence that says what, or a raise for a wrong argument."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from frechet.errors import NonFinite
 from frechet.linalg._result import Status
+from frechet.optimize import studies
 from frechet.optimize._equations.fixed_point import fixed_point
 from frechet.optimize._equations.root import root
 from frechet.optimize._least_squares.flat_model import ran_away
@@ -276,12 +278,14 @@ def wrong(x):
 )
 @pytest.mark.parametrize("size", [2, 70])
 def test_steps_of_minimize_that_are_refused_until_they_vanish_are_a_status(method, start, size):
+    studied = {"stepsized": studies.stepsized_newton, "cubic": studies.cubic_newton}
     options = {
         "projected-newton": {"bounds": (-1.0, 1.0)},
         "composite": {"constraints": lambda x: x[:1] - x[1:2]},
     }.get(method, {})
+    found = studied.get(method, partial(minimize, method=method))
     x0 = torch.full((size,), start, dtype=F64)
-    s = minimize(lambda x: wrong(x).sum(), x0, method=method, max_iterations=200, **options)
+    s = found(lambda x: wrong(x).sum(), x0, max_iterations=200, **options)
     assert s.status in (Status.STAGNATED, Status.MAX_ITERATIONS)  # steps below the rounding of f reduce its gradient
     assert s.message
     assert float(s.x.abs().max()) <= 1e-15

@@ -148,7 +148,7 @@ def test_patterns_without_a_plan_are_infeasible():
 def test_a_start_saves_work_and_a_run_can_be_stopped_and_resumed():
     cost, a, b = problem(60, 50)
     s = sinkhorn(cost, a, b, epsilon=0.005).checked()
-    again = sinkhorn(cost, a, b, epsilon=0.005, start=(s.f, s.g)).checked()
+    again = sinkhorn(cost, a, b, epsilon=0.005, x0=(s.f, s.g)).checked()
     assert again.iterations < s.iterations / 3
     states = []
     stopped = sinkhorn(cost, a, b, epsilon=0.005, observe=lambda t: states.append(t) or t.kind == "newton")
@@ -180,7 +180,7 @@ def test_wrong_arguments():
         sinkhorn(cost, epsilon=0.1, rtol=-1)
     with pytest.raises(ValueError, match="sinkhorn: max_iterations must be >= 0, got -1"):
         sinkhorn(cost, epsilon=0.1, max_iterations=-1)
-    with pytest.raises(ValueError, match=r"sinkhorn: start must be potentials of shapes \(8,\) and \(6,\), got"):
-        sinkhorn(cost, a, b, epsilon=0.1, start=(b, a))
-    with pytest.raises(NonFinite, match="sinkhorn: start must be finite"):
-        sinkhorn(cost, a, b, epsilon=0.1, start=(a, b.log() * INF))
+    with pytest.raises(ValueError, match=r"sinkhorn: x0 must be potentials of shapes \(8,\) and \(6,\), got"):
+        sinkhorn(cost, a, b, epsilon=0.1, x0=(b, a))
+    with pytest.raises(NonFinite, match="sinkhorn: x0 must be finite"):
+        sinkhorn(cost, a, b, epsilon=0.1, x0=(a, b.log() * INF))

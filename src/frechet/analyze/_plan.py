@@ -228,7 +228,7 @@ def _eigsh_products(A: LinearOperator, k: int, basis: int, sample: int) -> int:
     like = from_callable(lambda V: values[:, None] * V, len(values), facts="symmetric", dtype=torch.float64)
     start = counts.sqrt() * like.domain.random(0, 0, "gaussian")
     most = MOST_BASES * basis
-    return eigsh(like, min(k, len(values) - 1), seed=0, start=start[:, None], max_products=most).products
+    return eigsh(like, min(k, len(values) - 1), seed=0, x0=start[:, None], max_products=most).products
 
 
 def _eigenvalues_like(found: Lanczos, residual: float, n: int) -> tuple[Tensor, Tensor]:

@@ -16,21 +16,21 @@ from frechet.optimize._least_squares.least_squares_result import LeastSquaresSol
 from frechet.optimize._least_squares.residual import Parameters
 from frechet.optimize._least_squares.robust import Loss
 
-NAMES = ("model", "start", "bounds", "loss", "loss_scale", "method", "absolute_sigma")
+NAMES = ("model", "x0", "bounds", "loss", "loss_scale", "method", "absolute_sigma")
 LEFT_OUT: Any = object()  # None is a value
 
 
 class LeastSquaresRegressor:
     """A model with parameters as an estimator: `fit`, `predict` and `score`, for pipelines and grid searches.
 
-    `model(p, X)` returns the predictions ``(samples,)`` for the parameters p, in the form of `start`, and the inputs X.
-    `start` is a tensor or an array, or a dict of these. p and X are float64 tensors, X of the shape that was given.
+    `model(p, X)` returns the predictions ``(samples,)`` for the parameters p, in the form of `x0`, and the inputs X.
+    `x0` is a tensor or an array, or a dict of these. p and X are float64 tensors, X of the shape that was given.
     `bounds`, `loss`, `loss_scale`, `method` and `absolute_sigma` are those of `least_squares`. After `fit`, `solution_`
     is its `LeastSquaresSolution`, `parameters_` the x of that, `n_features_in_` the number of columns of X, and
     `feature_names_in_` their names if X was a data frame.
 
     The constructor keeps its arguments as they are, so that `sklearn.base.clone` works; `set_params` takes the same.
-    Give `start` as an array where estimators are compared by joblib's hash, as scikit-learn's `check_estimator` does:
+    Give `x0` as an array where estimators are compared by joblib's hash, as scikit-learn's `check_estimator` does:
     the hash of a tensor depends on its address.
 
     Example:
@@ -51,7 +51,7 @@ class LeastSquaresRegressor:
     def __init__(
         self,
         model: Callable[..., Tensor],
-        start: Parameters | np.ndarray | Mapping[str, np.ndarray | float],
+        x0: Parameters | np.ndarray | Mapping[str, np.ndarray | float],
         *,
         bounds: tuple[Bound, Bound] | None = None,
         loss: Loss = "squared",
@@ -59,7 +59,7 @@ class LeastSquaresRegressor:
         method: Method = "auto",
         absolute_sigma: bool = False,
     ) -> None:
-        self.model, self.start, self.bounds = model, start, bounds
+        self.model, self.x0, self.bounds = model, x0, bounds
         self.loss: Loss = loss
         self.method: Method = method
         self.loss_scale = loss_scale
@@ -73,7 +73,7 @@ class LeastSquaresRegressor:
         self,
         *,
         model: Callable[..., Tensor] = LEFT_OUT,
-        start: Parameters | np.ndarray | Mapping[str, np.ndarray | float] = LEFT_OUT,
+        x0: Parameters | np.ndarray | Mapping[str, np.ndarray | float] = LEFT_OUT,
         bounds: tuple[Bound, Bound] | None = LEFT_OUT,
         loss: Loss = LEFT_OUT,
         loss_scale: float = LEFT_OUT,
@@ -81,7 +81,7 @@ class LeastSquaresRegressor:
         absolute_sigma: bool = LEFT_OUT,
     ) -> LeastSquaresRegressor:
         """This estimator with the given arguments changed; what is left out stays. `fit` checks them."""
-        given = (model, start, bounds, loss, loss_scale, method, absolute_sigma)
+        given = (model, x0, bounds, loss, loss_scale, method, absolute_sigma)
         for name, value in zip(NAMES, given, strict=True):
             if value is not LEFT_OUT:
                 setattr(self, name, value)
@@ -107,7 +107,7 @@ class LeastSquaresRegressor:
             return root * (predictions - targets)
 
         solution = least_squares(
-            residual, _tensors(self.start), bounds=self.bounds, loss=self.loss, loss_scale=self.loss_scale,
+            residual, _tensors(self.x0), bounds=self.bounds, loss=self.loss, loss_scale=self.loss_scale,
             method=self.method, absolute_sigma=self.absolute_sigma,
         ).checked()  # fmt: skip
         self.solution_, self.parameters_ = solution, solution.x
@@ -188,6 +188,6 @@ def _tensors(start: object, where: str = "") -> Any:
     if array.dtype.kind not in "fiub":
         got = array.dtype if isinstance(start, np.ndarray | list) else getattr(start, "dtype", type(start).__name__)
         raise TypeError(
-            f"{ESTIMATOR}.fit: start must be real numbers, in a tensor, an array or a dict of these, got {got}{where}"
+            f"{ESTIMATOR}.fit: x0 must be real numbers, in a tensor, an array or a dict of these, got {got}{where}"
         )
     return torch.from_numpy(np.array(array, dtype=np.float64))

@@ -38,7 +38,7 @@ def eigsh(
     method: Method = "lanczos",
     basis: int | None = None,
     storage: Storage = "device",
-    start: Tensor | None = None,
+    x0: Tensor | None = None,
     copies: bool = False,
     preconditioner: LinearOperator | None = None,
     observe: Callable[[EigshState], bool] | None = None,
@@ -71,10 +71,10 @@ def eigsh(
             products, within `max_products`. Where they miss a tolerance that the iteration has met, the status is
             `stagnated`. The value of a pair is better than its residual: by about the residual's square over the
             distance to the next eigenvalue. Default: "device".
-        start: guesses of the wanted vectors ``(n, j)``, such as those of an earlier operator. Lanczos starts from their
+        x0: guesses of the wanted vectors ``(n, j)``, such as those of an earlier operator. Lanczos starts from their
             sum, lobpcg from the block. Default: random.
         copies: whether to go on from random vectors orthogonal to all that was found, until another copy, or an
-            eigenvalue that `start` had missed, would have shown with probability 0.99. Where this leaves the residuals
+            eigenvalue that `x0` had missed, would have shown with probability 0.99. Where this leaves the residuals
             open, k more products measure them. Default: False.
         preconditioner: for lobpcg, a positive definite operator, about the inverse of A - lambda (of lambda - A for the
             largest). Default: none.
@@ -101,7 +101,7 @@ def eigsh(
         >>> [round(x, 3) for x in spectrum.values.tolist()], bool(spectrum.converged.all())
         ([9.0, -7.0], True)
     """
-    wanted = _check(A, k, which, rtol, atol, max_products, method, basis, storage, start, copies, preconditioner)
+    wanted = _check(A, k, which, rtol, atol, max_products, method, basis, storage, x0, copies, preconditioner)
     space = A.domain
     if wanted == 0:
         empty = torch.zeros(0, dtype=torch.float64)
@@ -116,13 +116,13 @@ def eigsh(
         )
     run = Run(A, k, which, seed, rtol, atol, limit, fingerprint, observe, resume)
     if method == "lobpcg":
-        return lobpcg(run, wanted, start, preconditioner)
-    return thick_restart(run, wanted, size, start, copies, storage)
+        return lobpcg(run, wanted, x0, preconditioner)
+    return thick_restart(run, wanted, size, x0, copies, storage)
 
 
 def _check(
     A: LinearOperator, k: int, which: str, rtol: float, atol: float, max_products: int | None, method: str,
-    basis: int | None, storage: Storage, start: Tensor | None, copies: bool, preconditioner: LinearOperator | None,
+    basis: int | None, storage: Storage, x0: Tensor | None, copies: bool, preconditioner: LinearOperator | None,
 ) -> int:  # fmt: skip
     """The number of pairs to find; raises on bad arguments."""
     _check_request(A, k, which, rtol, atol, max_products, method)
@@ -143,8 +143,8 @@ def _check(
         check_symmetric(preconditioner, "eigsh", "pass a symmetric positive definite preconditioner")
         if preconditioner.domain != space:
             raise ValueError(f"eigsh: preconditioner must act on {space!r}, got {preconditioner!r}")
-    if start is not None:
-        _check_start(space, start)
+    if x0 is not None:
+        _check_start(space, x0)
     need = min(n, wanted + 5)
     if basis is not None and basis < need:
         raise ValueError(f"eigsh: basis must be at least {need} for {wanted} pairs, got {basis}")
@@ -167,10 +167,10 @@ def _check_request(
         raise ValueError(f"eigsh: max_products must be positive, got {max_products}")
 
 
-def _check_start(space: Space, start: Tensor) -> None:
-    fits = start.ndim == 2 and start.shape[0] == space.length
-    if not fits or start.dtype != space.dtype or start.device != space.device:
-        got = f"{tuple(start.shape)}, {start.dtype}, {start.device}"
-        raise ValueError(f"eigsh: start must be a block ({space.length}, j) of {space!r}, got {got}")
-    if not space.finite(start):
-        raise NonFinite("eigsh: start holds a NaN or an infinity")
+def _check_start(space: Space, x0: Tensor) -> None:
+    fits = x0.ndim == 2 and x0.shape[0] == space.length
+    if not fits or x0.dtype != space.dtype or x0.device != space.device:
+        got = f"{tuple(x0.shape)}, {x0.dtype}, {x0.device}"
+        raise ValueError(f"eigsh: x0 must be a block ({space.length}, j) of {space!r}, got {got}")
+    if not space.finite(x0):
+        raise NonFinite("eigsh: x0 holds a NaN or an infinity")

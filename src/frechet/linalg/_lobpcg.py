@@ -25,14 +25,14 @@ from frechet.operators._operator import LinearOperator
 from frechet.space import Space
 
 
-def lobpcg(run: Run, wanted: int, start: Tensor | None, preconditioner: LinearOperator | None) -> Spectrum:
+def lobpcg(run: Run, wanted: int, x0: Tensor | None, preconditioner: LinearOperator | None) -> Spectrum:
     A, space, state = run.A, run.A.domain, run.resume
     b = min(space.dim, wanted + max(2, wanted // 4))
     if state is not None and state.image is not None:
         Q, AQ, theta = state.basis, state.image, state.matrix[0].numpy()
         b, products, iterations, scale = len(theta), state.products, state.iterations, state.scale
     else:
-        Q = space.orthonormalize(_guesses(space, start, b, run.seed))[0]
+        Q = space.orthonormalize(_guesses(space, x0, b, run.seed))[0]
         AQ, scale = applied(A, Q, 0.0, 0)
         b, products, iterations = min(b, Q.shape[1]), Q.shape[1], 0
         Q, AQ, theta = _improved(run, Q, AQ, b, Q.shape[1])
@@ -98,8 +98,8 @@ def _complement(space: Space, Q: Tensor, W: Tensor) -> Tensor:
     return W
 
 
-def _guesses(space: Space, start: Tensor | None, b: int, seed: int) -> Tensor:
+def _guesses(space: Space, x0: Tensor | None, b: int, seed: int) -> Tensor:
     """The start block, filled up with random vectors."""
-    missing = b if start is None else max(b - start.shape[1], 0)
+    missing = b if x0 is None else max(b - x0.shape[1], 0)
     drawn = space.random(range(STREAM, STREAM + missing), seed, "gaussian")
-    return drawn if start is None else torch.cat([start.T, drawn.T]).T
+    return drawn if x0 is None else torch.cat([x0.T, drawn.T]).T

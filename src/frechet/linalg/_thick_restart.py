@@ -93,12 +93,12 @@ class _Moment:
     ritz: _Ritz | None = None
 
 
-def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies: bool, storage: Storage) -> Spectrum:
+def thick_restart(run: Run, wanted: int, size: int, x0: Tensor | None, copies: bool, storage: Storage) -> Spectrum:
     W, T = new_basis(run.A.domain, size, storage, "eigsh"), np.zeros((size, size))
     # the last products measure the residuals
     limit = max(run.limit - wanted, 1) if W.rounded or copies else run.limit
     call = _Call(run, wanted, size, copies, limit, W, T)
-    s, ending = iterate(_begin(call, start), partial(_judge, call), partial(_step, call))
+    s, ending = iterate(_begin(call, x0), partial(_judge, call), partial(_step, call))
     ritz = s.ritz
     assert ritz is not None  # a run ends where it is judged
     vectors, rounded = W.combine(s.j, ritz.S[:, ritz.best]), W.rounded
@@ -106,7 +106,7 @@ def thick_restart(run: Run, wanted: int, size: int, start: Tensor | None, copies
     return _result(run, vectors, ritz, rounded, s, ending.status)
 
 
-def _begin(c: _Call, start: Tensor | None) -> _Moment:
+def _begin(c: _Call, x0: Tensor | None) -> _Moment:
     run, space = c.run, c.run.A.domain
     if run.resume is not None:
         state = run.resume
@@ -114,11 +114,11 @@ def _begin(c: _Call, start: Tensor | None) -> _Moment:
         c.W.block[:, :m], c.T[:m, :j] = state.basis, state.matrix.numpy()
         counts = (state.products, state.iterations, state.drawn, state.first)
         return _Moment(j, m - j, *counts, state.scale, state.search, state.incomplete, state.locked)
-    if start is None or not start.shape[1]:
+    if x0 is None or not x0.shape[1]:
         return _Moment()
     # one vector in the span of the guesses: cheaper than a block unless the guesses are almost exact
-    sizes = space.norm(start).clamp_min(torch.finfo(torch.float64).tiny)
-    return _Moment(p=int(c.W.append(0, start @ (1 / sizes).to(start), 0.0, "eigsh: start")[1] > 0.0))
+    sizes = space.norm(x0).clamp_min(torch.finfo(torch.float64).tiny)
+    return _Moment(p=int(c.W.append(0, x0 @ (1 / sizes).to(x0), 0.0, "eigsh: x0")[1] > 0.0))
 
 
 def _judge(c: _Call, s: _Moment) -> tuple[_Moment, Ending | None]:

@@ -1,5 +1,6 @@
 """Nonlinear least squares, minimization with and without constraints, roots and fixed points."""
 
+from frechet.optimize import studies
 from frechet.optimize._constrained.constraint import Constraint
 from frechet.optimize._constrained.run import ConstrainedState
 from frechet.optimize._equations.fixed_point import fixed_point
@@ -35,4 +36,5 @@ __all__ = [
     "prox_linear",
     "root",
     "stochastic_prox_linear",
+    "studies",
 ]

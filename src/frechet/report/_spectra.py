@@ -46,7 +46,7 @@ def eigenvalues(operators: Operators, name: str, which: Any, settings: Settings,
         most = None if limit >= PLENTY else limit
         start = None if before is None else before.vectors
         found = eigsh(
-            A, k, which=which, seed=settings.seed, rtol=RTOL, max_products=most, start=start, observe=observe,
+            A, k, which=which, seed=settings.seed, rtol=RTOL, max_products=most, x0=start, observe=observe,
             resume=resume,
         )  # fmt: skip
         return found if before is None or _better(found, before) else before

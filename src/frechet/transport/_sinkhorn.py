@@ -53,7 +53,7 @@ def sinkhorn(
     *,
     epsilon: float,
     method: Method = "auto",
-    start: tuple[Tensor, Tensor] | None = None,
+    x0: tuple[Tensor, Tensor] | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
     max_iterations: int = 100_000,
@@ -68,7 +68,7 @@ def sinkhorn(
         b: the masses of the columns, ``(m,)``, with the sum of a (to rounding: b is then rescaled). Default: uniform.
         epsilon: the weight of the entropy, in the unit of the cost; ``0.01 * float(cost.max())`` for a relative one.
         method: "auto", "newton" or "sinkhorn", as above. Default: "auto".
-        start: a pair of potentials, such as ``(s.f, s.g)`` of a similar problem. The run then begins at `epsilon`
+        x0: a pair of potentials, such as ``(s.f, s.g)`` of a similar problem. The run then begins at `epsilon`
             itself. Default: zero, at a large epsilon.
         rtol: relative tolerance. Converged means ``marginal_error <= max(rtol * mass, atol)`` for the error recomputed
             from the potentials, the sum of abs(P 1 - a) and abs(P' 1 - b). Default: eps^(3/4) of the dtype, or eps (4 +
@@ -112,7 +112,7 @@ def sinkhorn(
     tolerance = max(torch.finfo(given.cost.dtype).eps ** 0.75, problem.rounding) if rtol is None else rtol
     target = max(tolerance, atol / given.mass)
     label = ("sinkhorn", f"{tuple(given.cost.shape)}", f"epsilon {epsilon:.9g}", f"cost {float(_total(problem)):.9e}")
-    stage, g = _beginning(problem, given, start, resume, label)
+    stage, g = _beginning(problem, given, x0, resume, label)
     # the smaller side is the one that Newton's system has
     turned = problem.T if problem.cost.shape[1] > problem.cost.shape[0] else problem
     run = _Run(given, problem, turned, label, method, tolerance, target, max_iterations)
@@ -211,13 +211,13 @@ def _step(run: _Run, history: list[float], s: _Moment) -> tuple[_Moment, None]:
 def _beginning(
     problem: Problem,
     given: Inputs,
-    start: tuple[Tensor, Tensor] | None,
+    x0: tuple[Tensor, Tensor] | None,
     resume: TransportState | None,
     label: tuple[str, ...],
 ) -> tuple[float, Tensor]:
     """The first epsilon and the potential there: of columns, or of rows where the problem will be turned."""
     turned = problem.cost.shape[1] > problem.cost.shape[0]
-    pair, stage = start, problem.epsilon
+    pair, stage = x0, problem.epsilon
     if resume is not None:
         check_resume("sinkhorn", resume.fingerprint, label)
         pair, stage = (resume.f, resume.g), resume.epsilon
@@ -226,12 +226,12 @@ def _beginning(
     sizes = tuple(tuple(x.shape) for x in pair)
     if sizes != tuple(tuple(x.shape) for x in (given.a, given.b)):
         raise ValueError(
-            f"sinkhorn: start must be potentials of shapes {tuple(given.a.shape)} and {tuple(given.b.shape)}, got "
+            f"sinkhorn: x0 must be potentials of shapes {tuple(given.a.shape)} and {tuple(given.b.shape)}, got "
             f"{' and '.join(map(str, sizes))}"
         )
     chosen = (pair[0][given.rows] if turned else pair[1][given.columns]).detach().to(problem.cost)
     if not bool(torch.isfinite(chosen).all()):
-        raise NonFinite("sinkhorn: start must be finite")
+        raise NonFinite("sinkhorn: x0 must be finite")
     return stage, chosen
 
 

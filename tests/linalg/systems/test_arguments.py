@@ -90,6 +90,6 @@ def test_no_iterations_allowed_still_recomputes_the_residual(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_zero_start_and_atol(solver):
-    s = solver(A, b, start=torch.tensor([1.0, 0.5, 0.25]), rtol=0.0, atol=0.5)
+    s = solver(A, b, x0=torch.tensor([1.0, 0.5, 0.25]), rtol=0.0, atol=0.5)
     assert (s.status, s.iterations) == ("converged", 0)
     assert s.residual == pytest.approx(0.25)

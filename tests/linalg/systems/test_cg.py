@@ -115,7 +115,7 @@ def test_semidefinite_inconsistent_system_is_not_called_solved():
 def test_zero_right_hand_side_needs_no_iteration_and_forgets_the_start():
     A = definite(with_eigenvalues([1.0, 2.0]))
     for start in (None, torch.ones(2, dtype=F64)):
-        s = cg(A, torch.zeros(2, dtype=F64), start=start)
+        s = cg(A, torch.zeros(2, dtype=F64), x0=start)
         assert (s.status, s.iterations, s.residual) == (Status.CONVERGED, 0, 0.0)
         assert not s.x.any()
 
@@ -137,7 +137,7 @@ def test_nan_right_hand_side_and_preconditioner_are_named():
     A = identity(from_diagonal(torch.ones(2)).domain)
     s = cg(A, torch.tensor([1.0, float("nan")]))
     assert (s.status, s.iterations) == (Status.NONFINITE, 0)
-    assert "b or A @ start is not finite" in s.message
+    assert "b or A @ x0 is not finite" in s.message
     M = from_callable(lambda V: V * float("nan"), 2, facts="positive_definite")
     assert "preconditioned residual" in cg(A, torch.ones(2), preconditioner=M).message
 
@@ -164,7 +164,7 @@ def test_products_are_counted(k, check_every):
     b = gaussian(40) if k is None else gaussian(40, k)
     for start in (None, torch.ones_like(b)):
         count.products = 0
-        s = cg(A, b, start=start, check_every=check_every)
+        s = cg(A, b, x0=start, check_every=check_every)
         assert s.products == count.total
         assert s.products == (s.iterations + 1 + (start is not None)) * (k or 1)
 
@@ -238,18 +238,18 @@ def test_dict_in_flat_vector_out():
     b = {"w": torch.tensor([1.0, 2.0], dtype=F64), "b": torch.tensor([2.0], dtype=F64)}
     s = cg(A, b, rtol=1e-12)
     assert torch.allclose(s.x, torch.tensor([1.0, 1.0, 0.5], dtype=F64))
-    assert torch.equal(cg(A, b, start=space.unflatten(s.x)).x, s.x)
+    assert torch.equal(cg(A, b, x0=space.unflatten(s.x)).x, s.x)
 
 
 def test_start_must_have_the_shape_of_b():
     A = definite(torch.eye(3))
-    with pytest.raises(ValueError, match=r"cg: start must have the shape of b \(3,\), got \(3, 1\)"):
-        cg(A, torch.ones(3), start=torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"cg: x0 must have the shape of b \(3,\), got \(3, 1\)"):
+        cg(A, torch.ones(3), x0=torch.ones(3, 1))
 
 
 def test_inputs_are_left_alone():
     A, b, start = definite(with_eigenvalues(geometric(10, 10))), gaussian(10), gaussian(10, seed=1)
     copies = b.clone(), start.clone()
-    cg(A, b, start=start)
+    cg(A, b, x0=start)
     assert torch.equal(b, copies[0])
     assert torch.equal(start, copies[1])

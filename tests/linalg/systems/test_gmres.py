@@ -89,13 +89,13 @@ def test_exact_solution_in_a_small_krylov_space_ends_early():
 
 def test_zero_right_hand_side_one_unknown_and_start():
     A = from_matrix(M)
-    s = gmres(A, torch.zeros(80, dtype=F64), start=gaussian(80))
+    s = gmres(A, torch.zeros(80, dtype=F64), x0=gaussian(80))
     assert (s.status, s.iterations, s.products) == (Status.CONVERGED, 0, 0)
     assert not s.x.any()
     assert float(gmres(from_matrix(torch.tensor([[-4.0]])), torch.ones(1)).x) == -0.25
     b = gaussian(80)
     near = torch.linalg.solve(M, b) + 1e-5 * gaussian(80, seed=2)
-    assert gmres(A, b, start=near, rtol=1e-8).iterations < gmres(A, b, rtol=1e-8).iterations
+    assert gmres(A, b, x0=near, rtol=1e-8).iterations < gmres(A, b, rtol=1e-8).iterations
 
 
 def test_float32_reaches_float32_and_says_where_it_does_not():
@@ -131,7 +131,7 @@ def test_nan_limit_and_stop():
         gmres(from_matrix(M), gaussian(80), restart=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"restart": 5}, {"start": torch.ones(80, dtype=F64)}, {"max_iterations": 8}])
+@pytest.mark.parametrize("options", [{}, {"restart": 5}, {"x0": torch.ones(80, dtype=F64)}, {"max_iterations": 8}])
 def test_products_are_counted(options):
     A, count = counting(from_matrix(M))
     assert gmres(A, gaussian(80), **options).products == count.total

@@ -93,11 +93,11 @@ def test_symmetric_inconsistent_system_gets_the_pseudo_inverse():
 def test_start_is_used_and_refused_with_damping():
     A, b = from_matrix(TALL), gaussian(60)
     exact = torch.linalg.lstsq(TALL, b).solution
-    assert lsmr(A, b, start=exact).iterations <= 1  # one, to learn the size of A
-    s = lsmr(A, b, start=gaussian(25, seed=5), rtol=1e-12)
+    assert lsmr(A, b, x0=exact).iterations <= 1  # one, to learn the size of A
+    s = lsmr(A, b, x0=gaussian(25, seed=5), rtol=1e-12)
     assert torch.allclose(s.x, exact, rtol=1e-6)
-    with pytest.raises(ValueError, match="lsmr: start must be None where damping > 0, got a tensor"):
-        lsmr(A, b, start=exact, damping=1.0)
+    with pytest.raises(ValueError, match="lsmr: x0 must be None where damping > 0, got a tensor"):
+        lsmr(A, b, x0=exact, damping=1.0)
     with pytest.raises(ValueError, match="lsmr: damping must be a number >= 0, got -1"):
         lsmr(A, b, damping=-1)
 
@@ -112,7 +112,7 @@ def test_right_preconditioning_by_composition():
 
 def test_zero_cases():
     A = from_matrix(TALL)
-    s = lsmr(A, torch.zeros(60, dtype=F64), start=torch.ones(25, dtype=F64))
+    s = lsmr(A, torch.zeros(60, dtype=F64), x0=torch.ones(25, dtype=F64))
     assert (s.status, s.iterations) == (Status.CONVERGED, 0)
     assert not s.x.any()
     s = lsmr(from_matrix(torch.zeros(4, 2)), torch.ones(4), damping=0.5)
@@ -145,13 +145,13 @@ def test_nan_limit_and_stop():
     assert s.status is Status.NONFINITE
     assert "a product in iteration 1 is not finite" in s.message
     assert s.x.isfinite().all()
-    assert "b, A @ start or A'b is not finite" in lsmr(A, torch.full((3,), float("nan"))).message
+    assert "b, A @ x0 or A'b is not finite" in lsmr(A, torch.full((3,), float("nan"))).message
     assert lsmr(from_matrix(TALL), gaussian(60), max_iterations=4).status is Status.MAX_ITERATIONS
     s = lsmr(from_matrix(TALL), gaussian(60), observe=lambda s: s.iteration == 4)
     assert (s.status, s.iterations) == (Status.STOPPED, 4)
 
 
-@pytest.mark.parametrize("options", [{}, {"damping": 0.3}, {"start": torch.ones(25, dtype=F64)}, {"max_iterations": 3}])
+@pytest.mark.parametrize("options", [{}, {"damping": 0.3}, {"x0": torch.ones(25, dtype=F64)}, {"max_iterations": 3}])
 def test_products_are_counted(options):
     A, count = counting(from_matrix(TALL))
     s = lsmr(A, gaussian(60), **options)

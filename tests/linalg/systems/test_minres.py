@@ -154,7 +154,7 @@ def test_zero_matrix_and_one_unknown():
 
 def test_zero_right_hand_side_needs_no_iteration_and_forgets_the_start():
     for start in (None, torch.ones(3)):
-        s = minres(symmetric(torch.eye(3)), torch.zeros(3), start=start)
+        s = minres(symmetric(torch.eye(3)), torch.zeros(3), x0=start)
         assert (s.status, s.iterations, s.products) == (Status.CONVERGED, 0, 1)
         assert not s.x.any()
 
@@ -162,8 +162,8 @@ def test_zero_right_hand_side_needs_no_iteration_and_forgets_the_start():
 def test_start_is_used():
     M, b = with_eigenvalues(INDEFINITE), gaussian(80)
     exact = torch.linalg.solve(M, b)
-    assert minres(symmetric(M), b, start=exact).iterations == 0
-    s = minres(symmetric(M), b, start=exact + 1e-4 * gaussian(80, seed=3), rtol=1e-9)
+    assert minres(symmetric(M), b, x0=exact).iterations == 0
+    s = minres(symmetric(M), b, x0=exact + 1e-4 * gaussian(80, seed=3), rtol=1e-9)
     assert s.converged
     assert s.iterations < minres(symmetric(M), b, rtol=1e-9).iterations
 
@@ -183,7 +183,7 @@ def test_nonfinite_values_are_named():
     assert s.message == "minres: a product in iteration 1 is not finite"
     assert s.x.isfinite().all()
     s = minres(A, torch.tensor([1.0, 2.0, float("inf")]))
-    assert s.message == "minres: b - A @ start is not finite"
+    assert s.message == "minres: b - A @ x0 is not finite"
 
 
 def test_indefinite_preconditioner_is_a_breakdown():
@@ -216,7 +216,7 @@ def test_products_are_counted(case):
     A, count = counting(symmetric(with_eigenvalues(values)))
     n = values.numel()
     options = {
-        "start": {"start": torch.ones(n, dtype=F64)},
+        "start": {"x0": torch.ones(n, dtype=F64)},
         "stop": {"stop_at_negative_curvature": True},
         "limit": {"max_iterations": 7},
     }.get(case, {})

@@ -95,7 +95,7 @@ def test_nan_in_a_closed_form_is_nonfinite():
 
 def test_start_or_preconditioner_asks_for_iterations():
     A, b = from_matrix(PD, facts="positive_definite"), gaussian(30)
-    for options in ({"start": torch.zeros(30, dtype=F64)}, {"preconditioner": from_diagonal(1 / PD.diagonal())}):
+    for options in ({"x0": torch.zeros(30, dtype=F64)}, {"preconditioner": from_diagonal(1 / PD.diagonal())}):
         assert solve(A, b, **options).message == "solve by cg (A is positive definite)"
     assert solve(hidden(SQUARE), b, preconditioner=from_matrix(torch.linalg.inv(SQUARE))).iterations == 1
     with pytest.raises(ValueError, match="solve: preconditioner must be None for a rectangular A, got Identity"):

@@ -1,6 +1,6 @@
 """The arguments of a linear system A x = b, checked in one wording for every solver.
 
-Only `b` and `start` are converted: a dict shaped like the space's blocks becomes the flat vector ``(n,)``.
+Only `b` and `x0` are converted: a dict shaped like the space's blocks becomes the flat vector ``(n,)``.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def cg(
     A: LinearOperator,
     b: Tensor | Mapping[str, Tensor],
     *,
-    start: Tensor | Mapping[str, Tensor] | None = None,
+    x0: Tensor | Mapping[str, Tensor] | None = None,
     preconditioner: LinearOperator | None = None,
     rtol: float = 1e-6,
     atol: float = 0.0,
@@ -85,7 +85,7 @@ def cg(
         A: the operator ``(n, n)``, with the fact `symmetric`.
         b: a vector ``(n,)``, a block ``(n, k)`` of k right-hand sides, or a dict shaped like A's domain. The solution
             has the shape of b, and is flat for a dict: ``A.domain.unflatten(s.x)`` names its blocks.
-        start: where the iteration starts, shaped like b. A column of b that is zero ignores it. Default: zero.
+        x0: where the iteration starts, shaped like b. A column of b that is zero ignores it. Default: zero.
         preconditioner: a symmetric positive definite operator near the inverse of A. Default: none.
         rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)`` in every column, for
             the residual recomputed from its definition. Default: 1e-6.
@@ -118,7 +118,7 @@ def cg(
     b = vector("cg", "b", A.domain, b, block=True)
     block = b.T.contiguous().T if b.ndim == 2 else b.unsqueeze(1)
     problem = system("cg", A, block, preconditioner, rtol, atol)
-    state = _begin(problem, b, start) if resume is None else resume
+    state = _begin(problem, b, x0) if resume is None else resume
     check_resume("cg", state.fingerprint, problem.fingerprint)
     state = replace(state, x=state.x.reshape(block.shape))
     course = Course.of(state, 10 * A.domain.dim if max_iterations is None else max_iterations, observe)
@@ -130,13 +130,13 @@ def cg(
     return Solution(x, ending.status, residual, s.iteration, s.products, history, message, direction)
 
 
-def _begin(problem: System, b: Tensor, start: Tensor | Mapping[str, Tensor] | None) -> CGState:
+def _begin(problem: System, b: Tensor, x0: Tensor | Mapping[str, Tensor] | None) -> CGState:
     space, r = problem.space, problem.b
     x, products = space.zeros(r.shape[1]), 0
-    if start is not None:
-        x0 = vector("cg", "start", space, start, block=True)
+    if x0 is not None:
+        x0 = vector("cg", "x0", space, x0, block=True)
         if x0.shape != b.shape:
-            raise ValueError(f"cg: start must have the shape of b {tuple(b.shape)}, got {tuple(x0.shape)}")
+            raise ValueError(f"cg: x0 must have the shape of b {tuple(b.shape)}, got {tuple(x0.shape)}")
         # keep a NaN in b visible: only an exact zero has the known answer
         x = torch.where((problem.norm_b == 0).to(x.device), x, x0.reshape(r.shape))
         r, products = problem.residual(x), r.shape[1]
@@ -226,6 +226,6 @@ def _inner(space: Space, U: Tensor, V: Tensor) -> Tensor:
 
 def _culprit(norms: list[float], rzs: list[float], iterations: int) -> str:
     if iterations == 0:
-        return "b or A @ start" if not all(map(math.isfinite, norms)) else "the preconditioned residual of b"
+        return "b or A @ x0" if not all(map(math.isfinite, norms)) else "the preconditioned residual of b"
     product = all(map(math.isfinite, norms)) and not all(map(math.isfinite, rzs))
     return f"the preconditioned residual in iteration {iterations}" if product else f"A @ p in iteration {iterations}"

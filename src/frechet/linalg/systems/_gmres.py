@@ -66,7 +66,7 @@ def gmres(
     A: LinearOperator,
     b: Tensor | Mapping[str, Tensor],
     *,
-    start: Tensor | Mapping[str, Tensor] | None = None,
+    x0: Tensor | Mapping[str, Tensor] | None = None,
     preconditioner: LinearOperator | None = None,
     restart: int = 30,
     rtol: float = 1e-6,
@@ -80,7 +80,7 @@ def gmres(
     Args:
         A: the operator ``(n, n)``.
         b: a vector ``(n,)`` or a dict shaped like A's domain. The solution is flat.
-        start: where the iteration starts, shaped like b. A zero b ignores it. Default: zero.
+        x0: where the iteration starts, shaped like b. A zero b ignores it. Default: zero.
         preconditioner: an operator near the inverse of A, not necessarily symmetric. Default: none.
         restart: the length m of a cycle. A larger m takes more memory and fewer iterations. Default: 30.
         rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)``, for the residual
@@ -112,7 +112,7 @@ def gmres(
         raise ValueError(f"gmres: restart must be >= 1, got {restart}")
     b = vector("gmres", "b", A.domain, b)
     problem = system("gmres", A, b, preconditioner, rtol, atol, f"restart = {restart}")
-    state = _begin(problem, start) if resume is None else resume
+    state = _begin(problem, x0) if resume is None else resume
     check_resume("gmres", state.fingerprint, problem.fingerprint)
     course = Course.of(state, 10 * A.domain.dim if max_iterations is None else max_iterations, observe)
     # a cycle begins at its first iteration
@@ -123,8 +123,8 @@ def gmres(
     return Solution(s.x, ending.status, s.residual, s.iteration, s.products, tuple(course.history), message)
 
 
-def _begin(problem: System, start: Tensor | Mapping[str, Tensor] | None) -> GmresState:
-    x, r, products = origin("gmres", problem.A, problem.b, float(problem.norm_b), start)
+def _begin(problem: System, x0: Tensor | Mapping[str, Tensor] | None) -> GmresState:
+    x, r, products = origin("gmres", problem.A, problem.b, float(problem.norm_b), x0)
     return GmresState(problem.fingerprint, 0, math.inf, 0, x, r, math.inf, products)
 
 

@@ -101,7 +101,7 @@ def lsmr(
     b: Tensor | Mapping[str, Tensor],
     *,
     damping: float = 0.0,
-    start: Tensor | Mapping[str, Tensor] | None = None,
+    x0: Tensor | Mapping[str, Tensor] | None = None,
     rtol: float = 1e-6,
     atol: float = 0.0,
     condition_limit: float | None = None,
@@ -111,14 +111,14 @@ def lsmr(
 ) -> Solution:
     """Solve the least-squares problem min norm(b - A x)^2 + damping^2 norm(x)^2.
 
-    Where there are many solutions and `start` is None, x is the one of least norm.
+    Where there are many solutions and `x0` is None, x is the one of least norm.
 
     Args:
         A: any operator ``(m, n)``. To precondition from the right with P, solve ``lsmr(A @ P, b)`` for y and take
             x = P @ y.
         b: a vector ``(m,)`` or a dict shaped like A's codomain. The solution ``(n,)`` is flat.
         damping: weight of norm(x), >= 0. Default: 0.
-        start: where the iteration starts, a vector ``(n,)`` or a dict shaped like A's domain; only without damping.
+        x0: where the iteration starts, a vector ``(n,)`` or a dict shaped like A's domain; only without damping.
             Default: zero.
         rtol: relative tolerance. Converged means, for r = b - A x recomputed from its definition and norm(A) estimated
             from below, either ``norm(r) <= max(rtol * (norm(b) + norm(A) * norm(x)), atol)`` (A x = b is solved) or
@@ -149,16 +149,16 @@ def lsmr(
     check_numbers("lsmr", rtol=rtol, atol=atol, max_iterations=max_iterations)
     if not 0 <= damping < math.inf:
         raise ValueError(f"lsmr: damping must be a number >= 0, got {damping}")
-    if start is not None and damping > 0:
+    if x0 is not None and damping > 0:
         raise ValueError(
-            "lsmr: start must be None where damping > 0, got a tensor; the damping would pull towards it, not towards 0"
+            "lsmr: x0 must be None where damping > 0, got a tensor; the damping would pull towards it, not towards 0"
         )
     b = vector("lsmr", "b", A.codomain, b)
     norm_b = float(A.codomain.norm(b))
     worst = 1.0 / A.domain.eps if condition_limit is None else condition_limit
     label = fingerprint("lsmr", A, [norm_b], None, f"damping = {damping}")
     problem = _Problem(A, b, norm_b, damping, rtol, atol, worst, label)
-    state = _begin(problem, start) if resume is None else resume
+    state = _begin(problem, x0) if resume is None else resume
     check_resume("lsmr", state.fingerprint, label)
     course = Course.of(state, 4 * max(A.shape) if max_iterations is None else max_iterations, observe)
     s, ending = iterate(state, partial(_judge, problem, course), partial(_step, problem))
@@ -168,9 +168,9 @@ def lsmr(
     return Solution(s.x, ending.status, residual, s.iteration, products, tuple(course.history), message)
 
 
-def _begin(problem: _Problem, start: Tensor | Mapping[str, Tensor] | None) -> LsmrState:
+def _begin(problem: _Problem, x0: Tensor | Mapping[str, Tensor] | None) -> LsmrState:
     A, space = problem.A, problem.A.domain
-    x, u, products = origin("lsmr", A, problem.b, problem.norm_b, start)
+    x, u, products = origin("lsmr", A, problem.b, problem.norm_b, x0)
     beta = float(A.codomain.norm(u))
     u = u / beta if beta > 0 else u
     v = A.T @ u
@@ -184,7 +184,7 @@ def _begin(problem: _Problem, start: Tensor | Mapping[str, Tensor] | None) -> Ls
 def _judge(problem: _Problem, course: Course[LsmrState], s: LsmrState) -> tuple[LsmrState, Ending | None]:
     course.record(s, s.normal)
     if not math.isfinite(s.residual + s.normal):
-        return s, Ending(Status.NONFINITE, "b, A @ start or A'b is not finite")
+        return s, Ending(Status.NONFINITE, "b, A @ x0 or A'b is not finite")
     norm_A, norm_x = s.scalars.norm_A, float(problem.A.domain.norm(s.x))
     goals = max(problem.rtol * (problem.norm_b + norm_A * norm_x), problem.atol), problem.rtol * norm_A
     strict = 1 / (2 * s.confirmed) if s.confirmed > 0 else 1.0  # what an earlier miss asks of the recurrences

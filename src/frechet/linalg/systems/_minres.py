@@ -97,7 +97,7 @@ def minres(
     A: LinearOperator,
     b: Tensor | Mapping[str, Tensor],
     *,
-    start: Tensor | Mapping[str, Tensor] | None = None,
+    x0: Tensor | Mapping[str, Tensor] | None = None,
     preconditioner: LinearOperator | None = None,
     rtol: float = 1e-6,
     atol: float = 0.0,
@@ -111,7 +111,7 @@ def minres(
     Args:
         A: the operator ``(n, n)``, with the fact `symmetric`. It may be indefinite or singular.
         b: a vector ``(n,)`` or a dict shaped like A's domain. The solution is flat.
-        start: where the iteration starts, shaped like b. A zero b ignores it. Default: zero.
+        x0: where the iteration starts, shaped like b. A zero b ignores it. Default: zero.
         preconditioner: a symmetric positive definite operator. Default: none.
         rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)``, for the residual
             recomputed from its definition. Default: 1e-6.
@@ -144,7 +144,7 @@ def minres(
     check_preconditioner("minres", A, preconditioner, symmetric=True)
     check_numbers("minres", rtol=rtol, atol=atol, max_iterations=max_iterations)
     problem = system("minres", A, vector("minres", "b", A.domain, b), preconditioner, rtol, atol)
-    state = _begin(problem, start) if resume is None else resume
+    state = _begin(problem, x0) if resume is None else resume
     check_resume("minres", state.fingerprint, problem.fingerprint)
     course = Course.of(state, 10 * A.domain.dim if max_iterations is None else max_iterations, observe)
     s, ending = iterate(state, partial(_judge, problem, course), partial(_step, problem, stop_at_negative_curvature))
@@ -158,8 +158,8 @@ def minres(
     )
 
 
-def _begin(problem: System, start: Tensor | Mapping[str, Tensor] | None) -> MinresState:
-    x, r, products = origin("minres", problem.A, problem.b, float(problem.norm_b), start)
+def _begin(problem: System, x0: Tensor | Mapping[str, Tensor] | None) -> MinresState:
+    x, r, products = origin("minres", problem.A, problem.b, float(problem.norm_b), x0)
     residual = float(problem.space.norm(r))
     return MinresState(problem.fingerprint, 0, residual, x, r, (x, x, x), (x, x, x), products)
 
@@ -167,7 +167,7 @@ def _begin(problem: System, start: Tensor | Mapping[str, Tensor] | None) -> Minr
 def _judge(problem: System, course: Course[MinresState], s: MinresState) -> tuple[MinresState, Ending | None]:
     course.record(s, s.residual)
     if not math.isfinite(s.residual):
-        return s, Ending(Status.NONFINITE, "b - A @ start is not finite")
+        return s, Ending(Status.NONFINITE, "b - A @ x0 is not finite")
     target, ending = problem.goals[0], None
     if s.residual <= target:
         s = _recomputed(problem, s)

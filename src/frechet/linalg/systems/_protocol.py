@@ -137,8 +137,8 @@ def system(
 
 
 def origin(
-    method: str, A: LinearOperator, b: Tensor, norm_b: float, start: Tensor | Mapping[str, Tensor] | None
+    method: str, A: LinearOperator, b: Tensor, norm_b: float, x0: Tensor | Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor, int]:
     """x, b - A x and the products spent. A zero right-hand side has the solution zero, whatever the start."""
-    x = None if start is None else vector(method, "start", A.domain, start)
+    x = None if x0 is None else vector(method, "x0", A.domain, x0)
     return (A.domain.zeros(), b, 0) if x is None or norm_b == 0 else (x, b - A @ x, 1)

@@ -36,7 +36,7 @@ def solve(
     A: LinearOperator,
     b: Tensor | Mapping[str, Tensor],
     *,
-    start: Tensor | Mapping[str, Tensor] | None = None,
+    x0: Tensor | Mapping[str, Tensor] | None = None,
     preconditioner: LinearOperator | None = None,
     rtol: float = 1e-6,
     atol: float = 0.0,
@@ -44,14 +44,14 @@ def solve(
 ) -> Solution:
     """Solve A x = b, or its least-squares problem where A is rectangular; raise `NotConverged` otherwise.
 
-    A closed form is used where `preconditioner` and `start` are None. Where the structure has one but A is singular,
+    A closed form is used where `preconditioner` and `x0` are None. Where the structure has one but A is singular,
     the iterative method is used, and the message says why.
 
     Args:
         A: the operator. Its facts choose the method.
         b: a vector, or a dict shaped like A's codomain. With a closed form or a positive definite A also a block
             ``(n, k)``. The solution has the shape of b, and is flat for a dict.
-        start: where the iteration starts, shaped like x. Default: zero.
+        x0: where the iteration starts, shaped like x. Default: zero.
         preconditioner: an operator near the inverse of A, for a square A. Default: none.
         rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)``; for a rectangular A
             the rules of `lsmr` hold. Default: 1e-6.
@@ -73,7 +73,7 @@ def solve(
     check_operator_type("solve", A)
     check_numbers("solve", rtol=rtol, atol=atol, max_iterations=max_iterations)
     square, why = A.domain == A.codomain, ""
-    if square and preconditioner is None and start is None:
+    if square and preconditioner is None and x0 is None:
         try:
             B = structured_inverse(A)
         except NoClosedForm:
@@ -84,15 +84,13 @@ def solve(
             return _by_inverse(A, B, vector("solve", "b", A.codomain, b, block=True), rtol, atol).checked()
     if square and Fact.POSITIVE_DEFINITE in A.facts:
         choice = "cg (A is positive definite"
-        s = cg(A, b, start=start, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations)
+        s = cg(A, b, x0=x0, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations)
     elif square and Fact.SYMMETRIC in A.facts:
         choice = "minres (A is symmetric"
-        s = minres(
-            A, b, start=start, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations
-        )
+        s = minres(A, b, x0=x0, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations)
     elif square:
         choice = "gmres (A is square"
-        s = gmres(A, b, start=start, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations)
+        s = gmres(A, b, x0=x0, preconditioner=preconditioner, rtol=rtol, atol=atol, max_iterations=max_iterations)
     else:
         if preconditioner is not None:
             raise ValueError(
@@ -100,7 +98,7 @@ def solve(
                 "for y and take x = P @ y"
             )
         choice = "lsmr (A is rectangular: least squares"
-        s = lsmr(A, b, start=start, rtol=rtol, atol=atol, max_iterations=max_iterations)
+        s = lsmr(A, b, x0=x0, rtol=rtol, atol=atol, max_iterations=max_iterations)
     detail = s.message.partition(":")[2]
     return replace(s, message=f"solve by {choice}{why}){':' if detail else ''}{detail}").checked()
 

@@ -3,10 +3,8 @@
     method="auto"                   "trust-region"; between bounds "projected-newton"
     "trust-region"                  see trust_region.py
     "gradient-regularized"          damping by the norm of the gradient: gradient_regularized.py
-    "stepsized", "stepsized-greedy" Newton's direction with stepsizes that need no constant: stepsized_newton.py
-    "cubic"                         cubic regularization, accelerated where f is convex: cubic_newton.py
     "projected-newton"              trust region on the faces of the bounds: projected_newton.py
-    "composite", "augmented", "sketched"    under constraints: _constrained/constrained.py
+    "interior", "composite", "augmented", "sketched"    under constraints: _constrained/constrained.py
 
 The choice is made before the run and is named in the result; nothing switches on failure. At a point where a run ends
 as converged, the curvature is probed; a direction along which f bends downwards leads on.
@@ -14,59 +12,33 @@ as converged, the curvature is probed; a direction along which f bends downwards
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from frechet.errors import NonFinite, NotDifferentiable
-from frechet.linalg._result import Status
-from frechet.linalg.systems._arguments import check_start
 from frechet.objective import Objective
-from frechet.operators._operator import Fact, LinearOperator
-from frechet.operators.derivatives._function import frozen_point
-from frechet.optimize._box import Bound, Box, box
+from frechet.operators._operator import LinearOperator
+from frechet.optimize._box import Bound
 from frechet.optimize._constrained.constrained import constrained
 from frechet.optimize._constrained.constraint import Constraints
-from frechet.optimize._smooth.cubic_newton import cubic_newton
 from frechet.optimize._smooth.gradient_regularized import gradient_regularized
 from frechet.optimize._smooth.minimize_result import MinimizeSolution
-from frechet.optimize._smooth.minimize_run import Algorithm, followed, largest_free, largest_number
-from frechet.optimize._smooth.newton_loop import Rules, Run
+from frechet.optimize._smooth.newton_loop import Run
 from frechet.optimize._smooth.projected_newton import projected_newton
-from frechet.optimize._smooth.smooth_function import Counts, Curvature, Parameters, SmoothFunction
-from frechet.optimize._smooth.stepsized_newton import stepsized_newton
+from frechet.optimize._smooth.smooth_function import Curvature, Parameters
+from frechet.optimize._smooth.smooth_minimum import MOST, check_options, flat_function, smooth_minimum
 from frechet.optimize._smooth.trust_region import trust_region
-from frechet.space import Space, like, named
 
 Method = Literal[
-    "auto",
-    "trust-region",
-    "gradient-regularized",
-    "stepsized",
-    "stepsized-greedy",
-    "cubic",
-    "projected-newton",
-    "interior",
-    "composite",
-    "augmented",
-    "sketched",
+    "auto", "trust-region", "gradient-regularized", "projected-newton", "interior", "composite", "augmented", "sketched"
 ]
 CONSTRAINED = ("interior", "composite", "augmented", "sketched")
-SMALL = 64  # the largest n whose Hessian is a matrix, from n products
-MOST = 200  # vectors of a Krylov space that are kept
-BEYOND = 4000  # dimensions that may follow, of which no vector is kept; at most 2 n, the limit of SciPy's trlib
-LOWEST, FARTHEST = 1e20, 1e15  # multiples of |f(x0)| and norm(x0) that stand for infinity
-
 ALGORITHMS: dict[str, Callable[..., Run]] = {
     "trust-region": trust_region,
     "gradient-regularized": gradient_regularized,
-    "stepsized": stepsized_newton,
-    "stepsized-greedy": partial(stepsized_newton, rule="greedy"),
-    "cubic": cubic_newton,
+    "projected-newton": projected_newton,
 }
 
 
@@ -154,10 +126,11 @@ def minimize(
         >>> s.x, s.bound_multipliers
         (tensor([1., 1.], dtype=torch.float64), tensor([2., 2.], dtype=torch.float64))
     """
-    _check(f, method, bounds, gtol, ftol, max_iterations, max_basis, seed)
+    _check_method(method, bounds)
     if constraints is not None:
+        check_options("minimize", f, gtol, ftol, max_iterations, max_basis, seed)
         _check_constrained(method, hessian, preconditioner, ftol)
-        function, x = _function(f, x0, None)
+        function, x = flat_function("minimize", f, x0, None)
         return constrained(
             f,
             function.structured(x),
@@ -173,136 +146,29 @@ def minimize(
     if ctol is not None or method in CONSTRAINED:
         what = "ctol" if ctol is not None else f"method {method!r}"
         raise ValueError(f"minimize: {what} belongs to constraints, got none; give constraints=")
-    function, x = _function(f, x0, hessian)
-    space = function.space
-    _check_preconditioner(space, preconditioner)
-    sides = None if bounds is None else box("minimize", space, bounds)
-    if sides is not None:
-        x = sides.project(x)
-    trial = function.at(x)
-    if trial.output is not None and not trial.output.requires_grad:
-        raise NotDifferentiable(
-            "minimize: f must depend on x through torch operations, got a value without a graph; write it without "
-            ".detach(), .item() and NumPy"
-        )
-    point = function.differentiated(trial)
-    if point is None:
-        what = "f" if not math.isfinite(trial.value) else "the gradient of f"
-        raise NonFinite(f"minimize: {what} must be finite at x0, got f = {trial.value}; start where it is defined")
-    rules = Rules(
-        gtol=0.0 if gtol is None else gtol,
-        ftol=space.eps if ftol is None else ftol,
-        max_iterations=max_iterations,
-        start=0.0,
-        full=SMALL,
-        most=max_basis,
-        beyond=min(2 * space.dim, BEYOND),
+    chosen = ("trust-region" if bounds is None else "projected-newton") if method == "auto" else method
+    return smooth_minimum(
+        f,
+        x0,
+        ALGORITHMS[chosen],
+        chosen,
+        bounds=bounds,
+        hessian=hessian,
         preconditioner=preconditioner,
-        tight=ftol is None or ftol <= 10 * space.eps,
-        least=largest_number(space) ** -0.25,
-        smallest=space.eps**10 * min(1.0, abs(point.value)),
-        lowest=-LOWEST * max(1.0, abs(point.value)),
-        farthest=FARTHEST * max(1.0, float(space.norm(x))),
-    )
-    chosen = ("trust-region" if sides is None else "projected-newton") if method == "auto" else method
-    go: Algorithm = (
-        partial(ALGORITHMS[chosen], observe=observe)
-        if sides is None
-        else (lambda f, point, rules: projected_newton(f, point, rules, sides, observe=observe))
-    )
-    function, run, curvature = followed(function, go, point, rules, sides, escape, seed)
-    how = "Hessian" if hessian is None else "given curvature"
-    small = preconditioner is None and space.dim <= SMALL
-    described = f"{chosen}, {how} by " + (
-        "its products with all unit vectors" if small else "products in Krylov spaces"
-    )
-    return _solution(function, run, rules, sides, described, curvature)
-
-
-def _solution(
-    f: SmoothFunction, run: Run, rules: Rules, sides: Box | None, method: str, curvature: Tensor | None
-) -> MinimizeSolution:
-    """The result; what it says of x is computed anew there."""
-    point = run.point
-    if run.status is not Status.UNBOUNDED:
-        point = f.differentiated(f.at(point.x)) or point
-    residual = largest_free(point, sides)
-    status = Status.CONVERGED if run.status is None else run.status
-    message = run.message or f"the largest entry of the gradient is {residual * f.unit:.3g}"
-    if rules.gtol > 0 and not run.message:
-        message += f", at most gtol = {rules.gtol:.3g}"
-    if run.status is Status.STOPPED:
-        message = f"observe returned True in iteration {run.iterations}"
-    elif run.status is Status.STAGNATED and not run.message:
-        message = (
-            f"no step reduces f or its gradient, whose largest entry is {residual * f.unit:.3g}: f may be "
-            "discontinuous, noisy, or not have this gradient"
-        )
-    held = None if sides is None else sides.held(point.x, point.gradient)
-    gradient = point.gradient * f.unit
-    found = f.structured(point.x)
-    return MinimizeSolution(
-        x=found.clone() if isinstance(found, Tensor) else {name: b.clone() for name, b in found.items()},
-        status=status,
-        message="; ".join((message, *run.notes)),
-        value=point.value * f.unit,
-        gradient=gradient,
-        residual=residual * f.unit,
-        iterations=run.iterations,
-        evaluations=f.counts.evaluations,
-        gradients=f.counts.gradients,
-        products=f.counts.products,
-        method=method,
-        bound_multipliers=None if held is None else torch.where(held != 0, -gradient, 0.0),
-        history=run.history,
-        curvature=curvature,
+        gtol=gtol,
+        ftol=ftol,
+        max_iterations=max_iterations,
+        max_basis=max_basis,
+        escape=escape,
+        seed=seed,
+        observe=observe,
     )
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _function(
-    f: Callable[..., Tensor] | Objective, x0: Parameters | None, hessian: Curvature | None
-) -> tuple[SmoothFunction, Tensor]:
-    """f on flat vectors, and the start as one."""
-    if hessian is not None and not callable(hessian):
-        raise TypeError(f"minimize: hessian must be a function of x, got {type(hessian).__name__}; write lambda x: ...")
-    if isinstance(f, Objective):
-        space, single = f.space, not isinstance(x0, Mapping)
-        if space.shard is not None:
-            raise ValueError("minimize: f must have whole parameters on every rank, got sharded ones (fully_shard)")
-        x = f.point if x0 is None else space.flatten(x0) if isinstance(x0, Mapping) else x0
-        if not isinstance(x, Tensor) or x.shape != (space.dim,) or x.dtype != space.dtype:
-            got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"minimize: x0 must be {space.dtype} of shape ({space.dim},) or a dict, got {got}")
-        x = x.detach().clone()
-    else:
-        if x0 is None:
-            raise TypeError("minimize: x0 must be given for a function, got None; write minimize(f, x0)")
-        check_start("minimize", x0)
-        variables, blocks = frozen_point("minimize", like(x0, [b.detach() for b in named(x0).values()]))
-        space, single = variables.space, variables.single
-        x = space.join(blocks)
-    if not space.dim:
-        raise ValueError("minimize: x0 must have at least one entry, got none")
-    if not space.finite(x):
-        raise ValueError(f"minimize: x0 must be finite, got {float(x[~x.isfinite()][0])} in an entry")
-    return SmoothFunction(f, space, single, hessian, Counts()), x
-
-
-def _check(
-    f: object,
-    method: str,
-    bounds: object,
-    gtol: float | None,
-    ftol: float | None,
-    max_iterations: int,
-    max_basis: int,
-    seed: int,
-) -> None:
-    if not isinstance(f, Objective) and not callable(f):
-        raise TypeError(f"minimize: f must be a function of x or an Objective, got {type(f).__name__}")
+def _check_method(method: str, bounds: object) -> None:
     names = Method.__args__  # type: ignore[attr-defined]
     if method not in names:
         raise ValueError(f"minimize: method must be one of {', '.join(map(repr, names))}, got {method!r}")
@@ -310,12 +176,6 @@ def _check(
         raise ValueError(f"minimize: method must be 'projected-newton' between bounds, got {method!r}")
     if bounds is None and method == "projected-newton":
         raise ValueError("minimize: bounds must be given for method='projected-newton', got None")
-    for name, value in (("gtol", gtol), ("ftol", ftol)):
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"minimize: {name} must be a number >= 0, got {value}")
-    for name, value, least in (("max_iterations", max_iterations, 0), ("max_basis", max_basis, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"minimize: {name} must be an int >= {least}, got {value!r}")
 
 
 def _check_constrained(method: str, hessian: object, preconditioner: object, ftol: object) -> None:
@@ -326,15 +186,3 @@ def _check_constrained(method: str, hessian: object, preconditioner: object, fto
     for name, value in (("hessian", hessian), ("preconditioner", preconditioner), ("ftol", ftol)):
         if value is not None:
             raise ValueError(f"minimize: {name} must be left out under constraints; the Lagrangian has its own Hessian")
-
-
-def _check_preconditioner(space: Space, P: LinearOperator | None) -> None:
-    if P is None:
-        return
-    if not isinstance(P, LinearOperator):
-        raise TypeError(f"minimize: preconditioner must be a LinearOperator, got {type(P).__name__}")
-    if P.domain.dim != space.dim or P.domain.dtype != space.dtype or Fact.POSITIVE_DEFINITE not in P.facts:
-        raise ValueError(
-            f"minimize: preconditioner must be positive definite on {space!r}, got {P!r}; declare "
-            "facts='positive_definite' where it is made"
-        )

@@ -24,15 +24,21 @@ is accepted. (5) The first sigma is 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
+from frechet.objective import Objective
+from frechet.operators._operator import LinearOperator
+from frechet.optimize._smooth.minimize_result import MinimizeSolution
 from frechet.optimize._smooth.newton_loop import Observe, Rules, Run, forcing, gain, newton_steps
 from frechet.optimize._smooth.quadratic_model import TINY, Diagonal, Model, krylov_model
-from frechet.optimize._smooth.smooth_function import Point, SmoothFunction
+from frechet.optimize._smooth.smooth_function import Curvature, Parameters, Point, SmoothFunction
+from frechet.optimize._smooth.smooth_minimum import MOST, smooth_minimum
 
 RATIO, POWER = 2.0, 2.0 / 3.0
 TRIALS = 2200  # halvings of the longest number are no longer one
@@ -44,6 +50,74 @@ Rule = Literal["universal", "greedy"]
 
 
 def stepsized_newton(
+    f: Callable[..., Tensor] | Objective,
+    x0: Parameters | None = None,
+    *,
+    rule: Rule = "universal",
+    hessian: Curvature | None = None,
+    preconditioner: LinearOperator | None = None,
+    gtol: float | None = None,
+    ftol: float | None = None,
+    max_iterations: int = 1000,
+    max_basis: int = MOST,
+    escape: bool = True,
+    seed: int = 0,
+    observe: Callable[..., bool] | None = None,
+) -> MinimizeSolution:
+    """Find a minimum of f near x0 along Newton's direction, with stepsizes that need no constant of f.
+
+    The method is here to be studied: no class of problems was found on which it needs fewer evaluations than
+    `minimize`. See `claims/stepsized_newton.py`.
+
+    Args:
+        f: as in `minimize`.
+        x0: as in `minimize`.
+        rule: ``"universal"`` or ``"greedy"``, see the module.
+        hessian: as in `minimize`.
+        preconditioner: as in `minimize`.
+        gtol: as in `minimize`.
+        ftol: as in `minimize`.
+        max_iterations: as in `minimize`.
+        max_basis: as in `minimize`.
+        escape: as in `minimize`.
+        seed: as in `minimize`.
+        observe: as in `minimize`.
+
+    Returns:
+        A `MinimizeSolution` with the statuses of `minimize`.
+
+    Raises:
+        NonFinite: f is not finite at x0.
+        ValueError: `rule` is not one of the two.
+
+    Example:
+        >>> import torch
+        >>> from frechet.optimize import studies
+        >>> s = studies.stepsized_newton(lambda x: (x**4).sum() - x.sum(), torch.ones(2, dtype=torch.float64))
+        >>> s.x
+        tensor([0.6300, 0.6300], dtype=torch.float64)
+    """
+    if rule not in ("universal", "greedy"):
+        raise ValueError(f"stepsized_newton: rule must be 'universal' or 'greedy', got {rule!r}")
+    return smooth_minimum(
+        f,
+        x0,
+        partial(stepsized_steps, rule=rule),
+        f"stepsized, {rule}",
+        caller="stepsized_newton",
+        hessian=hessian,
+        preconditioner=preconditioner,
+        gtol=gtol,
+        ftol=ftol,
+        max_iterations=max_iterations,
+        max_basis=max_basis,
+        escape=escape,
+        seed=seed,
+        observe=observe,
+    )
+
+
+def stepsized_steps(
     f: SmoothFunction, point: Point, rules: Rules, *, rule: Rule = "universal", observe: Observe | None = None
 ) -> Run:
     """Run from `point`."""

@@ -33,14 +33,18 @@ space per step and one to check it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from frechet.linalg._result import Status
+from frechet.objective import Objective
+from frechet.operators._operator import LinearOperator
 from frechet.optimize._geometric import Geometric
 from frechet.optimize._smooth.gradient_regularized import first_length
+from frechet.optimize._smooth.minimize_result import MinimizeSolution
 from frechet.optimize._smooth.newton_loop import (
     Models,
     Observe,
@@ -58,7 +62,8 @@ from frechet.optimize._smooth.newton_loop import (
     too_small,
 )
 from frechet.optimize._smooth.quadratic_model import Diagonal, Model, Step
-from frechet.optimize._smooth.smooth_function import Point, SmoothFunction
+from frechet.optimize._smooth.smooth_function import Curvature, Parameters, Point, SmoothFunction
+from frechet.optimize._smooth.smooth_minimum import MOST, smooth_minimum
 
 SLACK = 3.0
 ACCEPT, GOOD = 1e-4, 0.75
@@ -66,6 +71,69 @@ ACCURACY = 0.25
 UP, DOWN = 4.0, 0.25
 TRIALS = 60
 HALF = 0.5
+
+
+def cubic_newton(
+    f: Callable[..., Tensor] | Objective,
+    x0: Parameters | None = None,
+    *,
+    hessian: Curvature | None = None,
+    preconditioner: LinearOperator | None = None,
+    gtol: float | None = None,
+    ftol: float | None = None,
+    max_iterations: int = 1000,
+    max_basis: int = MOST,
+    escape: bool = True,
+    seed: int = 0,
+    observe: Callable[..., bool] | None = None,
+) -> MinimizeSolution:
+    """Find a minimum of f near x0 by accelerated cubic regularization.
+
+    The method is here to be studied: no class of problems was found on which it needs fewer evaluations than
+    `minimize`. See `claims/accelerated_cubic.py`.
+
+    Args:
+        f: as in `minimize`.
+        x0: as in `minimize`.
+        hessian: as in `minimize`.
+        preconditioner: as in `minimize`.
+        gtol: as in `minimize`.
+        ftol: as in `minimize`.
+        max_iterations: as in `minimize`.
+        max_basis: as in `minimize`.
+        escape: as in `minimize`.
+        seed: as in `minimize`.
+        observe: as in `minimize`.
+
+    Returns:
+        A `MinimizeSolution` with the statuses of `minimize`. Its message says how many steps were accelerated.
+
+    Raises:
+        NonFinite: f is not finite at x0.
+
+    Example:
+        >>> import torch
+        >>> from frechet.optimize import studies
+        >>> s = studies.cubic_newton(lambda x: (x**4).sum() - x.sum(), torch.ones(2, dtype=torch.float64))
+        >>> s.x
+        tensor([0.6300, 0.6300], dtype=torch.float64)
+    """
+    return smooth_minimum(
+        f,
+        x0,
+        cubic_steps,
+        "cubic",
+        caller="cubic_newton",
+        hessian=hessian,
+        preconditioner=preconditioner,
+        gtol=gtol,
+        ftol=ftol,
+        max_iterations=max_iterations,
+        max_basis=max_basis,
+        escape=escape,
+        seed=seed,
+        observe=observe,
+    )
 
 
 @dataclass(eq=False)
@@ -79,7 +147,7 @@ class _Estimate:
     constant: float
 
 
-def cubic_newton(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:  # noqa: C901 - a branch for each way to go on
+def cubic_steps(f: SmoothFunction, point: Point, rules: Rules, *, observe: Observe | None = None) -> Run:  # noqa: C901 - a branch for each way to go on
     """Run from `point`."""
     models, M, iterations, history = Models(f, rules, fixed=True), 0.0, 0, [point.value]
     pace = Geometric(f.space.inner)
