@@ -274,6 +274,7 @@ LISTED = (
     "optimize",
     "recording",
     "space",
+    "train",
     "transport",
 )
 
@@ -298,7 +299,7 @@ def test_public_functions_list_their_parameters():
 
 def test_public_functions_say_first_what_they_do():
     verb = re.compile(
-        r"(Return|Solve|Estimate|Tell|Evaluate|Minimize|Find|Fit|Draw|Compute|Propagate|Record|Split|Test) "
+        r"(Return|Solve|Estimate|Tell|Evaluate|Minimize|Find|Fit|Draw|Compute|Propagate|Record|Split|Test|Add) "
     )
     assert [f.__name__ for f in public_functions() if not verb.match(inspect.getdoc(f) or "")] == []
 

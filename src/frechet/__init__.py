@@ -1,6 +1,18 @@
 """Derivatives as linear operators: exact products, matrix-free linear algebra, and what curvature says of a model."""
 
-from frechet import analyze, calculus, interop, linalg, objective, operators, optimize, recording, space, transport
+from frechet import (
+    analyze,
+    calculus,
+    interop,
+    linalg,
+    objective,
+    operators,
+    optimize,
+    recording,
+    space,
+    train,
+    transport,
+)
 from frechet.analyze import (
     plan,
 )
@@ -138,5 +150,6 @@ __all__ = [
     "subsample",
     "svds",
     "trace",
+    "train",
     "transport",
 ]

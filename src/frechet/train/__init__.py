@@ -1,0 +1,30 @@
+"""Second-order and multi-objective training: pure update rules, and thin optimizers around them."""
+
+from frechet.train._aggregate import (
+    Aggregate,
+    cagrad,
+    cosines,
+    dual_cone,
+    dual_projection,
+    imtl,
+    min_norm,
+    nash,
+    pcgrad,
+    upgrad,
+)
+from frechet.train._joint import Joint, joint_backward
+
+__all__ = [
+    "Aggregate",
+    "Joint",
+    "cagrad",
+    "cosines",
+    "dual_cone",
+    "dual_projection",
+    "imtl",
+    "joint_backward",
+    "min_norm",
+    "nash",
+    "pcgrad",
+    "upgrad",
+]
