@@ -16,9 +16,9 @@ from frechet.operators._constructors import (
     kronecker,
     restriction,
 )
-from frechet.operators._eigendecomposition import Eigendecomposed, eigendecomposition
+from frechet.operators._eigendecomposition import eigendecomposition
 from frechet.operators._operator import Fact, Scaled
-from frechet.operators._structured import BlockDiagonal, Kronecker, LowRank, Matrix
+from frechet.operators._structured import BlockDiagonal, Eigendecomposed, Kronecker, LowRank, Matrix
 from frechet.space import Space, euclidean
 from laws import LAWS
 

@@ -38,7 +38,16 @@ from frechet.linalg._sequential import (
 from frechet.linalg._xdiag import xdiag
 from frechet.operators._canonical import normal_form
 from frechet.operators._operator import Adjoint, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
+from frechet.operators._structured import (
+    BlockDiagonal,
+    Diagonal,
+    Eigendecomposed,
+    Identity,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Permuted,
+)
 from frechet.space import Space
 
 T = TypeVar("T")
@@ -133,11 +142,10 @@ def closed_diagonal(A: LinearOperator) -> Tensor | None:
             return M.diagonal().clone()
         case LowRank(U=U, s=s):
             return (U * U) @ s
-        case Scaled(c, B):
-            inner = closed_diagonal(B)
-            return None if inner is None else c * inner
-        case Adjoint(B):
-            return closed_diagonal(B)
+        case Eigendecomposed(Q=Kronecker(A=Matrix(matrix=B), B=Matrix(matrix=C)), values=values):
+            return (B.square() @ values.to(B).view(B.shape[1], -1) @ C.square().T).reshape(-1)
+        case Scaled(operator=B) | Adjoint(operator=B) | Permuted(operator=B):
+            return _around(A, closed_diagonal(B))
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
             left, right = closed_diagonal(B), closed_diagonal(C)
             return None if left is None or right is None else (left[:, None] * right).reshape(-1)
@@ -150,6 +158,17 @@ def closed_diagonal(A: LinearOperator) -> Tensor | None:
             return None if isinstance(known, Product) else closed_diagonal(known)
         case _:
             return None
+
+
+def _around(A: LinearOperator, inner: Tensor | None) -> Tensor | None:
+    """The diagonal of what stands around an operator with the diagonal `inner`."""
+    match A:
+        case Scaled(c) if inner is not None:
+            return c * inner
+        case Permuted(order=order) if inner is not None:
+            return torch.empty_like(inner).scatter_(0, order, inner)
+        case _:
+            return inner
 
 
 def _total(parts: list[Tensor]) -> Tensor:

@@ -32,7 +32,16 @@ from frechet.linalg._sequential import Reading, Sampler, check_request, finite, 
 from frechet.linalg._xtrace import draw
 from frechet.operators._canonical import normal_form
 from frechet.operators._operator import Adjoint, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
+from frechet.operators._structured import (
+    BlockDiagonal,
+    Diagonal,
+    Eigendecomposed,
+    Identity,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Permuted,
+)
 from frechet.space import Space
 
 PROBES = 14  # with fewer, intervals that cover are longer than twice the ideal ones (`dominated`)
@@ -117,8 +126,8 @@ def closed_square(A: LinearOperator) -> float | None:
     match A:
         case Identity(space):
             return float(space.dim)
-        case Diagonal(diagonal=d, domain=space):
-            return float(space.inner(d, d))
+        case Diagonal(diagonal=d) | Eigendecomposed(values=d):
+            return float(A.domain.inner(d, d)) if isinstance(A, Diagonal) else float(d.square().sum())
         case Matrix(matrix=M, codomain=space):
             return float(space.norm(M).square().sum())
         case LowRank(U=U, s=s, domain=space):
@@ -127,7 +136,7 @@ def closed_square(A: LinearOperator) -> float | None:
             return float((sG * sG.T).sum())
         case Scaled(c, B):
             return _times(c * c, closed_square(B))
-        case Adjoint(B):
+        case Adjoint(operator=B) | Permuted(operator=B):
             return closed_square(B)
         case Kronecker(B, C):
             left = closed_square(B)

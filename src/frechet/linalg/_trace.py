@@ -37,7 +37,17 @@ from frechet.linalg._sequential import EstimateState, Observe, Sampler, check_re
 from frechet.linalg._xtrace import xnystrace, xtrace
 from frechet.operators._canonical import normal_form
 from frechet.operators._operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
+from frechet.operators._structured import (
+    BlockDiagonal,
+    Diagonal,
+    Eigendecomposed,
+    Identity,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Permuted,
+)
+from frechet.space import Space
 
 METHODS = ("auto", "exact", "hutchinson", "hutch++", "xtrace", "nystrom")
 FEW_PRODUCTS = 20  # fewer than this cannot both sketch and test: plain probes are as good
@@ -153,15 +163,14 @@ def closed_trace(A: LinearOperator) -> float | None:
     match A:
         case Identity(space):
             return float(space.dim)
-        case Diagonal(domain=space) | Matrix(domain=space):
-            d = A.diagonal if isinstance(A, Diagonal) else A.matrix.diagonal()
-            return float(space.inner(d, torch.ones_like(d)))
+        case Diagonal(domain=space) | Matrix(domain=space) | Eigendecomposed(Q=LinearOperator(codomain=space)):
+            return _total_of(A, space)
         case LowRank(U=U, s=s):
             return float((A.domain.norm(U).square() * s.to(torch.float64)).sum()) if s.numel() else 0.0
         case Scaled(c, B):
             inner = closed_trace(B)
             return None if inner is None else c * inner
-        case Adjoint(B):
+        case Adjoint(operator=B) | Permuted(operator=B):
             return closed_trace(B)
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
             left, right = closed_trace(B), closed_trace(C)
@@ -174,6 +183,14 @@ def closed_trace(A: LinearOperator) -> float | None:
             return None if isinstance(known, Product) else closed_trace(known)
         case _:
             return None
+
+
+def _total_of(A: Diagonal | Matrix | Eigendecomposed, space: Space) -> float:
+    """The sum of the diagonal, or of the eigenvalues."""
+    if isinstance(A, Eigendecomposed):
+        return float(A.values.sum())
+    d = A.diagonal if isinstance(A, Diagonal) else A.matrix.diagonal()
+    return float(space.inner(d, torch.ones_like(d)))
 
 
 def split_trace(A: LinearOperator) -> tuple[float, float, LinearOperator | None]:

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from frechet.operators._constructors import from_diagonal
 from frechet.operators._operator import PSD, SYMMETRIC, Adjoint, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
+from frechet.operators._structured import (
+    BlockDiagonal,
+    Diagonal,
+    Eigendecomposed,
+    Identity,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Permuted,
+)
 
 
 def normal_form(A: LinearOperator) -> LinearOperator:
@@ -62,7 +71,24 @@ def _beside(
         case Scaled() | None, [(c, Kronecker(B, C) as K)]:
             K = K if c == 1.0 else Kronecker(c * B, C)
             return K if added is None else Sum((added, K))
+        case Scaled() | Identity(), [(1.0, Eigendecomposed() as E)]:
+            return Sum((1.0 * added if isinstance(added, Identity) else added, E))
+        case _, [(c, Permuted(B, order, domain))]:
+            return Permuted(normal_form(_with(c * B if c != 1.0 else B, added, order)), order, domain)
     return A
+
+
+def _with(A: LinearOperator, added: LinearOperator | None, order: Tensor) -> LinearOperator:
+    """A plus a diagonal whose entries come in another order."""
+    match added:
+        case None:
+            return A
+        case Diagonal(d):
+            return A + from_diagonal(d[order], domain=A.domain)
+        case Scaled(c):
+            return A + c * Identity(A.domain)
+        case _:
+            return A + Identity(A.domain)
 
 
 def _dense(A: LinearOperator, added: LinearOperator | None, rest: list[tuple[float, LinearOperator]]) -> LinearOperator:

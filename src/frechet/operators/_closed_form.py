@@ -9,6 +9,7 @@ brought into its normal form (see `normal_form`); then each structure answers by
     A_1 A_2            A_2^-1 A_1^-1                            |S| where A_1 = A_2 = S is symmetric
     A kron B           A^-1 kron B^-1                           sqrt A kron sqrt B
     A kron B + c I     eigenvectors of A and B, which diagonalize both terms
+    A in another order  its inverse in that order            its root in that order
     c I + U S U'       I/c - V diag(mu / (c (c + mu))) V'       sqrt(c) I + V diag(sqrt(c + mu) - sqrt c) V'
     D + U S U'         the same rule for D^-1/2 (.) D^-1/2      none
 
@@ -40,7 +41,6 @@ from frechet.errors import NoClosedForm
 from frechet.operators._canonical import normal_form
 from frechet.operators._constructors import from_diagonal
 from frechet.operators._eigendecomposition import (
-    Eigendecomposed,
     double,
     eigendecomposition,
     no_closed_form,
@@ -49,7 +49,17 @@ from frechet.operators._eigendecomposition import (
     spectral,
 )
 from frechet.operators._operator import PD, PSD, SYMMETRIC, Adjoint, Fact, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix, Restriction
+from frechet.operators._structured import (
+    BlockDiagonal,
+    Diagonal,
+    Eigendecomposed,
+    Identity,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Permuted,
+    Restriction,
+)
 from frechet.operators.derivatives._example_factors import by_examples
 from frechet.space import Space
 
@@ -155,6 +165,8 @@ def _inverse_of_parts(A: LinearOperator, B: LinearOperator) -> LinearOperator:
         case BlockDiagonal(blocks, domain, codomain):
             _check_square_parts(blocks, "block")
             return BlockDiagonal(tuple(structured_inverse(b) for b in blocks), codomain, domain)
+        case Permuted(operator, order, domain):
+            return Permuted(structured_inverse(operator), order, domain)
         case Proved(operator):
             return _known(structured_inverse(operator), _inverse_facts(A))
         case _:
@@ -180,7 +192,7 @@ def _inverse_of_sum(A: LinearOperator, first: LinearOperator, second: LinearOper
             _check_shift(1.0, mu, domain.eps)
             B = from_diagonal(1 / d, domain=domain) + _low_rank(V * w[:, None], -mu / (1 + mu), domain)
             return _known(B, PD if bool((1 + mu > 0).all()) else SYMMETRIC)
-        case Scaled(c), Kronecker() as K if Fact.SYMMETRIC in K.facts:
+        case Scaled(c), (Kronecker() | Eigendecomposed()) as K if Fact.SYMMETRIC in K.facts:
             E = eigendecomposition(K, "inverse")
             _check_shift(c, E.values, K.domain.eps)
             return spectral(E.Q, 1 / (c + E.values))
@@ -229,8 +241,9 @@ def square_root(A: LinearOperator) -> LinearOperator:
             return Kronecker(square_root(B), square_root(C))
         case BlockDiagonal(blocks, domain, codomain):
             return BlockDiagonal(tuple(square_root(b) for b in blocks), domain, codomain)
-        case Proved(operator):
-            return _known(square_root(operator), A.facts)
+        case Permuted(operator=operator) | Proved(operator=operator) as B:
+            root = square_root(operator)
+            return Permuted(root, B.order, B.domain) if isinstance(B, Permuted) else _known(root, A.facts)
         case B:
             return _root_by_eigenvectors(A, B)
 
@@ -267,7 +280,12 @@ def _root_of_shifted(c: float, L: LowRank) -> LinearOperator:
 def _root_by_eigenvectors(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """The square root of A, in normal form B, where its eigenvectors are known."""
     match B:
-        case Kronecker() | Scaled() | Sum(terms=(Scaled(operator=Identity()), Kronecker())) | Eigendecomposed():
+        case (
+            Kronecker()
+            | Scaled()
+            | Sum(terms=(Scaled(operator=Identity()), Kronecker() | Eigendecomposed()))
+            | Eigendecomposed()
+        ):
             E = eigendecomposition(B, "square_root")
             return spectral(E.Q, _root(E.values, A.domain.eps))
         case _:

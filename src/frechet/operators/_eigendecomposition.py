@@ -1,6 +1,7 @@
 """Eigenvectors of symmetric operators whose structure shows them.
 
-    A = Q diag(values) Q'      with Q orthogonal: identity, diagonal, dense, Kronecker, block diagonal, and shifts
+    A = Q diag(values) Q'      with Q orthogonal: identity, diagonal, dense, Kronecker, block diagonal,
+                                                       in another order, and shifts
     U S U' = V diag(mu) V'     with V orthonormal ``(n, r)``, for a low-rank operator
 
 Dense blocks are decomposed in float64 and rounded once. The eigenvectors of a Kronecker product are the Kronecker
@@ -11,41 +12,24 @@ Cost: no products with A; O(m^3) for each dense m x m block, O(n k^2) for k low-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from frechet.errors import NoClosedForm
 from frechet.operators._canonical import normal_form
 from frechet.operators._operator import NONE, PD, PSD, SYMMETRIC, Fact, LinearOperator, Product, Scaled, Sum
-from frechet.operators._structured import BlockDiagonal, Diagonal, Identity, Kronecker, LowRank, Matrix
-from frechet.space import Space
+from frechet.operators._structured import (
+    BlockDiagonal,
+    Diagonal,
+    Eigendecomposed,
+    Identity,
+    Kronecker,
+    LowRank,
+    Matrix,
+    Permuted,
+)
 
 _ITERATIVE = {"inverse": "solve(A, b)", "square_root": "apply_function(A, b, torch.sqrt)"}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Eigendecomposed(LinearOperator):
-    """Q diag(values) Q' with Q orthogonal; its sign is known from the values."""
-
-    Q: LinearOperator
-    values: Tensor  # (n,), float64
-    facts: frozenset[Fact]
-
-    @property
-    def domain(self) -> Space:
-        return self.Q.codomain
-
-    @property
-    def codomain(self) -> Space:
-        return self.Q.codomain
-
-    def _matmat(self, V: Tensor) -> Tensor:
-        return self.Q._matmat((self.Q._rmatmat(V).T * self.values.to(V.dtype)).T)
-
-    def _rmatmat(self, U: Tensor) -> Tensor:
-        return self._matmat(U)
 
 
 def eigendecomposition(A: LinearOperator, name: str) -> Eigendecomposed:
@@ -67,6 +51,10 @@ def eigendecomposition(A: LinearOperator, name: str) -> Eigendecomposed:
         case Kronecker(B, C):
             left, right = eigendecomposition(B, name), eigendecomposition(C, name)
             Q, values = Kronecker(left.Q, right.Q), torch.outer(left.values, right.values).reshape(-1)
+        case Permuted(B, order, domain):
+            E = eigendecomposition(B, name)
+            Q, values = Permuted(E.Q, order, domain), torch.empty_like(E.values)
+            values[order] = E.values
         case BlockDiagonal(blocks, domain, codomain):
             parts = [eigendecomposition(b, name) for b in blocks]
             Q = BlockDiagonal(tuple(p.Q for p in parts), domain, codomain)

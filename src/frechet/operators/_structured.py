@@ -1,4 +1,5 @@
-"""Operators whose structure is known: identity, dense, diagonal, low rank, Kronecker, block diagonal, restriction.
+"""Operators whose structure is known: identity, dense, diagonal, low rank, Kronecker, block diagonal, in another order,
+by eigenvectors, restriction.
 
 Cost of a product with k vectors: what the stored arrays cost. `_constructors.py` makes them.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -141,6 +143,66 @@ class BlockDiagonal(LinearOperator):
     def _rmatmat(self, U: Tensor) -> Tensor:
         parts = U.split([b.codomain.dim for b in self.blocks])
         return torch.cat([b._rmatmat(p).T for b, p in zip(self.blocks, parts, strict=True)], dim=1).T
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Permuted(LinearOperator):
+    """A square operator on the entries of a vector in another order: (A v)[order] = operator(v[order])."""
+
+    operator: LinearOperator
+    order: Tensor  # (n,) a permutation
+    domain: Space
+
+    @property
+    def codomain(self) -> Space:
+        return self.domain
+
+    @property
+    def facts(self) -> frozenset[Fact]:
+        return self.operator.facts
+
+    @cached_property
+    def _in_order(self) -> bool:
+        """Whether nothing is permuted."""
+        return torch.equal(self.order, torch.arange(len(self.order), device=self.order.device))
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        if self._in_order:
+            return self.operator._matmat(V)
+        return self._back(self.operator._matmat(V.T[:, self.order].T))
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        if self._in_order:
+            return self.operator._rmatmat(U)
+        return self._back(self.operator._rmatmat(U.T[:, self.order].T))
+
+    def _back(self, W: Tensor) -> Tensor:
+        out = torch.empty_like(W.T, memory_format=torch.contiguous_format)
+        out[:, self.order] = W.T
+        return out.T
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigendecomposed(LinearOperator):
+    """Q diag(values) Q' with Q orthogonal; its sign is known from the values."""
+
+    Q: LinearOperator
+    values: Tensor  # (n,), float64
+    facts: frozenset[Fact]
+
+    @property
+    def domain(self) -> Space:
+        return self.Q.codomain
+
+    @property
+    def codomain(self) -> Space:
+        return self.Q.codomain
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        return self.Q._matmat((self.Q._rmatmat(V).T * self.values.to(V.dtype)).T)
+
+    def _rmatmat(self, U: Tensor) -> Tensor:
+        return self._matmat(U)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,9 +3,12 @@
 from frechet.operators.derivatives._gauss_newton import empirical_fisher, fisher, gauss_newton
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._jacobian import jacobian, ntk
+from frechet.operators.derivatives._kfac import Kfac, KroneckerFactors, kfac
 from frechet.operators.derivatives._products import gauss_newton_product, hessian_product, jacobian_product
 
 __all__ = [
+    "Kfac",
+    "KroneckerFactors",
     "empirical_fisher",
     "fisher",
     "gauss_newton",
@@ -14,5 +17,6 @@ __all__ = [
     "hessian_product",
     "jacobian",
     "jacobian_product",
+    "kfac",
     "ntk",
 ]

@@ -1,0 +1,381 @@
+"""Kronecker-factored curvature: K-FAC and EK-FAC as operators with closed forms.
+
+For a layer with inputs a and slopes b (see `_kfac_layers.py`), the block of the Fisher or Gauss-Newton matrix
+
+    1/count  sum_n  E (sum_t b_nt kron a_nt)(sum_t b_nt kron a_nt)'
+
+is replaced by B kron A:
+
+    expand    B = 1/count sum_nt E b b',             A = mean over n and t of a a'
+    reduce    B = 1/count sum_n  E (sum_t b)(...)',  A = mean over n of (mean_t a)(...)'
+
+"expand" is exact where the positions t are independent, as in a loss per token; "reduce" where the model averages over
+them before the loss. EK-FAC keeps the eigenvectors of A and B and replaces the eigenvalues by the second moments of
+each example's gradient in that basis, so that the trace of each block is exact. Embeddings have a diagonal A;
+normalizations have the exact diagonal of their block.
+
+E is exact by the square root of the criterion's Hessian or of the score's covariance, one backward pass for each of its
+columns; or over labels that are drawn; or over the actual targets.
+
+**Source.** J. Martens, R. Grosse (2015), arXiv 1503.05671; T. George et al. (2018), arXiv 1806.03884 (EK-FAC); R.
+Eschenhagen et al. (2023), arXiv 2311.00636 (expand and reduce).
+**Differs from the source.** (1) Embeddings and normalizations. (2) In padded sequences, positions that no loss reaches
+do not count in A. (3) The gradient of each weight is proved to be the sum of b a' on the first batch.
+**Cost.** A forward pass over the data, and as many backward passes as an example has outputs, or `samples`; twice for
+EK-FAC. Memory: A and B of all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frechet.errors import UnusableObjective
+from frechet.objective import Batch, Objective, Part, Snapshot
+from frechet.objective._coupling import check_additive
+from frechet.objective.criteria import Criterion
+from frechet.operators._constructors import block_diagonal, from_diagonal, from_matrix, kronecker
+from frechet.operators._eigendecomposition import spectral
+from frechet.operators._operator import LinearOperator
+from frechet.operators._structured import Permuted
+from frechet.operators.derivatives._joint import AtOutputs
+from frechet.operators.derivatives._kfac_columns import Kind, roots_of
+from frechet.operators.derivatives._kfac_layers import Call, Layer, layers_of, recorded
+from frechet.operators.derivatives._kfac_proof import prove, refuse_mixed
+from frechet.operators.derivatives._kfac_sums import Factored, Sharing, Turned
+from frechet.operators.derivatives._products import differentiating, grads
+from frechet.space import Space, generator
+
+NAME = "kfac"
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerFactors:
+    """What stands for the block of one layer. Its rows are the layer's outputs; a bias is the last input.
+
+    `inputs` is A ``(groups, in, in)``, or ``(tokens,)`` for an embedding; `outputs` is B ``(groups, out, out)``. A
+    normalization has neither, and its exact `diagonal`.
+    """
+
+    names: tuple[str, ...]
+    inputs: Tensor | None
+    outputs: Tensor | None
+    diagonal: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Kfac(Permuted):
+    """The operator, with the factors of each layer."""
+
+    layers: tuple[KroneckerFactors, ...] = ()
+
+
+def kfac(
+    objective: Objective,
+    *,
+    kind: Kind = "fisher",
+    sharing: Sharing = "expand",
+    corrected: bool = False,
+    joint: bool = True,
+    seed: int | None = None,
+    samples: int = 1,
+    padded: bool | None = None,
+    x: Tensor | Mapping[str, Tensor] | None = None,
+    restrict: str | list[str] | None = None,
+) -> Kfac:
+    """Return the Kronecker-factored approximation of the Fisher or Gauss-Newton matrix, block by block of the layers.
+
+    Inverses, square roots, traces, diagonals and determinants have closed forms, also of a sum with a multiple of the
+    identity: `frechet.operators.inverse`, `square_root`, `frechet.trace`, and so on. Penalties are left out.
+
+    Args:
+        objective: the objective. Examples must not depend on each other.
+        kind: ``"fisher"``, ``"gauss_newton"``, ``"empirical_fisher"``: the operators of these names with one block
+            for each layer; the last per example. ``"forward_only"`` has B = I, and no backward pass enters it.
+        sharing: how positions of an example (tokens, patches) are treated, see the module. Embeddings always expand.
+        corrected: EK-FAC, with exact second moments in the factors' eigenbasis.
+        joint: whether the weight and the bias of a layer are one block, or each its own.
+        seed: the seed of labels drawn from the likelihood, for ``"fisher"``. Default: the exact expectation.
+        samples: how many sets of labels are drawn.
+        padded: whether positions that no loss reaches are left out of the inputs' factor. Default: where the inputs
+            have an ``attention_mask`` with zeros.
+        x: the point ``(n,)``, or a dict of tensors. Default: the model's present parameters.
+        restrict: a glob pattern, or several, of the parameters. Default: all trainable ones.
+
+    Returns:
+        A symmetric operator; ``.layers`` has the factors. B kron A acts on the weight and the bias together.
+
+    Raises:
+        UnusableObjective: a parameter is in no layer of a known kind, or is used outside of its layer.
+        ValueError: an example has more than 1 024 outputs and no labels are drawn; or the Gauss-Newton matrix of a
+            criterion that is not convex.
+
+    Example:
+        >>> import torch
+        >>> from frechet import Objective, identity, squared_error
+        >>> from frechet.operators import inverse
+        >>> from frechet.operators.derivatives import kfac
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> X = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> F = kfac(Objective(model, squared_error(), [(X, torch.zeros(2, 1))]))
+        >>> F.dense().round(decimals=4)  # exact for one linear layer: 2 X'X / 2
+        tensor([[1., 0.],
+                [0., 4.]])
+        >>> inverse(F + identity(F.domain)).dense().round(decimals=4)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.2000]])
+    """
+    _check(objective, kind, sharing, seed, samples, corrected)
+    snapshot = objective.snapshot(x)
+    space = snapshot.space if restrict is None else snapshot.space.restrict(restrict)
+    if space.shard is not None:
+        raise ValueError("kfac: parameters must be whole on every rank, got sharded ones (fully_shard)")
+    snapshot.refuse_coupled(NAME)
+    layers = layers_of(NAME, snapshot, space)
+    run = _Run(snapshot, space, layers, kind, sharing, seed, samples, padded)
+    pieces = [p for layer, f in zip(layers, run.factors(), strict=True) for p in _pieces(layer, f, joint)]
+    blocks = run.corrected(pieces) if corrected else [_block(p.factors, space) for p in pieces]
+    order = torch.cat([p.shape.order(space) for p in pieces])
+    return Kfac(block_diagonal(*blocks), order, space, tuple(p.factors for p in pieces))
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """One block: of a layer, or of its weight or its bias alone."""
+
+    layer: Layer  # whose calls it is made of
+    shape: Layer  # with the parameters of this block
+    factors: KroneckerFactors
+    columns: slice  # of the inputs
+
+
+def _pieces(layer: Layer, f: KroneckerFactors, joint: bool) -> list[_Piece]:
+    A = f.inputs
+    if joint or A is None or layer.weight is None or layer.bias is None:
+        return [_Piece(layer, layer, f, slice(None))]
+    weight, bias = slice(None, -1), slice(-1, None)
+    return [
+        _Piece(
+            layer, replace(layer, bias=None), KroneckerFactors(f.names[:1], A[:, weight, weight], f.outputs), weight
+        ),
+        _Piece(layer, replace(layer, weight=None), KroneckerFactors(f.names[1:], A[:, bias, bias], f.outputs), bias),
+    ]
+
+
+# --- one pass over the data -------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Run:
+    """A call of `kfac`."""
+
+    snapshot: Snapshot
+    space: Space
+    layers: list[Layer]
+    kind: Kind
+    sharing: Sharing
+    seed: int | None
+    samples: int
+    padded: bool | None
+    proved: bool = False
+    streams: dict[int, list[torch.Generator]] = field(default_factory=dict)
+
+    def factors(self) -> list[KroneckerFactors]:
+        """A and B of each layer."""
+        shapes = [_shapes(layer, self.space) for layer in self.layers]
+        sizes = [sum(torch.Size(s).numel() for s in shape) for shape in shapes]
+        sums = [None if layer.kind == "scale" else Factored(self.sharing) for layer in self.layers]
+
+        def contribute(part: Part, batch: Batch) -> Tensor:
+            fresh = [None if s is None else Factored(self.sharing, self._padded(batch)) for s in sums]
+            squares = [self.space.zeros()[:0].double().new_zeros(n) for n in sizes]
+            for calls, slopes in self._slopes(part, batch):
+                for i, layer in enumerate(self.layers):
+                    own = [(c, b) for c, b in zip(calls, slopes, strict=True) if c.layer is layer]
+                    if (factored := fresh[i]) is not None:
+                        factored.add(own)
+                    elif own:
+                        total = torch.stack([c.gradients(b) for c, b in own]).sum(0)
+                        squares[i] = squares[i] + total.double().square().sum(0)
+            found = [sq if f is None else f.flat(shape) for f, sq, shape in zip(fresh, squares, shapes, strict=True)]
+            return torch.cat(found) * (part.weight if self.kind == "empirical_fisher" else 1.0)
+
+        start = torch.zeros(sum(sizes), dtype=torch.float64, device=self.space.device)
+        total = self._averaged(contribute, start)
+        return [
+            _factors(layer, part, shape, self.kind)
+            for layer, part, shape in zip(self.layers, total.split(sizes), shapes, strict=True)
+        ]
+
+    def corrected(self, pieces: Sequence[_Piece]) -> list[LinearOperator]:
+        """The blocks of EK-FAC: second moments of gradients in the eigenbasis of A and B."""
+        bases = [_basis(p.factors) for p in pieces]
+        sizes = [p.shape.order(self.space).numel() for p in pieces]
+
+        def contribute(part: Part, batch: Batch) -> Tensor:
+            squares = [torch.zeros(n, dtype=torch.float64, device=self.space.device) for n in sizes]
+            turned = [None if b is None else Turned(*b, p.columns) for p, b in zip(pieces, bases, strict=True)]
+            for calls, slopes in self._slopes(part, batch):
+                for i, (piece, basis) in enumerate(zip(pieces, turned, strict=True)):
+                    own = [(c, b) for c, b in zip(calls, slopes, strict=True) if c.layer is piece.layer]
+                    if own and basis is not None:
+                        squares[i] += basis.squares(own)
+            return torch.cat(squares) * (part.weight if self.kind == "empirical_fisher" else 1.0)
+
+        start = torch.zeros(sum(sizes), dtype=torch.float64, device=self.space.device)
+        total = self._averaged(contribute, start).split(sizes)
+        return [
+            _block(p.factors, self.space) if basis is None else _corrected(p.factors, basis, values, self.space)
+            for p, basis, values in zip(pieces, bases, total, strict=True)
+        ]
+
+    def _averaged(self, contribute, start: Tensor) -> Tensor:
+        rank = () if self.snapshot.group is None else (self.snapshot.group.rank,)
+        if self.seed is not None:
+            self.streams = {
+                id(part): [generator(self.seed, j, i, *rank) for i in range(self.samples)]
+                for j, part in enumerate(self.snapshot.parts)
+            }
+        with differentiating(NAME, self.space.device):
+            return self.snapshot.average(
+                contribute, NAME, _per_example if self.kind == "empirical_fisher" else None, start=start
+            )
+
+    def _padded(self, batch: Batch) -> bool:
+        if self.padded is not None:
+            return self.padded
+        mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
+        return isinstance(mask, Tensor) and bool((mask == 0).any())
+
+    def _slopes(self, part: Part, batch: Batch) -> Iterator[tuple[list[Call], list[Tensor]]]:
+        """The calls of the layers on a batch, and the slopes in their outputs, for one column of E after the other."""
+        s = self.snapshot
+        leaves, blocks = s.leaves(self.space)
+        with torch.enable_grad(), s.installed(blocks):
+            with recorded(self.layers) as calls:
+                y = s.forward(blocks, batch)
+            if not batch.examples or not y.numel():
+                return
+            criterion = s.criterion(part, batch)
+            if AtOutputs(s, part, batch, (leaves, blocks), y).reads_parameters:
+                raise UnusableObjective("kfac: the criterion must not read parameters of the model; use gauss_newton")
+            refuse_mixed(calls, batch.examples)
+            columns = list(self._columns(part, criterion, y.detach(), batch))
+            outputs = [c.output for c in calls]
+            for j, u in enumerate(columns):
+                own = [] if self.proved else leaves
+                found = grads(y, [*own, *outputs], [u], retain_graph=j + 1 < len(columns))
+                if not self.proved:
+                    prove(self.space, found[: len(own)], calls, found[len(own) :], self.layers)
+                    self.proved = True
+                yield calls, found[len(own) :]
+
+    def _columns(self, part: Part, criterion: Criterion, y: Tensor, batch: Batch) -> Iterator[Tensor]:
+        """Vectors u like the outputs with E u u' = the matrix in the middle, for each example."""
+        if self.kind in ("empirical_fisher", "forward_only"):
+            check_additive(NAME, criterion, y, batch.targets, self.space.eps, 0)
+            yield criterion.score(y, batch.targets)
+        elif self.seed is not None:
+            for stream in self.streams[id(part)]:
+                yield criterion.score(y, criterion.sample(y, batch.targets, stream)) / self.samples**0.5
+        else:
+            yield from roots_of(criterion, y, batch.targets, self.kind)
+
+
+def _per_example(count: float, examples: int) -> float:
+    return examples / count**2
+
+
+# --- what becomes of the sums -----------------------------------------------------------------------------------------
+
+
+def _shapes(layer: Layer, space: Space) -> list[tuple[int, ...]]:
+    """Of A, of the number of its rows, and of B."""
+    if layer.kind == "scale":
+        return [(layer.order(space).numel(),)]
+    if layer.kind == "embedding":
+        assert layer.weight is not None  # it has no other parameter
+        tokens, width = space.shapes[space.names.index(layer.weight)]
+        return [(tokens,), (1,), (1, width, width)]
+    weight: Any = layer.module.weight
+    out, into = weight.shape[0], weight[0].numel()
+    columns = (into if layer.weight is not None else 0) + (layer.bias is not None)
+    g = layer.groups
+    return [(g, columns, columns), (1,), (g, out // g, out // g)]
+
+
+def _factors(layer: Layer, flat: Tensor, shapes: Sequence[tuple[int, ...]], kind: Kind) -> KroneckerFactors:
+    if layer.kind == "scale":
+        return KroneckerFactors(layer.names, None, None, flat)
+    A, rows, B = (p.view(s) for p, s in zip(flat.split([torch.Size(s).numel() for s in shapes]), shapes, strict=True))
+    B = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device).expand_as(B) if kind == "forward_only" else B
+    return KroneckerFactors(layer.names, A / torch.where(rows != 0, rows, 1.0), B)
+
+
+def _block(f: KroneckerFactors, space: Space) -> LinearOperator:
+    """B kron A, for each group."""
+    if f.diagonal is not None:
+        return from_diagonal(f.diagonal.to(space.dtype))
+    A, B = f.inputs, f.outputs
+    assert A is not None
+    assert B is not None
+    if A.ndim == 1:  # an embedding: its rows are tokens
+        return kronecker(from_diagonal(A.to(space.dtype)), _matrix(B[0], space))
+    parts = [kronecker(_matrix(b, space), _matrix(a, space)) for a, b in zip(A, B, strict=True)]
+    return parts[0] if len(parts) == 1 else block_diagonal(*parts)
+
+
+def _matrix(M: Tensor, space: Space) -> LinearOperator:
+    return from_matrix(((M + M.T) / 2).to(space.dtype), facts="positive_semidefinite")
+
+
+def _basis(f: KroneckerFactors) -> tuple[Tensor | None, Tensor] | None:
+    """Eigenvectors of A (None for tokens) and B."""
+    if f.inputs is None or f.outputs is None:
+        return None
+    Q_A = None if f.inputs.ndim == 1 else torch.linalg.eigh(f.inputs)[1]
+    return Q_A, torch.linalg.eigh(f.outputs)[1]
+
+
+def _corrected(
+    f: KroneckerFactors, basis: tuple[Tensor | None, Tensor], values: Tensor, space: Space
+) -> LinearOperator:
+    Q_A, Q_B = basis
+    if Q_A is None:
+        assert f.inputs is not None
+        tokens = len(f.inputs)
+        left = from_diagonal(torch.ones(tokens, dtype=space.dtype, device=space.device))
+        return spectral(kronecker(left, from_matrix(Q_B[0].to(space.dtype))), values)
+    parts = [
+        spectral(kronecker(from_matrix(b.to(space.dtype)), from_matrix(a.to(space.dtype))), v)
+        for a, b, v in zip(Q_A, Q_B, values.chunk(len(Q_A)), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else block_diagonal(*parts)
+
+
+# --- arguments and proofs ---------------------------------------------------------------------------------------------
+
+
+def _check(objective: object, kind: str, sharing: str, seed: int | None, samples: int, corrected: bool) -> None:
+    if not isinstance(objective, Objective):
+        raise TypeError(f"kfac: objective must be an Objective, got {type(objective).__name__}")
+    kinds = ("fisher", "gauss_newton", "empirical_fisher", "forward_only")
+    if kind not in kinds:
+        raise ValueError(f"kfac: kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
+    if sharing not in ("expand", "reduce"):
+        raise ValueError(f"kfac: sharing must be 'expand' or 'reduce', got {sharing!r}")
+    if samples < 1 or (seed is None and samples > 1):
+        raise ValueError(f"kfac: samples must be at least 1, and 1 without a seed, got {samples} with seed={seed}")
+    if seed is not None and kind != "fisher":
+        raise ValueError(f"kfac: labels are drawn for kind='fisher' alone, got seed={seed} with kind={kind!r}")
+    if kind == "fisher":
+        for part in objective.parts:
+            part.criterion.require_likelihood()
+    if seed is not None:
+        generator(seed)
+    if corrected and kind == "forward_only":
+        raise ValueError("kfac: corrected needs slopes, got kind='forward_only'; choose one of the two")
