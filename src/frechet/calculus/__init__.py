@@ -1,6 +1,6 @@
-"""Derivatives beyond backprop: Taylor mode, and derivatives of solutions."""
+"""Derivatives beyond backprop: Taylor mode, matrix calculus, and derivatives of solutions."""
 
-from frechet.calculus import solutions, taylor
+from frechet.calculus import matrices, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -21,6 +21,7 @@ __all__ = [
     "implicit",
     "kkt_conditions",
     "least_squares_conditions",
+    "matrices",
     "root_conditions",
     "solution_jacobian",
     "solutions",
