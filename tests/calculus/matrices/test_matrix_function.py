@@ -252,3 +252,15 @@ def test_a_third_derivative_of_a_symmetric_function_is_refused():
         (y,) = torch.autograd.grad(y, x, create_graph=True)
     with pytest.raises(NotDifferentiable, match="order 1 and 2"):
         torch.autograd.grad(y, x)
+
+
+@pytest.mark.parametrize("f", ["exp", "log", "sqrt", "runge"])
+def test_rounding_of_first_differences_at_equal_eigenvalues_is_not_divided_by_zero(f):
+    """First differences of (x, x) and (x, y) may differ by rounding where y - x is zero."""
+    from frechet.calculus.matrices._divided_differences import smooth
+
+    scalar = smooth(f, getattr(torch, f) if f != "runge" else IN_TORCH[f])
+    x = torch.tensor([1.0, 1.0], dtype=F64)
+    once = scalar.first(x, x)
+    found = scalar.second((x, x, x), (once, once * (1 + 2e-16), once))
+    assert bool(found.isfinite().all())

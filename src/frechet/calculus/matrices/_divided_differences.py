@@ -114,7 +114,7 @@ def _second(f: Pointwise, xyz: Triple, of: Triple) -> Tensor:
     found, gap, size = _quotient(xyz, of)
     eps = torch.finfo(found.dtype).eps
     lost = eps * size / gap
-    close = ~(lost <= LOST * eps * found.abs())
+    close = (gap == 0) | ~(lost <= LOST * eps * found.abs())
     if not bool(close.any()):
         return found
     pieces = list(zip(*(t[close].split(PIECE) for t in torch.broadcast_tensors(*xyz)), strict=True))
