@@ -1,6 +1,6 @@
 """Derivatives beyond backprop: Taylor mode, matrix calculus, and derivatives of solutions."""
 
-from frechet.calculus import distances, matrices, solutions, taylor
+from frechet.calculus import distances, functionals, matrices, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -18,6 +18,7 @@ __all__ = [
     "Hypergradient",
     "distances",
     "fixed_point_conditions",
+    "functionals",
     "hypergradient",
     "implicit",
     "kkt_conditions",
