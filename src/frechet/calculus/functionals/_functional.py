@@ -304,7 +304,7 @@ def nonlocal_functional(kernel: Density, domain: Box) -> Functional:
     Example:
         >>> from frechet.calculus.functionals import box, nonlocal_functional
         >>> overlap = nonlocal_functional(lambda x, y, s, t: s * t, box(0.0, 1.0))
-        >>> overlap(lambda x: 2 * x[..., 0])
+        >>> overlap(lambda x: 2 * x[..., 0]).round(decimals=6)
         tensor(1., dtype=torch.float64)
     """
     if not callable(kernel):
