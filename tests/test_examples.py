@@ -220,3 +220,14 @@ def test_rotations_of_bundle_adjustment_are_rotations(monkeypatch):
     assert torch.allclose(module.rotated(vectors, points.expand(3, 3)), torch.linalg.matrix_exp(cross) @ points[0])
     J = torch.autograd.functional.jacobian(lambda w: module.rotated(w[None], points)[0], zero)
     assert torch.allclose(J, torch.stack([torch.linalg.cross(e, points[0]) for e in torch.eye(3).double()], 1))
+
+
+def test_a_generator_gets_better_by_the_distance_that_it_is_trained_on_and_by_another(monkeypatch, capsys, tmp_path):
+    module = script("digits_generator", monkeypatch)
+    found = module.run()
+    assert found.after[0] < 0.5 * found.before[0]
+    assert found.after[1] < 0.8 * found.before[1]
+    monkeypatch.setattr(sys, "argv", ["digits_generator.py", str(tmp_path / "picture.png")])
+    out = printed(module, found, monkeypatch, capsys)
+    assert out.splitlines()[0].startswith("Fréchet distance to unseen digits")
+    assert (tmp_path / "picture.png").exists()

@@ -38,6 +38,8 @@ SPACE_NAMES = ("space", "domain", "codomain", "home")  # home: the space of vect
 
 # (file, call as written) -> why it does not touch a vector of the space
 SMALL_DENSE: dict[tuple[str, str], str] = {
+    ("calculus/distances/_bures.py", "torch.linalg.qr(L)"): "a factor of the covariance of features",
+    ("calculus/matrices/_guarded.py", "torch.linalg.qr(A)"): "the QR of the user's own matrix",
     ("calculus/taylor/_factors.py", "torch.linalg.qr(a[0])"): "the rule for a QR of the user's own matrix",
     ("optimize/_constrained/interior.py", "np.linalg.norm(at.J, 2)"): "a small problem as arrays, formed whole",
     ("optimize/_constrained/interior.py", "np.linalg.norm(moved - x)"): "a small problem as arrays, formed whole",

@@ -1,6 +1,6 @@
-"""Derivatives beyond backprop: Taylor mode, and derivatives of solutions."""
+"""Derivatives beyond backprop: Taylor mode, matrix calculus, and derivatives of solutions."""
 
-from frechet.calculus import solutions, taylor
+from frechet.calculus import distances, functionals, matrices, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -11,16 +11,21 @@ from frechet.calculus.solutions._conditions import (
 from frechet.calculus.solutions._hypergradient import Hypergradient, hypergradient
 from frechet.calculus.solutions._implicit import implicit
 from frechet.calculus.solutions._kkt import kkt_conditions
+from frechet.calculus.solutions._ode_solution import ode_solution
 from frechet.calculus.solutions._solution_jacobian import solution_jacobian
 
 __all__ = [
     "Conditions",
     "Hypergradient",
+    "distances",
     "fixed_point_conditions",
+    "functionals",
     "hypergradient",
     "implicit",
     "kkt_conditions",
     "least_squares_conditions",
+    "matrices",
+    "ode_solution",
     "root_conditions",
     "solution_jacobian",
     "solutions",

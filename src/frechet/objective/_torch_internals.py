@@ -250,6 +250,15 @@ def without_dual_numbers() -> AbstractContextManager[Any]:
     return forward_ad._set_fwd_grad_enabled(False)  # type: ignore[attr-defined]
 
 
+def forward_mode_of_rules() -> AbstractContextManager[Any]:
+    """Forward mode stays on. torch turns it off in the `jvp` of a Function, and outer tangents of plain operations are
+    lost.
+
+    Replaces `forward_ad._set_fwd_grad_enabled`.
+    """
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
 def outside_of_function_subclasses() -> AbstractContextManager[None]:
     """``__torch_function__`` of tensor subclasses is not called inside."""
     return torch._C.DisableTorchFunctionSubclass()

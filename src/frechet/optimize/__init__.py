@@ -10,6 +10,8 @@ from frechet.optimize._least_squares.least_squares_batch import least_squares_ba
 from frechet.optimize._least_squares.least_squares_batch_result import LeastSquaresBatch
 from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution
 from frechet.optimize._least_squares.run import LeastSquaresState
+from frechet.optimize._means.frechet_mean import FrechetMean, frechet_mean
+from frechet.optimize._means.geometry import Geometry, affine_invariant, bures_wasserstein, hyperbolic, sphere
 from frechet.optimize._nonsmooth.convex import Convex
 from frechet.optimize._nonsmooth.prox_linear import ProxLinearSolution, ProxLinearState, prox_linear
 from frechet.optimize._nonsmooth.stochastic_prox_linear import stochastic_prox_linear
@@ -21,6 +23,8 @@ __all__ = [
     "ConstrainedState",
     "Constraint",
     "Convex",
+    "FrechetMean",
+    "Geometry",
     "LeastSquaresBatch",
     "LeastSquaresSolution",
     "LeastSquaresState",
@@ -29,12 +33,17 @@ __all__ = [
     "ProxLinearSolution",
     "ProxLinearState",
     "RootState",
+    "affine_invariant",
+    "bures_wasserstein",
     "fixed_point",
+    "frechet_mean",
+    "hyperbolic",
     "least_squares",
     "least_squares_batch",
     "minimize",
     "prox_linear",
     "root",
+    "sphere",
     "stochastic_prox_linear",
     "studies",
 ]

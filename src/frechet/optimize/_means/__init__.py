@@ -1,0 +1,1 @@
+"""Fréchet means of points in metric spaces."""
