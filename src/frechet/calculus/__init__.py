@@ -1,6 +1,6 @@
 """Derivatives beyond backprop: Taylor mode, and derivatives of solutions."""
 
-from frechet.calculus import solutions, taylor
+from frechet.calculus import bounds, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -16,6 +16,7 @@ from frechet.calculus.solutions._solution_jacobian import solution_jacobian
 __all__ = [
     "Conditions",
     "Hypergradient",
+    "bounds",
     "fixed_point_conditions",
     "hypergradient",
     "implicit",
