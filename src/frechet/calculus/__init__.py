@@ -1,6 +1,6 @@
 """Derivatives beyond backprop: Taylor mode, and derivatives of solutions."""
 
-from frechet.calculus import bounds, solutions, taylor
+from frechet.calculus import bounds, estimated, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -17,6 +17,7 @@ __all__ = [
     "Conditions",
     "Hypergradient",
     "bounds",
+    "estimated",
     "fixed_point_conditions",
     "hypergradient",
     "implicit",
