@@ -49,9 +49,9 @@ def forward_gradient(
         x: the point, of any shape.
         probes: how many random directions, >= 2; 0 is allowed where `complement` is False.
         seed: of the directions.
-        law: "gaussian", "rademacher", "sphere" or "orthogonal"; or a function of (probes, seed) that returns
+        law: "gaussian", "rademacher", "sphere" or "orthogonal"; or a function of (probes, seed) to
             directions (probes, d) with the identity as second moment.
-        guesses: directions (k, *x.shape) along which the gradient is found exactly, such as gradients of a cheaper loss.
+        guesses: directions (k, *x.shape) along which the gradient is found exactly, such as gradients of a local loss.
         complement: whether random directions estimate the rest, so that the result is unbiased. Default: yes.
         chunk: how many directions go through f together. Default: all.
 
