@@ -1,6 +1,6 @@
 """Derivatives beyond backprop: Taylor mode, and derivatives of solutions."""
 
-from frechet.calculus import bounds, estimated, solutions, taylor
+from frechet.calculus import bounds, estimated, memory, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -23,6 +23,7 @@ __all__ = [
     "implicit",
     "kkt_conditions",
     "least_squares_conditions",
+    "memory",
     "root_conditions",
     "solution_jacobian",
     "solutions",
