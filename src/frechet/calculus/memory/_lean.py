@@ -2,10 +2,10 @@
 
 While a module of the model runs, torch's functions are taken over by the ones of `_functions.py`, wherever the model
 calls them: in layers, in functions, in the second run of an activation checkpoint. Which derivatives are requested is
-what `requires_grad` says at that moment: of the parameters, of the inputs, or of the parameters that a product installs.
+what `requires_grad` says at that moment: of parameters, of inputs, or of the parameters that a product installs.
 
-Forward mode, `torch.func` and `torch.compile` see torch's own functions: the first keep no graph, and a compiler chooses
-itself what it keeps.
+Forward mode, `torch.func`, `torch.autocast` and `torch.compile` see torch's own functions: forward mode keeps no graph,
+and a compiler chooses itself what it keeps.
 """
 
 from __future__ import annotations
