@@ -1,6 +1,6 @@
-"""Derivatives beyond backprop: Taylor mode, matrix calculus, and derivatives of solutions."""
+"""Derivatives beyond backprop: Taylor mode, matrix calculus, functionals, bounds, estimates, derivatives of solutions."""
 
-from frechet.calculus import distances, functionals, matrices, solutions, taylor
+from frechet.calculus import bounds, distances, estimated, functionals, matrices, memory, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -17,7 +17,9 @@ from frechet.calculus.solutions._solution_jacobian import solution_jacobian
 __all__ = [
     "Conditions",
     "Hypergradient",
+    "bounds",
     "distances",
+    "estimated",
     "fixed_point_conditions",
     "functionals",
     "hypergradient",
@@ -25,6 +27,7 @@ __all__ = [
     "kkt_conditions",
     "least_squares_conditions",
     "matrices",
+    "memory",
     "ode_solution",
     "root_conditions",
     "solution_jacobian",

@@ -73,6 +73,11 @@ def outside_of_function_modes() -> AbstractContextManager[None]:
     return torch._C.DisableTorchFunction()
 
 
+def function_modes() -> list[Any]:
+    """The function modes that are entered, outermost first."""
+    return torch.overrides._get_current_function_mode_stack()
+
+
 @contextmanager
 def vmap_without_loops() -> Iterator[None]:
     """`vmap` raises inside for an operation without a rule, where it would print and fall back to a loop."""
