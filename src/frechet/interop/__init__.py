@@ -1,9 +1,16 @@
-"""Results for SciPy and estimators for scikit-learn."""
+"""Results for SciPy, estimators for scikit-learn, and monitors for the trainers of other libraries."""
 
+from frechet.interop._accelerate import AcceleratedMonitor, for_accelerate
+from frechet.interop._lightning import for_lightning
 from frechet.interop._optimize_result import to_optimize_result
 from frechet.interop._regressor import LeastSquaresRegressor
+from frechet.interop._transformers import for_transformers
 
 __all__ = [
+    "AcceleratedMonitor",
     "LeastSquaresRegressor",
+    "for_accelerate",
+    "for_lightning",
+    "for_transformers",
     "to_optimize_result",
 ]

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from analyze.run.training import OPTIMIZERS, least_squares_model, made, probe, run, same
 from frechet import Objective, cross_entropy, squared_error
 from frechet.analyze import Monitor, probe_batches, read_history
 from frechet.analyze._run.monitor import QUANTITIES
+from training_runs import OPTIMIZERS, least_squares_model, made, probe, run, same
 
 
 def watching(every=4, **settings):

@@ -135,6 +135,9 @@ class Measurement:
         if self.metric is None or self.optimizer is None:
             self.notes.append("critical_rate: needs an optimizer whose step is known")
             return None
+        if not any(self.metric.rates):
+            self.notes.append("critical_rate: the learning rate is 0: there is no step to lengthen")
+            return None
         step = optimizer_step(self.optimizer, self.objective, self.gradient, self.metric)
         found = critical_rate(self.objective, step, start=self.warm.length, x=self.x)
         self.loss = found.loss

@@ -110,8 +110,6 @@ class Monitor:
         self._warm = Warm()
         self._seen: float | None = None  # a number of the last reading's point
         self._names: tuple[str, ...] = objective.space.names
-        self._silent = objective.group is None and dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
-        self._writes = not self._silent and (objective.group is None or objective.group.rank == 0)
         self._folder = None if folder is None else Path(folder)
         self._write = write
         if self._folder is not None:
@@ -143,6 +141,19 @@ class Monitor:
         if reading is not None:
             self._keep(reading)
         return reading
+
+    @property
+    def _silent(self) -> bool:
+        """Whether another process measures for this one: a replica's curvature is that of rank 0."""
+        if self.objective.group is not None:
+            return False
+        ready = dist.is_available() and dist.is_initialized()
+        return (dist.get_rank() if ready else int(os.environ.get("RANK", "0"))) > 0
+
+    @property
+    def _writes(self) -> bool:
+        group = self.objective.group
+        return not self._silent if group is None else group.rank == 0
 
     @property
     def share(self) -> float:

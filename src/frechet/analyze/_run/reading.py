@@ -61,6 +61,8 @@ class Reading(Result):
     share: float  # of the run's seconds that measuring has taken so far
 
     def __getitem__(self, name: str) -> Quantity:
+        if name not in self.quantities:
+            raise KeyError(f"Reading: '{name}' was not measured at step {self.step}: {'; '.join(self.notes)}")
         return self.quantities[name]
 
     def _line(self) -> str:
