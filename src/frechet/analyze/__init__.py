@@ -1,4 +1,4 @@
-"""Questions about a trained model."""
+"""Questions about a trained model, and about a training run."""
 
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
@@ -13,6 +13,12 @@ from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze._plan import Job, Plan, plan
+from frechet.analyze._run.batch_sharpness import BatchSharpness, batch_sharpness
+from frechet.analyze._run.critical_rate import CriticalRate, critical_rate
+from frechet.analyze._run.monitor import Monitor, probe_batches
+from frechet.analyze._run.reading import History, Quantity, Reading, read_history
+from frechet.analyze._run.step_metric import StepMetric, optimizer_metric
+from frechet.analyze._run.step_rule import StepRule, step_rule
 from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
 from frechet.analyze._stability import (
     Interpolation,
@@ -24,6 +30,8 @@ from frechet.analyze._stability import (
 )
 
 __all__ = [
+    "BatchSharpness",
+    "CriticalRate",
     "CurvatureNoiseScale",
     "ExampleCurvatures",
     "ExampleFrobenius",
@@ -31,15 +39,23 @@ __all__ = [
     "ExampleQuadratics",
     "ExampleSlopes",
     "Gram",
+    "History",
     "Interpolation",
     "Job",
     "LayerTops",
     "LayerTraces",
+    "Monitor",
     "NoiseScale",
     "Plan",
     "Plane",
+    "Quantity",
+    "Reading",
     "Slices",
     "Stability",
+    "StepMetric",
+    "StepRule",
+    "batch_sharpness",
+    "critical_rate",
     "curvature_noise_scale",
     "exact_mean_square_limit",
     "example_curvatures",
@@ -55,7 +71,11 @@ __all__ = [
     "loss_slices",
     "noise_scale",
     "ntk_matrix",
+    "optimizer_metric",
     "plan",
+    "probe_batches",
+    "read_history",
     "stability",
     "stable_learning_rate",
+    "step_rule",
 ]

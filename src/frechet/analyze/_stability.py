@@ -28,12 +28,16 @@ from dataclasses import dataclass
 import scipy
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from frechet.analyze._examples import ExampleGradients, example_curvatures
+from frechet.analyze._run.step_rule import StepRule, step_rule
 from frechet.linalg._result import Estimate, Spectrum
 from frechet.linalg._shown import Result
 from frechet.objective import Objective
 from frechet.operators._structured import refuse_sharded
+
+GRADIENT_DESCENT = StepRule("gradient descent")
 
 
 @dataclass(frozen=True)
@@ -168,14 +172,20 @@ def stability(
     return Stability(descent, tuple(bounds), norms, curvature, square, level, n, seed, probes, found.passes)
 
 
-def stable_learning_rate(eigenvalue: float, residual: float = 0.0) -> Range | None:
-    """Return 2 / lambda, the largest stable learning rate of gradient descent, or None where lambda is not positive.
+def stable_learning_rate(
+    eigenvalue: float, residual: float = 0.0, *, optimizer: Optimizer | StepRule = GRADIENT_DESCENT
+) -> Range | None:
+    """Return the largest stable learning rate of an optimizer, or None where no rate is too large.
 
-    The interval is [2 / (lambda + residual), 2 / (lambda - residual)], without an upper end where lambda <= residual.
+    That of gradient descent is 2 / lambda, in the interval [2 / (lambda + residual), 2 / (lambda - residual)], without
+    an upper end where lambda <= residual. `StepRule` has the formula of all others.
 
     Args:
-        eigenvalue: lambda, the largest eigenvalue of the Hessian.
+        eigenvalue: lambda, the largest eigenvalue of the Hessian. For an optimizer with a preconditioner P, such as
+            Adam, that of P^-1/2 H P^-1/2: see `optimizer_metric`.
         residual: how far the eigenvalue may be off.
+        optimizer: a torch optimizer, of whose first parameter group momentum and weight decay are read, or a
+            `StepRule`. Default: gradient descent.
 
     Example:
         >>> from frechet.analyze import stable_learning_rate
@@ -184,10 +194,11 @@ def stable_learning_rate(eigenvalue: float, residual: float = 0.0) -> Range | No
     """
     if not residual >= 0:
         raise ValueError(f"stable_learning_rate: residual must be non-negative, got {residual}")
+    rule = optimizer if isinstance(optimizer, StepRule) else step_rule(optimizer)
     if not eigenvalue > 0:
         return None
-    upper = 2 / (eigenvalue - residual) if eigenvalue > residual else math.inf
-    return Range(2 / eigenvalue, 2 / (eigenvalue + residual), upper)
+    upper = rule.largest_rate(eigenvalue - residual) if eigenvalue > residual else math.inf
+    return Range(rule.largest_rate(eigenvalue), rule.largest_rate(eigenvalue + residual), upper)
 
 
 def interpolation(gradients: ExampleGradients, *, near_zero: float = 0.01) -> Interpolation:

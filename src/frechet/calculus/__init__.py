@@ -1,4 +1,4 @@
-"""Derivatives beyond backprop: Taylor mode, matrix calculus, functionals, bounds, estimates, derivatives of solutions."""
+"""Derivatives beyond backprop: Taylor mode, matrices, functionals, bounds, estimates, derivatives of solutions."""
 
 from frechet.calculus import bounds, distances, estimated, functionals, matrices, memory, solutions, taylor
 from frechet.calculus.solutions._conditions import (

@@ -1,4 +1,4 @@
-"""The command line: ``frechet report`` and ``frechet check``.
+"""The command line: ``frechet report``, ``frechet check``, ``frechet compare`` and ``frechet history``.
 
 Whatever the user got wrong ends in one sentence on standard error and exit code 2, and changes no file. A defect of
 this program shows its traceback.
@@ -25,7 +25,7 @@ import torch
 import typer
 from rich.console import Console
 
-from frechet.analyze._plan import plan
+from frechet.analyze import plan, read_history
 from frechet.errors import LostRank, NonFinite, NotConverged, NotDifferentiable, UnusableObjective
 from frechet.objective import Objective
 from frechet.operators.derivatives._hessian import hessian
@@ -34,6 +34,8 @@ from frechet.report._assemble import ALLOCATOR, assemble
 from frechet.report._compare import Compared, compared
 from frechet.report._files import ensure_writable, locked, write_atomic
 from frechet.report._fingerprint import fingerprint
+from frechet.report._history import page as history_page
+from frechet.report._history import sentences
 from frechet.report._launch import command_line, interrupts, launched, launched_group, speaks
 from frechet.report._measure import WEIGHTS, measure
 from frechet.report._page import render
@@ -164,6 +166,23 @@ def compare(
     folder = ensure_writable(out, ("compare.html",))
     write_atomic(folder / "compare.html", compared(found))
     Console().print(str(folder / "compare.html"), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def history(
+    folder: Annotated[Path, typer.Argument(help="Folder of a Monitor: with readings.jsonl.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for history.html (default: the same).")
+    ] = None,
+) -> None:
+    """Draw the curvature over a training run that a Monitor has measured, against its limits."""
+    found = read_history(folder)
+    target = ensure_writable(out or (folder if folder.is_dir() else folder.parent), ("history.html",))
+    write_atomic(target / "history.html", history_page(found, str(folder)))
+    console = Console()
+    for sentence in sentences(found):
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"\n{target / 'history.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""A training run: what limits its learning rate, measured while it goes on."""
