@@ -63,7 +63,11 @@ Answer = tuple[Array, str, str]
 
 def frechets(method: str) -> Callable[[Functions, float], Answer]:
     def run(p: Functions, limit: float) -> Answer:
-        rows = Constraint(lambda x: RowsOf.apply(x, p), torch.from_numpy(p.low), torch.from_numpy(p.high))
+        A, b = torch.from_numpy(p.A), torch.from_numpy(p.b)
+        low, high = torch.from_numpy(p.low), torch.from_numpy(p.high)
+        linear = Constraint(lambda x: A @ x - b, low[: p.linear], high[: p.linear])
+        curved = Constraint(lambda x: RowsOf.apply(x, p), low[p.linear :], high[p.linear :])
+        rows = [item for item, m in ((linear, p.linear), (curved, len(p.low) - p.linear)) if m]
         bounds = (torch.from_numpy(p.lower), torch.from_numpy(p.upper)) if p.bounded else None
         s = minimize(
             lambda x: ValueOf.apply(x, p),

@@ -119,7 +119,7 @@ class BarrierProblem:
 
     def iterate(self, place: Place, y: Array | None, zL: Array, zU: Array) -> Iterate | None:
         """The point with its derivatives; the multipliers of the rows by least squares where none are given."""
-        first = place.trial.first()
+        first = place.trial.first(None if y is None else self.whole(y))
         if first is None:
             return None
         g, J = first[0][self.free], first[1][self.order][:, self.free]
