@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import math
 import multiprocessing
@@ -314,6 +315,8 @@ def main() -> None:
     print(f"{len(chosen)} problems: {' '.join(chosen)}", flush=True)
     warnings.simplefilter("ignore")
     warm()
+    gc.collect()
+    gc.freeze()  # collections in the forks do not copy the pages of what was loaded here
     rows: list[Row] = []
     for name in chosen:
         here: list[Row] = []

@@ -62,7 +62,9 @@ def affine_rows(
         again = torch.autograd.grad(pulled, list(leaves), ones, retain_graph=True, allow_unused=True) if pulled else ()
         if any(g is not None for g in again):
             continue
-        J = flat(batches.pulled("rows", [part], leaves, [torch.eye(part.numel(), dtype=part.dtype, device=part.device)]))
+        J = flat(
+            batches.pulled("rows", [part], leaves, [torch.eye(part.numel(), dtype=part.dtype, device=part.device)])
+        )
         matrix = J.cpu().numpy().astype(np.float64)
         if not np.isfinite(matrix).all():
             continue

@@ -27,10 +27,8 @@ class Batches:
 
     refused: dict[Kind, str] = field(default_factory=dict)
 
-    def pulled(
-        self, kind: Kind, outs: Sequence[Tensor], xs: Sequence[Tensor], units: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return the products of the transposed Jacobian of `outs` with k cotangents, a block ``(k, *shape)`` for each x.
+    def pulled(self, kind: Kind, outs: Sequence[Tensor], xs: Sequence[Tensor], units: Sequence[Tensor]) -> list[Tensor]:
+        """Return products of the transposed Jacobian of `outs` with k cotangents, a block ``(k, *shape)`` for each x.
 
         `units` has a batch of k cotangents for each of `outs`. `kind` says whose passes these are: where one refuses to
         be batched, those to come of its kind are not tried again.
@@ -51,7 +49,10 @@ class Batches:
         try:
             with vmap_without_loops():
                 found = torch.autograd.grad(ys, xs, us, retain_graph=True, allow_unused=True, is_grads_batched=True)
-        except (RuntimeError, NotImplementedError) as reason:  # told in the result; what is no fault of batches is raised again
+        except (
+            RuntimeError,
+            NotImplementedError,
+        ) as reason:  # told in the result; what is no fault of batches is raised again
             self.refused[kind] = str(reason).splitlines()[0][:200] if str(reason) else type(reason).__name__
             return None
         k = len(us[0])

@@ -52,7 +52,8 @@ class Dense(Protocol):
 
 
 def host(t: Tensor) -> Array:
-    return t.detach().cpu().to(torch.float64).numpy()
+    t = t.detach()
+    return t.numpy() if t.dtype == torch.float64 and t.device.type == "cpu" else t.cpu().to(torch.float64).numpy()
 
 
 class ProgramAsDense:

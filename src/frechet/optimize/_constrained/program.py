@@ -267,7 +267,7 @@ class Program:
         return found
 
     def counted_first(self, raw: Raw, new: bool | None = None) -> None:
-        """Count a gradient and a Jacobian that are about to be asked for, once; one that came with a Hessian is free."""
+        """Count a gradient and a Jacobian that are about to be asked for; one that came with a Hessian is free."""
         self.ledger.gradients += raw.first is None if new is None else new
         if raw.first is None:
             self.ledger.products += min(len(raw.c), len(raw.x) + 1)

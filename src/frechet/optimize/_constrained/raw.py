@@ -5,7 +5,7 @@ those of the caller. Each derivative is taken once.
 
 With w f + u'c pulled back to its gradient G(x, w, u), one more batch of passes, a column of G each, gives the Hessian
 of the Lagrangian by x, and by (w, u) the gradient of f and the Jacobian: all derivatives at an iterate whose
-multipliers are known. Alone, the Jacobian comes by rows or, where these are more than n, by columns.
+multipliers are known. Alone, the Jacobian comes by columns or, where these are more than a batch, by rows.
 
 **Cost**: one pass and a batch of n for all derivatives, or a batch of min(m, n) for the Jacobian alone.
 """
@@ -13,8 +13,8 @@ multipliers are known. Alone, the Jacobian comes by rows or, where these are mor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,13 +23,15 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.objective import Objective
-from frechet.objective._kernels import ordinary
+from frechet.objective._functions import Functions as UserFunctions
+from frechet.objective._kernels import ordinary, recurrence_without_cudnn, unfused_attention
+from frechet.objective._torch_internals import autocast_left_out
 from frechet.operators._constructors import from_matrix
 from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._hessian import hessian
-from frechet.operators.derivatives._products import grads, second_order
+from frechet.operators.derivatives._products import differentiating, grads, second_order
 from frechet.optimize._constrained.affine_rows import Affine, affine_rows
-from frechet.optimize._constrained.backward_passes import Batches
+from frechet.optimize._constrained.backward_passes import COLUMNS, Batches
 from frechet.space import Space
 
 KEPT = 3  # points
@@ -67,6 +69,7 @@ class Seen:
     batches: Batches = field(default_factory=Batches)
     affine: dict[int, Affine] | None = None  # constraints by number, once looked at
     proved: set[str] = field(default_factory=set)  # whose second derivatives were seen to be there
+    inside: bool = False  # `differentiating` is held open
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +83,24 @@ class Functions:
     kept: dict[bytes, Raw] = field(default_factory=dict)
     seen: Seen = field(default_factory=Seen)
 
+    @contextmanager
+    def held_open(self) -> Iterator[None]:
+        """One entry into what `second_order` consists of, but for its mode that sees every operation."""
+        device = self.space.device
+        with differentiating("minimize", device), unfused_attention(), recurrence_without_cudnn(), autocast_left_out():
+            before, self.seen.inside = self.seen.inside, True
+            try:
+                yield
+            finally:
+                self.seen.inside = before
+
     def differentiating(self) -> ExitStack:
         """Where the functions run, and where graphs of derivatives are made."""
         stack = ExitStack()
-        stack.enter_context(second_order("minimize", self.space.device))
+        if self.seen.inside:
+            stack.enter_context(UserFunctions(nested=True))
+        else:
+            stack.enter_context(second_order("minimize", self.space.device))
         stack.enter_context(torch.enable_grad())
         return stack
 
@@ -99,20 +116,34 @@ class Functions:
         return found, True
 
     def _evaluated(self, x: Tensor) -> Raw:
-        with self.differentiating():
-            leaves = [b.clone().requires_grad_() for b in self.space.split(ordinary(x))]
-            at: Tensor | Mapping[str, Tensor] = (
-                leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
-            )
+        x, held = ordinary(x), self.space.held
+        blocks = [x.clone().view(held[0])] if self.single else [b.clone() for b in self.space.split(x)]
+        leaves = [b.requires_grad_() for b in blocks]
+        at: Tensor | Mapping[str, Tensor] = (
+            leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
+        )
+        values: list[Tensor] = []
+        with self.differentiating():  # its modes see every operation: only what they are for is inside
             if isinstance(self.f, Objective):
                 value, f = None, _objective_value(self.f, x)
             else:
-                value = self.f(at)
+                value = scalar(self.f(at))
                 f = float(value.detach())
-            parts = [c(at).reshape(-1) for c in self.constraints] if math.isfinite(f) else []
+            if math.isfinite(f):
+                values = [row_values(i, c(at)) for i, c in enumerate(self.constraints)]
+        with torch.enable_grad():
+            parts = [v if v.ndim == 1 else v.reshape(-1) for v in values]
         cut = any(not c.requires_grad for c in parts) or (value is not None and not value.requires_grad)
-        affine = self._still_affine(x, parts)
-        return Raw(self, x, f, parts, leaves, value, cut, affine)
+        shapes = [tuple(v.shape) for v in values]
+        return Raw(self, x, f, parts, leaves, value, shapes, cut, self._still_affine(x, parts))
+
+    @cached_property
+    def units(self) -> list[Tensor]:
+        """The unit vectors, as batches of blocks."""
+        n, space = self.space.dim, self.space
+        eye = torch.eye(n, dtype=space.dtype, device=space.device)
+        blocks = [eye] if self.single else eye.split(list(space.sizes), 1)
+        return [b.reshape(n, *shape) for b, shape in zip(blocks, space.held, strict=True)]
 
     def _still_affine(self, x: Tensor, parts: list[Tensor]) -> dict[int, Affine]:
         """The affine constraints, without those whose values here are others."""
@@ -135,6 +166,7 @@ class Raw:
     parts: list[Tensor]
     leaves: list[Tensor]
     value: Tensor | None  # None where f is an objective
+    shapes: list[tuple[int, ...]]  # of the constraints
     cut: bool = False  # whether a value has no graph
     affine: dict[int, Affine] = field(default_factory=dict)
     first: tuple[Tensor, Tensor] | None = None  # the gradient of f and the Jacobian, once they are there
@@ -160,19 +192,20 @@ class Raw:
         """The Hessian of weight f + y'c ``(n, n)``; where the first derivatives are not there yet, with them."""
         if self.last is not None and self.last[0] == weight and torch.equal(self.last[1], y):
             return self.last[2]
-        n = len(self.x)
-        H = torch.zeros(n, n, dtype=torch.float64, device=_wide(self.x).device)
-        total, cotangents = self._lagrangian(weight, y, self.first is None)
+        n, asked = len(self.x), self.first is None
+        total, cotangents = self._lagrangian(weight, y, asked)
         if any(b.requires_grad for b in total):
-            xs = [*self.leaves, *cotangents] if self.first is None else self.leaves
-            pulled = self._batches.pulled("columns", total, xs, self._units())
-            H += self._flat(pulled[: len(self.leaves)])
-            if self.first is None:
+            xs = [*self.leaves, *cotangents] if asked else self.leaves
+            pulled = self._batches.pulled("columns", total, xs, self.functions.units)
+            H = self._flat(pulled[: len(self.leaves)])
+            if asked:
                 self._take_first(pulled[len(self.leaves) :], weight)
+        else:
+            H = torch.zeros(n, n, dtype=torch.float64, device=_wide(self.x).device)
         f = self.functions.f
         if isinstance(f, Objective) and weight:
             eye = torch.eye(n, dtype=self.x.dtype, device=self.x.device)
-            H += weight * _wide(hessian(f, self.x) @ eye)
+            H = H + weight * _wide(hessian(f, self.x) @ eye)
         self.last = weight, y.clone(), H
         return H
 
@@ -209,7 +242,8 @@ class Raw:
             outs.append(self.value)
             us.append(torch.full_like(self.value, weight))
         curved = self._curved()
-        rows = y.to(self.x).split([p.numel() for p in self.parts]) if curved else ()
+        rows = y.to(self.x) if curved else y
+        rows = [rows] if len(self.parts) == 1 else rows.split([p.numel() for p in self.parts]) if curved else ()
         outs += [self.parts[i] for i in curved]
         us += [rows[i].clone() for i in curved]
         if asked:
@@ -276,14 +310,14 @@ class Raw:
         rows = [self.parts[i] for i in curved]
         sizes = [r.numel() for r in rows]
         m = sum(sizes)
-        if m <= n + 1 and "rows" not in self._batches.refused:
+        if n > COLUMNS and m <= n + 1:  # else the columns are one batch, of passes that the Hessian needs as well
             units = torch.eye(m, dtype=self.x.dtype, device=self.x.device).split(sizes, 1)
             J = self._flat(self._batches.pulled("rows", rows, self.leaves, units))
             return dict(zip(curved, J.split(sizes), strict=True))
         with self.functions.differentiating():
             us = [torch.zeros_like(r).requires_grad_() for r in rows]
             pulled = grads(rows, self.leaves, us, create_graph=True)
-        columns = self._batches.pulled("columns", pulled, us, self._units())
+        columns = self._batches.pulled("columns", pulled, us, self.functions.units)
         return {i: _wide(block).T for i, block in zip(curved, columns, strict=True)}
 
     def _rows(self, curved: Mapping[int, Tensor]) -> Tensor:
@@ -299,12 +333,6 @@ class Raw:
 
     # --- blocks ---------------------------------------------------------------------------------------------------
 
-    def _units(self) -> list[Tensor]:
-        """The unit vectors, as batches of blocks."""
-        n = len(self.x)
-        eye = torch.eye(n, dtype=self.x.dtype, device=self.x.device)
-        return [b.reshape(n, *leaf.shape) for b, leaf in zip(self._blocks(eye), self.leaves, strict=True)]
-
     def _blocks(self, rows: Tensor) -> list[Tensor]:
         """Rows ``(k, n)`` as blocks ``(k, size)``."""
         return list(rows.split([leaf.numel() for leaf in self.leaves], 1)) if len(self.leaves) > 1 else [rows]
@@ -315,9 +343,26 @@ class Raw:
         return _wide(flat[0] if len(flat) == 1 else torch.cat(flat, 1))
 
 
+def scalar(value: object) -> Tensor:
+    """The value of f, seen to be a scalar tensor."""
+    if not isinstance(value, Tensor) or value.ndim:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"minimize: f must return a scalar tensor, got {got}")
+    return value
+
+
+def row_values(i: int, value: object) -> Tensor:
+    """The value of constraint i, seen to be a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"minimize: constraint {i} must return a tensor, got {type(value).__name__}")
+    return value
+
+
 def _wide(t: Tensor) -> Tensor:
     """In float64, on a device that has it."""
     t = t.detach()
+    if t.dtype == torch.float64:
+        return t
     return t.to("cpu" if t.device.type == "mps" else t.device, torch.float64)
 
 
