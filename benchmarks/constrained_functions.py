@@ -123,15 +123,17 @@ class GradientOf(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *us: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return torch.from_numpy(ctx.p.curvature(x.detach().numpy())) @ us[0], None
+        return us[0] @ torch.from_numpy(ctx.p.curvature(x.detach().numpy())), None
 
 
 class RowsOf(torch.autograd.Function):
+    """The nonlinear rows. Backward passes through their pullback can be batched: these are products with matrices."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Functions) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p = p
-        return torch.from_numpy(p.rows(x.detach().numpy()))
+        return torch.from_numpy(p.rows(x.detach().numpy())[p.linear :])
 
     @staticmethod
     def backward(ctx: Any, *us: Tensor) -> tuple[Tensor, None]:
@@ -144,15 +146,14 @@ class PulledOf(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, u: Tensor, p: Functions) -> Tensor:
         ctx.save_for_backward(x, u)
         ctx.p = p
-        return torch.from_numpy(p.jacobian(x.detach().numpy()).T @ u.detach().numpy())
+        return torch.from_numpy(p.jacobian(x.detach().numpy())[p.linear :].T) @ u.detach()
 
     @staticmethod
     def backward(ctx: Any, *ws: Tensor) -> tuple[Tensor, Tensor, None]:
         x, u = ctx.saved_tensors
-        p, at, w = ctx.p, x.detach().numpy(), ws[0].numpy()
-        weights = u.detach().numpy()[p.linear :]
-        curved = np.tensordot(weights, p.bent(at), 1) @ w if len(weights) else np.zeros_like(at)
-        return torch.from_numpy(curved), torch.from_numpy(p.jacobian(at) @ w), None
+        p, at, w = ctx.p, x.detach().numpy(), ws[0]
+        curved = torch.from_numpy(np.tensordot(u.detach().numpy(), p.bent(at), 1))
+        return w @ curved, w @ torch.from_numpy(p.jacobian(at)[p.linear :].T), None
 
 
 def sized(side: Array) -> Array:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import math
 import multiprocessing
@@ -63,7 +64,11 @@ Answer = tuple[Array, str, str]
 
 def frechets(method: str) -> Callable[[Functions, float], Answer]:
     def run(p: Functions, limit: float) -> Answer:
-        rows = Constraint(lambda x: RowsOf.apply(x, p), torch.from_numpy(p.low), torch.from_numpy(p.high))
+        A, b = torch.from_numpy(p.A), torch.from_numpy(p.b)
+        low, high = torch.from_numpy(p.low), torch.from_numpy(p.high)
+        linear = Constraint(lambda x: A @ x - b, low[: p.linear], high[: p.linear])
+        curved = Constraint(lambda x: RowsOf.apply(x, p), low[p.linear :], high[p.linear :])
+        rows = [item for item, m in ((linear, p.linear), (curved, len(p.low) - p.linear)) if m]
         bounds = (torch.from_numpy(p.lower), torch.from_numpy(p.upper)) if p.bounded else None
         s = minimize(
             lambda x: ValueOf.apply(x, p),
@@ -310,6 +315,8 @@ def main() -> None:
     print(f"{len(chosen)} problems: {' '.join(chosen)}", flush=True)
     warnings.simplefilter("ignore")
     warm()
+    gc.collect()
+    gc.freeze()  # collections in the forks do not copy the pages of what was loaded here
     rows: list[Row] = []
     for name in chosen:
         here: list[Row] = []

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import null_space
 
 from frechet.optimize._constrained.dense import Array, Indices, ProgramAsDense, Trial
 
 STEPS = 6
 ENOUGH = 1e-2  # of the tolerances: then it ends
+BENT = 1e-8  # of the Hessian: curvature below is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,17 +63,49 @@ def measured(dense: ProgramAsDense, trial: Trial, g: Array, J: Array, y: Array) 
     )
 
 
-def sharpened(dense: ProgramAsDense, best: Measured, y: Array, z: Array, gtol: float, ctol: float) -> Measured:
-    """The best of the points met; `y` ``(m,)`` and `z` ``(n,)`` are the multipliers of the barrier."""
-    x, c = best.trial.x, best.trial.c
-    at_low, at_high = (z < 0) & (x - dense.lower <= -z), (z > 0) & (dense.upper - x <= z)
-    low, high = (y < 0) & (c - dense.low <= -y), (y > 0) & (dense.high - c <= y)
+@dataclass(frozen=True, eq=False)
+class ActiveSet:
+    """The sides that are taken as active: of x, low and high, and of the rows."""
+
+    at_low: NDArray[np.bool_]
+    at_high: NDArray[np.bool_]
+    low: NDArray[np.bool_]
+    high: NDArray[np.bool_]
+
+    def same(self, other: ActiveSet | None) -> bool:
+        return other is not None and all(
+            bool((mine == theirs).all())
+            for mine, theirs in zip(
+                (self.at_low, self.at_high, self.low, self.high),
+                (other.at_low, other.at_high, other.low, other.high),
+                strict=True,
+            )
+        )
+
+
+def active_set(dense: ProgramAsDense, at: Trial, y: Array, z: Array) -> ActiveSet:
+    """Return the sides whose multipliers exceed the distances to them."""
+    x, c = at.x, at.c
+    return ActiveSet(
+        (z < 0) & (x - dense.lower <= -z),
+        (z > 0) & (dense.upper - x <= z),
+        (y < 0) & (c - dense.low <= -y),
+        (y > 0) & (dense.high - c <= y),
+    )
+
+
+def sharpened(
+    dense: ProgramAsDense, best: Measured, y: Array, active: ActiveSet, gtol: float, ctol: float, steps: int = STEPS
+) -> Measured:
+    """The best of the points met; `y` ``(m,)`` are the multipliers of the barrier."""
+    x = best.trial.x
+    at_low, at_high, low, high = active.at_low, active.at_high, active.low, active.high
     held = at_low | at_high | (dense.lower == dense.upper)
     rows, free = np.flatnonzero(low | high | (dense.low == dense.high)), np.flatnonzero(~held)
     target = np.where(high, dense.high, dense.low)[rows]
     face = np.where(at_low, dense.lower, np.where(at_high, dense.upper, x))
     point = best if bool((face == x).all()) else _at(dense, face, y)
-    for turn in range(STEPS):
+    for turn in range(steps):
         if point is None:
             break
         whole = _least_squares(point, y, rows, free)
@@ -83,6 +118,21 @@ def sharpened(dense: ProgramAsDense, best: Measured, y: Array, z: Array, gtol: f
             break
         point = _stepped(dense, point, whole, rows, free, target)
     return best
+
+
+def convex_on(dense: ProgramAsDense, at: Measured, active: ActiveSet) -> bool:
+    """Whether the Lagrangian is convex where the active sides hold: a minimum, and no saddle."""
+    held = active.at_low | active.at_high | (dense.lower == dense.upper)
+    rows = np.flatnonzero(active.low | active.high | (dense.low == dense.high))
+    free = np.flatnonzero(~held)
+    H, A = at.trial.second(at.y)[np.ix_(free, free)], at.J[np.ix_(rows, free)]
+    if not len(free):
+        return True
+    Z = null_space(A, rcond=1e-10) if len(rows) else np.eye(len(free))
+    if not Z.shape[1]:
+        return True
+    bent = Z.T @ H @ Z
+    return bool(np.linalg.eigvalsh(bent)[0] >= -BENT * max(1.0, float(np.abs(H).max(initial=0.0))))
 
 
 def _least_squares(point: Measured, y: Array, rows: Indices, free: Indices) -> Array:

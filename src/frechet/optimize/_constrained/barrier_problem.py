@@ -74,6 +74,7 @@ class BarrierProblem:
     def __init__(self, dense: Dense, x: Array) -> None:
         self.dense, self.x = dense, x.copy()
         self.free = np.flatnonzero(dense.lower < dense.upper)
+        self.whole_x = len(self.free) == len(x)
         self.x[dense.lower == dense.upper] = dense.lower[dense.lower == dense.upper]
         equal = dense.low == dense.high
         bare = np.isinf(dense.low) & np.isinf(dense.high)
@@ -119,10 +120,17 @@ class BarrierProblem:
 
     def iterate(self, place: Place, y: Array | None, zL: Array, zU: Array) -> Iterate | None:
         """The point with its derivatives; the multipliers of the rows by least squares where none are given."""
-        first = place.trial.first()
+        first = place.trial.first(None if y is None else self.whole(y))
         if first is None:
             return None
-        g, J = first[0][self.free], first[1][self.order][:, self.free]
+        g, J = (
+            (first[0], first[1][self.order])
+            if self.whole_x
+            else (
+                first[0][self.free],
+                first[1][self.order][:, self.free],
+            )
+        )
         it = Iterate(place, g, J, np.zeros(self.m) if y is None else y, zL, zU, first)
         return it if y is not None else self.with_multipliers(it)
 
@@ -179,7 +187,8 @@ class BarrierProblem:
         n, e, p = self.n, self.e, it.place
         sigma = it.zL / p.dL + it.zU / p.dU  # infinite distances have none
         r = self._slope(it) + self.pulled(it, it.y) + self._barrier_slope(p, mu)
-        W = H[np.ix_(self.free, self.free)] + np.diag(sigma[:n])
+        W = H.copy() if self.whole_x else H[np.ix_(self.free, self.free)]
+        W.flat[:: n + 1] += sigma[:n]
         E = np.concatenate([np.zeros(e), 1 / sigma[n:]])
         q = -p.C.copy()
         q[e:] -= r[n:] / sigma[n:]

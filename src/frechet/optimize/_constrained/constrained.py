@@ -29,26 +29,28 @@ from frechet.operators.derivatives._products import second_order
 from frechet.optimize._box import Bound, check_pair, side
 from frechet.optimize._constrained.augmented import augmented
 from frechet.optimize._constrained.composite import composite
-from frechet.optimize._constrained.constraint import Constraint, Constraints, Function, as_list, sides
+from frechet.optimize._constrained.constraint import Constraints, Function, as_list, sides
 from frechet.optimize._constrained.frame import pushed_inside
 from frechet.optimize._constrained.graphs import require_graphs
 from frechet.optimize._constrained.in_turn import interior_then_composite, interior_twice
+from frechet.optimize._constrained.judged import judged_by_sizes, lengthened, reached
 from frechet.optimize._constrained.kkt import (
-    STATIONARY,
     Conditions,
-    conditions,
     largest,
-    stationary_violation,
     violation,
 )
-from frechet.optimize._constrained.program import Parameters, Point, Program
+from frechet.optimize._constrained.program import SMALL, Parameters, Point, Program
+from frechet.optimize._constrained.raw import row_values, scalar
 from frechet.optimize._constrained.run import ConstrainedState, Observe, Rules, Run
-from frechet.optimize._constrained.scaling import bending, lengths, mattering, measures, scales
+from frechet.optimize._constrained.scaling import (
+    lengths,
+    measures,
+    scales,
+)
 from frechet.optimize._smooth.minimize_result import MinimizeSolution
 
 Method = Literal["auto", "composite", "interior", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
-LITTLE = 1e-4  # of a violation: less is taken for stationary
 RESTORE = 200  # iterations towards the constraints alone
 MEASURES = 50  # runs, each from the result of the last, with tolerances by sizes there
 RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
@@ -107,7 +109,7 @@ def constrained(
     program, x, shapes = _program(f, x0, constraints, bounds)
     rules = _rules(program, gtol, ctol, max_iterations)
     chosen = _chosen(method, program, seed)
-    program, start = _lengthened(program, _start(program, x))
+    program, start = lengthened(*reached(program, _start(program, x)))
     drawn = seed if chosen == "sketched" else None
 
     def shown(state: ConstrainedState) -> bool:
@@ -116,70 +118,31 @@ def constrained(
 
     watch = None if observe is None else shown
     iterations, history, begun = 0, (), 0
+    sized = torch.as_tensor(program.lengths)
     while True:  # tolerances are relative to sizes at the result, which may not be those at the start
         measure, sizes = measures(start, 1.0, 1.0)
         begun += 1
-        small = replace(program, measure=measure, measures=sizes).scaled(
-            *scales(start, mild=chosen in ("auto", "interior"))
-        )
+        mild = chosen in ("auto", "interior")
+        small = replace(program, measure=measure, measures=sizes).scaled(*scales(start, mild=mild))
         begin = small.point(start.x)
         assert begin is not None  # finite a moment ago, in other units
         left = replace(rules, max_iterations=rules.max_iterations - iterations)
         run = _restored(small, _run(small, begin, left, watch, chosen, drawn), left, watch, chosen, drawn)
         iterations, history = iterations + run.iterations, (*history, *run.history[bool(history) :])
-        program, point, found = _measured(program, run.x, run.y)
-        own = lengths(*(v * program.lengths for v in (point.x, program.lower, program.upper)))
-        other, there, stricter = program, point, found
-        if bool((own != program.lengths).any()):
-            other, there, stricter = _measured(program.stretched(own), point.x * program.lengths / own, run.y)
-        holds = found.hold(rules.gtol, rules.ctol) and stricter.hold(rules.gtol, rules.ctol)
-        strayed = not holds if run.status is None else _falls(other, there, run.status)
-        grown = largest(found.y * small.units / small.unit)
-        again = other.point(other.rounded(there.x, strict=True)) if strayed and grown <= RUNAWAY else None
+        judged = judged_by_sizes(program, run, sized, rules, mild)
+        run = judged.run
+        grown = largest(judged.found.y * small.units) / max(small.unit, largest(judged.point.g))
+        again = judged.again(rules) if grown <= RUNAWAY else None
         if again is not None and iterations >= rules.max_iterations:
             run = replace(run, status=Status.MAX_ITERATIONS)
             break
         if again is None or begun == MEASURES:
             break
-        program, start = other, again
+        program, start = judged.other, again
+    program, point, found = judged.program, judged.point, judged.found
     bent = None if run.curvature is None else run.curvature * program.lengths
     run = replace(run, iterations=iterations, history=history, curvature=bent)
-    return _solution(program, point, run, found, holds, grown, rules, chosen, shapes)
-
-
-def _lengthened(program: Program, start: Point) -> tuple[Program, Point]:
-    """The program with longer lengths for parameters that are small by chance, and its start."""
-    sizes = torch.as_tensor(program.lengths)
-    if not sizes.ndim or not bool((sizes < sizes.max()).any()):
-        return program, start
-    scaled = program.scaled(*scales(start)).point(start.x)
-    longer = sizes if scaled is None else mattering(scaled, sizes)
-    if bool((longer == sizes).all()):
-        return program, start
-    other = program.stretched(longer)
-    point = other.point(other.rounded(start.x * sizes / longer, strict=True))
-    return (program, start) if point is None else (other, point)
-
-
-def _falls(program: Program, point: Point, status: Status) -> bool:
-    """Whether a violation that was stationary in the units of the start still falls in those at its end."""
-    if status is not Status.INFEASIBLE:
-        return False
-    here = program.scaled(*scales(point))
-    scaled = here.point(point.x)
-    if scaled is None or stationary_violation(here, scaled, STATIONARY):
-        return False
-    v = violation(here, scaled.x, scaled.c)  # and the part of it that a change of x by its size takes away
-    return float(here.domain.norm(scaled.J.T @ v)) > LITTLE * float(here.codomain.norm(v)) ** 2
-
-
-def _measured(program: Program, x: Tensor, y: Tensor) -> tuple[Program, Point, Conditions]:
-    """The program with the sizes of f and of the rows at x, which is in its lengths."""
-    point = program.point(x)
-    assert point is not None  # an accepted point
-    measure, sizes = measures(point, 1.0, 1.0, bending(point))
-    program = replace(program, measure=measure, measures=sizes)
-    return program, point, conditions(program, point, y)
+    return _solution(program, point, run, found, judged.holds(rules), grown, rules, chosen, shapes)
 
 
 def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
@@ -278,27 +241,24 @@ def _program(
     whole = Program(f, bare.functions, space, single, low, high, nothing, nothing)
     boxed = whole.stretched(lengths(x, low, high))
     x = boxed.rounded(pushed_inside(x / boxed.lengths, boxed.lower, boxed.upper), strict=True)
-    values = _values(boxed, x, items)
+    values, shapes = _values(boxed, x)
     sided = sides(items, values)
     rows = (sided[0].to(wide), sided[1].to(wide))
-    return replace(boxed, low=rows[0], high=rows[1]), x, [tuple(v.shape) for v in values]
+    return replace(boxed, low=rows[0], high=rows[1]), x, shapes
 
 
-def _values(program: Program, x: Tensor, items: tuple[Constraint, ...]) -> list[Tensor]:
-    """The constraints at the start, seen to be tensors."""
-    values = []
+def _values(program: Program, x: Tensor) -> tuple[list[Tensor], list[tuple[int, ...]]]:
+    """The constraints at the start, seen to be tensors, and their shapes."""
+    if program.space.dim <= SMALL and program.space.dtype == torch.float64:  # kept, in case that matrices will be
+        raw = program.raw(x)
+        if math.isfinite(raw.f) or not program.functions:
+            return [p.detach().view(s) for p, s in zip(raw.parts, raw.shapes, strict=True)], raw.shapes
     with torch.no_grad(), second_order("minimize", program.space.device):
         at = program.structured(x)
-        value = torch.zeros(()) if isinstance(program.f, Objective) else program.f(at)
-        if not isinstance(value, Tensor) or value.ndim:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"minimize: f must return a scalar tensor, got {got}")
-        for i, item in enumerate(items):
-            c = item.function(at)
-            if not isinstance(c, Tensor):
-                raise TypeError(f"minimize: constraint {i} must return a tensor, got {type(c).__name__}")
-            values.append(c)
-    return values
+        if not isinstance(program.f, Objective):
+            scalar(program.f(at))
+        values = [row_values(i, c(at)) for i, c in enumerate(program.functions)]
+    return values, [tuple(v.shape) for v in values]
 
 
 def _start(program: Program, x: Tensor) -> Point:
@@ -375,4 +335,6 @@ def _described(method: str, program: Program) -> str:
         return f"{NAMES['augmented']}, by sketches"
     sided = bool((program.low < program.high).any() or (program.lower > -math.inf).any())
     barrier = sided or bool((program.upper < math.inf).any())
-    return f"{NAMES[method]}, with a barrier" if barrier and method == "composite" else NAMES[method]
+    name = f"{NAMES[method]}, with a barrier" if barrier and method == "composite" else NAMES[method]
+    assert program.asked is not None
+    return f"{name}, backward passes one by one" if program.asked.seen.batches.refused else name

@@ -25,8 +25,11 @@ class Trial(Protocol):
     f: float
     c: Array
 
-    def first(self) -> tuple[Array, Array] | None:
-        """The gradient ``(n,)`` and the Jacobian ``(m, n)``; None where they are not finite."""
+    def first(self, y: Array | None = None, weight: float = 1.0) -> tuple[Array, Array] | None:
+        """The gradient ``(n,)`` and the Jacobian ``(m, n)``; None where they are not finite.
+
+        Where `y` is given, the Hessian of weight f + y'c will be asked for, and comes with them.
+        """
         ...
 
     def second(self, y: Array, weight: float = 1.0) -> Array:
@@ -49,7 +52,8 @@ class Dense(Protocol):
 
 
 def host(t: Tensor) -> Array:
-    return t.detach().cpu().to(torch.float64).numpy()
+    t = t.detach()
+    return t.numpy() if t.dtype == torch.float64 and t.device.type == "cpu" else t.cpu().to(torch.float64).numpy()
 
 
 class ProgramAsDense:
@@ -85,9 +89,12 @@ class ScaledTrial:
     c: Array
     raw: Raw
 
-    def first(self) -> tuple[Array, Array] | None:
+    def first(self, y: Array | None = None, weight: float = 1.0) -> tuple[Array, Array] | None:
         problem, p = self.problem, self.problem.program
-        p.counted_first(self.raw)
+        new = self.raw.first is None
+        if new and y is not None:
+            self.second(y, weight)
+        p.counted_first(self.raw, new)
         g = host(self.raw.g) * problem.lengths / p.unit
         J = host(self.raw.J) * problem.lengths / problem.units[:, None]
         return (g, J) if np.isfinite(g).all() and np.isfinite(J).all() else None

@@ -257,7 +257,7 @@ class Program:
             return None
         units = self.units[:, None] if isinstance(self.units, Tensor) else self.units
         J = DenseRows(raw.J * self.lengths / units, self.domain, self.codomain)
-        return Point(x, raw.f / self.unit, c, g, J, raw.leaves, [], raw.rows, self, raw=raw)
+        return Point(x, raw.f / self.unit, c, g, J, raw.leaves, [], raw.c, self, raw=raw)
 
     def raw(self, x: Tensor) -> Raw:
         """What is kept at x."""
@@ -266,11 +266,11 @@ class Program:
         self.ledger.evaluations += new
         return found
 
-    def counted_first(self, raw: Raw) -> None:
-        """A gradient and a Jacobian are about to be asked for: counted once."""
-        if "g" not in vars(raw):
-            self.ledger.gradients += 1
-            self.ledger.products += min(len(raw.rows), len(raw.x) + 1)
+    def counted_first(self, raw: Raw, new: bool | None = None) -> None:
+        """Count a gradient and a Jacobian that are about to be asked for; one that came with a Hessian is free."""
+        self.ledger.gradients += raw.first is None if new is None else new
+        if raw.first is None:
+            self.ledger.products += min(len(raw.c), len(raw.x) + 1)
 
     def joined_rows(self, at: Parameters) -> Tensor:
         """c(x) flat, on its graph."""

@@ -37,8 +37,8 @@ class ElasticTrial:
     inner: Trial
     problem: Elastic
 
-    def first(self) -> tuple[Array, Array] | None:
-        found = self.inner.first()
+    def first(self, y: Array | None = None, weight: float = 1.0) -> tuple[Array, Array] | None:
+        found = self.inner.first(y, 0.0)
         if found is None:
             return None
         p, n = self.problem, self.problem.n

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from frechet.operators._operator import LinearOperator
+from frechet.optimize._constrained.kkt import violation
 from frechet.optimize._constrained.program import Point
 from frechet.optimize._constrained.raw import DenseRows
 
@@ -21,6 +23,7 @@ STREAM = 0  # scales come within 25 %, whatever is drawn
 STEEPEST, FLAT = 100.0, 1e-3  # gradients of f between these are left as they are
 USUAL = 0.05  # a parameter between this and its inverse is left as it is
 LEAST, MOST = 1e-3, 1e150
+ROUNDING = 1e-8  # about sqrt(eps): a parameter that falls below this part of its size may be a zero
 
 
 def row_norms(J: LinearOperator | DenseRows) -> Tensor:
@@ -40,6 +43,8 @@ def scales(point: Point, *, mild: bool = False) -> tuple[float, Tensor]:
     small gradient has a large curvature, which stops a line search.
     """
     steep = float(point.g.abs().max()) if len(point.g) else 0.0
+    if 0 < steep < FLAT:
+        steep = max(steep, _steep_on_rows(point))
     unit = steep / STEEPEST if steep > STEEPEST else steep if 0 < steep < FLAT else 1.0
     if not len(point.c):
         return unit, point.c
@@ -51,6 +56,36 @@ def scales(point: Point, *, mild: bool = False) -> tuple[float, Tensor]:
     # a row that is small as a whole is in other units; one with a small gradient alone is not
     whole = torch.maximum(norms, point.c.abs().clamp_max(1.0 if mild else LEAST))
     return unit, torch.where(norms < LEAST, whole, norms.clamp_max(MOST))
+
+
+def _steep_on_rows(point: Point) -> float:
+    """The largest entry of the gradient of f where the linearized rows hold: a start far from them may be flat."""
+    program, step = point.program, _to_rows(point)
+    if step is None:
+        return 0.0
+    there = program.point(program.rounded(point.x + step, strict=True))
+    return 0.0 if there is None else float(there.g.abs().max())
+
+
+def _to_rows(point: Point) -> Tensor | None:
+    """The least-norm step to where the linearized rows hold; None where they hold, and where no matrix is kept."""
+    v = violation(point.program, point.x, point.c)
+    if not isinstance(point.J, DenseRows) or not bool(v.any()):
+        return None
+    step = -torch.from_numpy(np.linalg.pinv(point.J.matrix.cpu().numpy())).to(v) @ v
+    return step if point.program.domain.finite(step) else None
+
+
+def reaching(point: Point, sizes: Tensor) -> Tensor:
+    """Longer lengths, up to 1, for parameters that start near zero and have to go far for the rows to hold.
+
+    A start of 1e-30 is a zero, and no size; in units of 1e-30 the rows ask for steps of that size.
+    """
+    step = _to_rows(point) if bool((sizes < USUAL).any()) else None
+    if step is None:
+        return sizes
+    asked = (step.abs() * sizes).clamp_max(1.0)
+    return torch.where(asked > sizes / FLAT, _powers(asked), sizes)
 
 
 def bending(point: Point) -> float:
@@ -94,21 +129,47 @@ def lengths(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return _powers(torch.where(sizes == 0, sizes.max() if len(x) else 0.0, sizes))
 
 
-def mattering(point: Point, sizes: Tensor) -> Tensor:
-    """Larger lengths for parameters that are near zero by chance, and matter less than a thousandth of others.
+def without_zeros(point: Point, before: Tensor) -> Tensor:
+    """x in the units of the caller, with exact zeros for entries that are zeros to rounding, at the end of a run.
 
-    `point` is in the given lengths. What f and the rows change by where a parameter changes by its size is the same in
-    all units, so that a small unit is told from a small number. None becomes longer than the largest.
+    A zero of a solution is some 1e-16, or 1e-40 at a bound, which is no size of a parameter. It is known from a small
+    number by what it fell from, its length `before`, and by f and the rows: in each that has other parameters, these
+    must change it by more than 1 / `ROUNDING` times as much, and there must be one.
     """
+    x = point.x * point.program.lengths
+    fallen = (x.abs() <= ROUNDING * before) & (x != 0)
+    if not bool(fallen.any()):
+        return x
+    changes = torch.cat([s.abs() for s in _slopes(point)], 1) * point.x.abs()[:, None]
+    largest_two = changes.topk(min(2, len(x)), 0).values
+    others = torch.where(changes == largest_two[0], largest_two[-1] if len(x) > 1 else 0.0, largest_two[0])
+    told = others > 0
+    agree = (~told | (changes <= ROUNDING * others)).all(1) & told.any(1)
+    return torch.where(fallen & agree, 0.0, x)
+
+
+def _slopes(point: Point) -> list[Tensor]:
+    """The gradients of f and of the rows ``(n, k)``, or of random sums of rows where these are many."""
     slopes = [point.g.unsqueeze(1)]
     if m := len(point.c):
         space = point.J.codomain
         exact = m <= EXACT
         Z = space.units(range(m)) if exact else space.random(range(EXACT), STREAM)
         slopes.append((point.J.T @ Z) / (1.0 if exact else EXACT**0.5))
+    return slopes
+
+
+def mattering(point: Point, sizes: Tensor) -> Tensor:
+    """Larger lengths for parameters that are near zero by chance, and matter less than a thousandth of others.
+
+    `point` is in the given lengths. What f and the rows change by where a parameter changes by its size is the same in
+    all units, so that a small unit is told from a small number. None becomes longer than the largest.
+    """
     if not len(sizes):
         return sizes
-    change = torch.cat([s / (float(s.abs().max()) or 1.0) for s in slopes], 1).square().sum(1).sqrt() * (point.x != 0)
+    change = torch.cat([s / (float(s.abs().max()) or 1.0) for s in _slopes(point)], 1).square().sum(1).sqrt() * (
+        point.x != 0
+    )
     by_change = FLAT * change.max() / torch.where(change > 0, change, math.inf) * sizes
     return _powers(torch.minimum(torch.maximum(sizes, by_change), sizes.max()))
 
