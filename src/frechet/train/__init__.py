@@ -13,8 +13,10 @@ from frechet.train._aggregate import (
     upgrad,
 )
 from frechet.train._joint import Joint, joint_backward
+from frechet.train._kfac import KFAC
 
 __all__ = [
+    "KFAC",
     "Aggregate",
     "Joint",
     "cagrad",

@@ -11,7 +11,7 @@ one call of a layer as rows ``(examples, t, groups, in)``, and turns slopes into
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -143,19 +143,7 @@ def patches(module: Any, a: Tensor, groups: int) -> Tensor:
 
 def layers_of(name: str, snapshot: Snapshot, space: Space) -> list[Layer]:
     """The layers that hold the parameters of the space; raises where a parameter is in none of a known kind."""
-    names = {id(t): key for key, t in snapshot.model.named_parameters()}
-    found: list[Layer] = []
-    for m in snapshot.modules:
-        kind = _kind(m)
-        if kind is None:
-            continue
-        own = [
-            None if t is None else names.get(id(t)) for t in (m._parameters.get("weight"), m._parameters.get("bias"))
-        ]
-        weight, bias = (n if n in space.names else None for n in own)
-        if weight is not None or bias is not None:
-            groups: Any = m.groups if kind == "convolution" else 1
-            found.append(Layer(m, kind, weight, bias, groups))
+    found = known_layers(snapshot.model, snapshot.modules, space.names)
     held: dict[str, Layer] = {}
     for layer in found:
         for key in layer.names:
@@ -171,6 +159,24 @@ def layers_of(name: str, snapshot: Snapshot, space: Space) -> list[Layer]:
             "leave them out with restrict="
         )
     return _without_twins(found)
+
+
+def known_layers(model: nn.Module, modules: Iterable[nn.Module], wanted: Sequence[str]) -> list[Layer]:
+    """The modules of known kinds that hold a parameter of these names."""
+    names = {id(t): key for key, t in model.named_parameters()}
+    found = []
+    for m in modules:
+        kind = _kind(m)
+        if kind is None:
+            continue
+        own = [
+            None if t is None else names.get(id(t)) for t in (m._parameters.get("weight"), m._parameters.get("bias"))
+        ]
+        weight, bias = (n if n in wanted else None for n in own)
+        if weight is not None or bias is not None:
+            groups: Any = m.groups if kind == "convolution" else 1
+            found.append(Layer(m, kind, weight, bias, groups))
+    return found
 
 
 def _kind(m: nn.Module) -> Kind | None:
