@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+import kfac_worker
 from frechet import Objective, cross_entropy, identity
 from frechet.operators import inverse
 from frechet.operators.derivatives import kfac
 from frechet.train import KFAC
+from ranks import on_ranks
 
 F64 = torch.float64
 
@@ -253,3 +255,10 @@ def test_a_trainer_of_transformers_resumes_to_the_last_bit(tmp_path):
         warnings.simplefilter("ignore")  # of the trainer itself
         whole, resumed = trained(None), trained(str(tmp_path / "checkpoint-2"))
     assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    found, alone = on_ranks("kfac_worker", tmp_path), kfac_worker.main(0, None)
+    for result in found:
+        for p, q in zip(result["parameters"], alone["parameters"], strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
