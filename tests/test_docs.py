@@ -267,6 +267,7 @@ def anchors(page: Path) -> set[str]:
 LISTED = (
     "analyze",
     "calculus",
+    "compress",
     "interop",
     "linalg",
     "objective",

@@ -3,6 +3,7 @@
 from frechet import (
     analyze,
     calculus,
+    compress,
     interop,
     linalg,
     objective,
@@ -112,6 +113,7 @@ __all__ = [
     "calculus",
     "causal_lm",
     "check_operator",
+    "compress",
     "cross_entropy",
     "diagonal",
     "eigsh",
