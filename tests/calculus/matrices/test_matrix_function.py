@@ -227,6 +227,7 @@ def test_a_singular_root_in_forward_mode_has_the_directions_that_exist():
         (lambda: expm(torch.eye(2, dtype=torch.int64)), TypeError, "float32 or float64"),
         (lambda: expm(torch.eye(2, dtype=torch.complex64)), TypeError, "float32 or float64"),
         (lambda: sqrtm(torch.tensor([[1.0, 2.0], [0.0, 1.0]])), ValueError, "A must be symmetric"),
+        (lambda: sqrtm(torch.eye(2, dtype=F64) + 1e-9 * randn(2, 2)), ValueError, "A must be symmetric"),
         (lambda: sqrtm(-torch.eye(2)), NonFinite, "must be finite at the eigenvalues"),
         (lambda: logm(torch.zeros(2, 2), symmetric=True), NonFinite, "must be finite at the eigenvalues"),
         (lambda: logm(-torch.eye(3)), NonFinite, "real and finite"),
