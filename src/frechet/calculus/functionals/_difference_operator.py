@@ -62,7 +62,7 @@ def difference_operator(
             return (U.roll(1, 0) - U) / spacing
         if boundary == "free":
             U = torch.nn.functional.pad(U, (0, 0, 1, 1))
-        return -U.diff(dim=0) / spacing
+        return (U[:-1] - U[1:]) / spacing
 
     spaces = [euclidean(n, dtype, device) for n in (nodes, cells)]
     return from_callable(product, spaces[0], spaces[1], rmatmat=transposed)

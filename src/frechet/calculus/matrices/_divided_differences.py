@@ -27,6 +27,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 FINE, COARSE = 12, 8  # nodes on a segment: exact to 1e-16 where no singularity is nearer than its length
 FINE_TRIANGLE, COARSE_TRIANGLE = 10, 6  # nodes on each side of a triangle
 PIECE = 2**14  # triples whose integrals are taken at once
+JUMP = 0.1  # part of f' that is a kink and not curvature
 LOST_FIRST, LOST = 8.0, 100.0  # multiples of eps that quotients of each order may lose before an integral is tried
 
 
@@ -100,8 +101,19 @@ def _first(f: Pointwise, x: Tensor, y: Tensor) -> Tensor:
         return _derivative(f, start + length * at, 1) @ weight
 
     fine = integral(FINE)
-    found[close] = torch.where((fine - integral(COARSE)).abs() <= lost + 4 * eps * fine.abs(), fine, found[close])
+    fine = torch.where((fine - integral(COARSE)).abs() <= lost + 4 * eps * fine.abs(), fine, found[close])
+    size = torch.maximum(x.abs(), y.abs()).amax()
+    found[close] = torch.where(_kink(f, start[:, 0], length[:, 0], size), torch.nan, fine)
     return found
+
+
+def _kink(f: Pointwise, x: Tensor, gap: Tensor, size: Tensor) -> Tensor:
+    """Whether f' jumps at x by more than a tenth, where x and x + gap are equal up to rounding."""
+    eps = torch.finfo(x.dtype).eps
+    step = torch.maximum(eps**0.5 * x.abs(), eps * torch.where(size == 0, torch.ones_like(size), size)) + gap.abs()
+    left, right = _derivative(f, x - step, 1), _derivative(f, x + step, 1)
+    jumps = (right - left).abs() > JUMP * torch.maximum(left.abs(), right.abs())
+    return jumps & (gap.abs() <= eps**0.5 * torch.maximum(x.abs(), eps**0.5 * size))
 
 
 def _quotient(xyz: Triple, of: Triple) -> Triple:

@@ -156,8 +156,8 @@ def _times(f: Scalar, factor: Tensor, term: Tensor, size: Tensor) -> Tensor:
     noise = torch.finfo(term.dtype).eps ** 0.5 * size
     if bool((bad & (term.abs() > noise)).any()):
         raise NotDifferentiable(
-            f"{f.name}: f has no derivative at a repeated eigenvalue of A (the square root has none at 0), and this "
-            "loss moves that block; add a multiple of the identity to A, or work with a factor of A"
+            f"{f.name}: f has no derivative at an eigenvalue of A (the square root has none at 0), and this loss moves "
+            "that block; add a multiple of the identity to A, or work with a factor of A"
         )
     return torch.where(bad, torch.zeros_like(term), factor * term)
 
