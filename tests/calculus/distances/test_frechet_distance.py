@@ -217,6 +217,17 @@ def test_classes_are_weighed_by_their_shares():
     assert gradcheck(lambda a: class_frechet_distance(a, y, k, q), (x,))
 
 
+def test_the_rounding_of_float32_features_does_not_decide_about_a_gradient():
+    """Rounding fills the null space of low-rank features: 1e-7 of their size is noise, 1e-2 are directions."""
+    low = randn(200, 3, seed=4) @ randn(3, 20, seed=5)
+    x = (1.2 * low[:50] + 0.1).requires_grad_()
+    (g,) = torch.autograd.grad(frechet_distance(x, gaussian_of(low.float())), x)
+    (right,) = torch.autograd.grad(frechet_distance(x, low), x)
+    torch.testing.assert_close(g, right, rtol=1e-5, atol=1e-7)
+    with pytest.raises(NotDifferentiable):
+        frechet_distance(x, gaussian_of(low.to(torch.bfloat16).float())).backward()
+
+
 def test_classes_see_what_one_gaussian_does_not():
     """Two classes that change places have the distance zero as one Gaussian, and not class by class."""
     x = torch.cat([randn(20, 2), randn(20, 2, seed=1) + 10])
@@ -264,9 +275,14 @@ def test_vmap_over_sets_agrees_with_a_loop():
             "y_classes must give",
         ),
         (
-            lambda: class_frechet_distance(randn(2, 3), randn(3, 3), torch.tensor([0, 1]), torch.zeros(3)),
+            lambda: class_frechet_distance(randn(3, 3), randn(3, 3), torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1])),
             ValueError,
             "at least 2 samples of each class",
+        ),
+        (
+            lambda: class_frechet_distance(randn(3, 3), randn(3, 3), torch.tensor([0, 0, 7]), torch.zeros(3)),
+            ValueError,
+            "got class 7 of which y has none",
         ),
         (
             lambda: class_frechet_distance(randn(2, 3), randn(3, 3), torch.zeros(2), torch.zeros(3), weights={1: 1.0}),

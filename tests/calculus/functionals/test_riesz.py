@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from frechet import check_operator, minimize
-from frechet.calculus.functionals import box, integral_operator, riesz_map, sobolev_metric
+from frechet.calculus.functionals import box, difference_operator, integral_operator, riesz_map, sobolev_metric
 
 F64 = torch.float64
 
@@ -112,6 +112,14 @@ def test_the_brachistochrone_takes_as_many_products_on_each_grid():
     assert minimize(f, y0).products > 5 * products[0]
 
 
+@pytest.mark.parametrize("boundary", ["dirichlet", "free", "periodic"])
+def test_differences_have_their_exact_transpose_and_make_the_laplacian(boundary):
+    D = difference_operator(7, 0.1, boundary=boundary)
+    assert check_operator(D, seed=0).failed == ()
+    like = {"free": "neumann"}.get(boundary, boundary)
+    torch.testing.assert_close((D.T @ D).dense(), laplacian(7, 0.1, like))
+
+
 def test_an_integral_operator_has_its_exact_transpose_and_its_adjoint():
     domain, codomain = box(0.0, 1.0, nodes=5, pieces=2), box(0.0, 2.0, nodes=6, pieces=1)
     A = integral_operator(lambda x, y: torch.exp(-x[..., 0] * y[..., 0]), domain, codomain)
@@ -132,6 +140,8 @@ def test_an_integral_operator_has_its_exact_transpose_and_its_adjoint():
         (lambda: riesz_map(3, 0.1, mass=-1.0), "mass >= 0"),
         (lambda: riesz_map(3, 0.1, mass=0.0, boundary="periodic"), "mass must be > 0"),
         (lambda: riesz_map(3, 0.1, mass=2.0, weights="besov"), "mass must be 1 for Besov"),
+        (lambda: difference_operator(1, 0.1), "nodes must be at least 2"),
+        (lambda: difference_operator(3, 0.1, boundary="robin"), "boundary must be"),
         (lambda: integral_operator(lambda x, y: x.sum(), box(0.0, 1.0)), "a value for each pair"),
     ],
 )

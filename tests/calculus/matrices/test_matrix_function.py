@@ -227,6 +227,7 @@ def test_a_singular_root_in_forward_mode_has_the_directions_that_exist():
         (lambda: expm(torch.eye(2, dtype=torch.int64)), TypeError, "float32 or float64"),
         (lambda: expm(torch.eye(2, dtype=torch.complex64)), TypeError, "float32 or float64"),
         (lambda: sqrtm(torch.tensor([[1.0, 2.0], [0.0, 1.0]])), ValueError, "A must be symmetric"),
+        (lambda: sqrtm(torch.eye(2, dtype=F64) + 1e-9 * randn(2, 2)), ValueError, "A must be symmetric"),
         (lambda: sqrtm(-torch.eye(2)), NonFinite, "must be finite at the eigenvalues"),
         (lambda: logm(torch.zeros(2, 2), symmetric=True), NonFinite, "must be finite at the eigenvalues"),
         (lambda: logm(-torch.eye(3)), NonFinite, "real and finite"),
@@ -264,3 +265,50 @@ def test_rounding_of_first_differences_at_equal_eigenvalues_is_not_divided_by_ze
     once = scalar.first(x, x)
     found = scalar.second((x, x, x), (once, once * (1 + 2e-16), once))
     assert bool(found.isfinite().all())
+
+
+KINKS = {
+    "relu": (torch.relu, [0.0, 0.0, 1.0]),
+    "relu once": (torch.relu, [0.0, 1.0, 2.0]),
+    "abs of rounding": (torch.abs, [1e-17, -1e-17, 1.0]),
+    "abs of the zero matrix": (torch.abs, [0.0, 0.0, 0.0]),
+    "leaky relu": (torch.nn.functional.leaky_relu, [0.0, -1.0, 2.0]),
+    "hinge": (lambda x: torch.relu(1 - x), [1.0, 1.0, 3.0]),
+    "root": (torch.sqrt, [0.0, 1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_a_kink_at_an_eigenvalue_is_refused_where_the_loss_sees_it(name):
+    f, lam = KINKS[name]
+    A = torch.diag(torch.tensor(lam, dtype=F64)).requires_grad_()
+    found = matrix_function(f)(A)
+    if len(set(lam)) > 1:
+        (g,) = torch.autograd.grad(found[2, 2], A, retain_graph=True)  # which does not see it
+        assert bool(g.isfinite().all())
+    with pytest.raises(NotDifferentiable, match="no derivative at an eigenvalue"):
+        found.trace().backward()
+
+
+@pytest.mark.parametrize("f", [torch.abs, torch.relu, torch.nn.functional.leaky_relu])
+def test_a_kink_between_eigenvalues_is_no_obstacle(f):
+    A = with_eigenvalues([-1.0, -1.0, 2.0, 1e-3]).requires_grad_()
+    assert gradcheck(lambda a: matrix_function(f)(sym(a)), (A,), check_forward_ad=True)
+    assert gradgradcheck(lambda a: matrix_function(f)(sym(a)), (A,), atol=1e-3, rtol=1e-3)  # second differences of 1e3
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_function_with_parameters_is_refused_whose_gradient_would_be_lost(symmetric):
+    t = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    A = torch.eye(2, dtype=F64)
+    with pytest.raises(NotDifferentiable, match=r"t \* f\(A\)"):
+        matrix_function(lambda x: torch.sin(t * x), symmetric=symmetric)(A)
+    with pytest.raises(NotDifferentiable, match=r"t \* f\(A\)"):
+        torch.func.grad(lambda s: matrix_function(lambda x: torch.sin(s * x), symmetric=symmetric)(A).sum())(t.detach())
+    matrix_function(torch.sin, symmetric=symmetric)(t * A).sum().backward()
+    assert float(t.grad) == pytest.approx(float(2 * torch.cos(t.detach())))
+
+
+def test_a_function_of_all_entries_is_refused():
+    with pytest.raises(ValueError, match="f must map each entry to a number"):
+        matrix_function(lambda x: x.sum())(torch.eye(2))

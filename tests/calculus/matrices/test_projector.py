@@ -59,3 +59,8 @@ def test_a_polar_factor_without_rank_is_refused():
         polar(torch.ones(3, 2))
     with pytest.raises(ValueError, match="polar: A must have shape"):
         polar(torch.ones(2, 3))
+
+
+def test_a_matrix_without_columns_has_its_factors():
+    U, P = polar(torch.zeros(3, 0))
+    assert (U.shape, P.shape) == ((3, 0), (0, 0))

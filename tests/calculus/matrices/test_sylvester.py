@@ -67,3 +67,10 @@ def test_vmap_agrees_with_a_loop(solve, leading):
 def test_what_has_no_unique_solution_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize(
+    "shapes", [((0, 0), (2, 2), (0, 2)), ((2, 2), (0, 0), (2, 0)), ((3, 2, 2), (2, 2), (0, 1, 2, 2))]
+)
+def test_empty_equations_have_empty_solutions(shapes):
+    assert sylvester(*(torch.zeros(s) for s in shapes)).numel() == 0

@@ -104,6 +104,11 @@ def class_frechet_distance(
         raise ValueError(
             f"{name}: x_classes must give the class of each of the {len(x)} samples, got {tuple(x_classes.shape)}"
         )
+    unknown = sorted(set(x_classes.unique().tolist()) - set(parts))
+    if unknown:
+        raise ValueError(
+            f"{name}: x must hold classes of y alone, got class {unknown[0]} of which y has none; leave it out"
+        )
     given = shares if weights is None else weights
     if set(given) != set(parts):
         raise ValueError(f"{name}: weights must be given for the classes {sorted(parts)}, got {sorted(given)}")

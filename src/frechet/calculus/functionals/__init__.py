@@ -1,5 +1,6 @@
 """Functionals of functions: Fréchet derivatives as functions, boundary terms, metrics and Riesz maps."""
 
+from frechet.calculus.functionals._difference_operator import difference_operator
 from frechet.calculus.functionals._domain import Box, box
 from frechet.calculus.functionals._functional import (
     Functional,
@@ -18,6 +19,7 @@ __all__ = [
     "FunctionalDerivative",
     "box",
     "composed_functional",
+    "difference_operator",
     "functional_derivative",
     "integral_operator",
     "local_functional",

@@ -57,7 +57,7 @@ class Functional(ABC):
 
     @abstractmethod
     def second_along(self, u: Function, h: Function, k: Function) -> Tensor:
-        """Return D^2F[u](h, k), symmetric in h and k."""
+        """Return the second variation along h and k, which is symmetric in them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class FunctionalDerivative:
         return self.functional.boundary_along(self.u, h)
 
     def second(self, h: Function, k: Function) -> Tensor:
-        """Return D^2F[u](h, k)."""
+        """Return the second variation along h and k."""
         return self.functional.second_along(self.u, h, k)
 
 

@@ -7,8 +7,8 @@ The quotient loses eps |f| / |y - x|. The formula of Hermite and Genocchi, f[x, 
 nothing at close points, and is taken by Gauss's rule. Two rules of different order tell its error: the value with the
 smaller error is returned. Derivatives of f come from Taylor mode.
 
-**Source.** Higham, "Functions of Matrices" (2008), appendix B.16. **Cost** of f[x, y]: 20 values of f'. Of f[x, y, z]:
-136 values of f'' at the triples that are close, and none at the others.
+**Source.** Higham, "Functions of Matrices" (2008), appendix B.16. **Cost** at points that are
+close: 20 values of f' for f[x, y], 136 of f'' for f[x, y, z]; none at the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Triple = tuple[Tensor, Tensor, Tensor]
 FINE, COARSE = 12, 8  # nodes on a segment: exact to 1e-16 where no singularity is nearer than its length
 FINE_TRIANGLE, COARSE_TRIANGLE = 10, 6  # nodes on each side of a triangle
 PIECE = 2**14  # triples whose integrals are taken at once
-LOST = 100.0  # multiples of eps that the quotient of second order may lose before the integral is tried
+JUMP = 0.1  # part of f' that is a kink and not curvature
+LOST_FIRST, LOST = 8.0, 100.0  # multiples of eps that quotients of each order may lose before an integral is tried
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,31 @@ def _first(f: Pointwise, x: Tensor, y: Tensor) -> Tensor:
     x, y = torch.broadcast_tensors(x, y)
     eps, gap = torch.finfo(x.dtype).eps, y - x
     fx, fy = f(x), f(y)
-    quotient = (fy - fx) / gap
+    found = (fy - fx) / gap
     lost = torch.where(gap == 0, torch.inf, eps * (fx.abs() + fy.abs()) / gap.abs())
+    close = (gap == 0) | ~(lost <= LOST_FIRST * eps * found.abs())
+    if not bool(close.any()):
+        return found
+    start, length, lost = x[close].unsqueeze(-1), gap[close].unsqueeze(-1), lost[close]
 
     def integral(nodes: int) -> Tensor:
         at, weight = _legendre(nodes, x)
-        return _derivative(f, x.unsqueeze(-1) + gap.unsqueeze(-1) * at, 1) @ weight
+        return _derivative(f, start + length * at, 1) @ weight
 
     fine = integral(FINE)
-    return torch.where((fine - integral(COARSE)).abs() <= lost + 4 * eps * fine.abs(), fine, quotient)
+    fine = torch.where((fine - integral(COARSE)).abs() <= lost + 4 * eps * fine.abs(), fine, found[close])
+    size = torch.maximum(x.abs(), y.abs()).amax()
+    found[close] = torch.where(_kink(f, start[:, 0], length[:, 0], size), torch.nan, fine)
+    return found
+
+
+def _kink(f: Pointwise, x: Tensor, gap: Tensor, size: Tensor) -> Tensor:
+    """Whether f' jumps at x by more than a tenth, where x and x + gap are equal up to rounding."""
+    eps = torch.finfo(x.dtype).eps
+    step = torch.maximum(eps**0.5 * x.abs(), eps * torch.where(size == 0, torch.ones_like(size), size)) + gap.abs()
+    left, right = _derivative(f, x - step, 1), _derivative(f, x + step, 1)
+    jumps = (right - left).abs() > JUMP * torch.maximum(left.abs(), right.abs())
+    return jumps & (gap.abs() <= eps**0.5 * torch.maximum(x.abs(), eps**0.5 * size))
 
 
 def _quotient(xyz: Triple, of: Triple) -> Triple:

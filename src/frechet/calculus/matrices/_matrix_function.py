@@ -12,6 +12,7 @@ from frechet.calculus.matrices._divided_differences import Scalar, smooth, squar
 from frechet.calculus.matrices._general import Evaluator, GeneralFunction, exponential, logarithm, root
 from frechet.calculus.matrices._schur_parlett import analytic
 from frechet.calculus.matrices._symmetric import SymmetricFunction
+from frechet.errors import NotDifferentiable
 
 MatrixMap = Callable[[Tensor], Tensor]
 Named = Literal["exp", "log", "sqrt"]
@@ -56,6 +57,7 @@ def matrix_function(f: Callable[[Tensor], Tensor] | Named, *, symmetric: bool = 
 
     def applied(A: Tensor) -> Tensor:
         require_square("matrix_function", A)
+        _require_pointwise(scalar.value, A if symmetric else A.to(torch.complex128))
         return SymmetricFunction.apply(scalar, A)[0] if symmetric else GeneralFunction.apply(evaluator, A)
 
     return applied
@@ -123,6 +125,21 @@ def sqrtm(A: Tensor, *, symmetric: bool = True) -> Tensor:
 def _named(key: str, name: str, A: Tensor, symmetric: bool) -> Tensor:
     require_square(name, A)
     return SymmetricFunction.apply(SCALARS[key], A)[0] if symmetric else GeneralFunction.apply(EVALUATORS[key], A)
+
+
+def _require_pointwise(f: Callable[[Tensor], Tensor], like: Tensor) -> None:
+    """Refuse an f that is no function of each entry alone, or that reads tensors whose gradient would be lost."""
+    found = f(torch.ones(2, dtype=like.dtype, device=like.device))
+    if not isinstance(found, Tensor) or found.shape != (2,):
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"matrix_function: f must map each entry to a number, got {got} for two; give one as torch.exp"
+        )
+    if found.requires_grad:
+        raise NotDifferentiable(
+            "matrix_function: f must be a fixed function, got one that reads a tensor which requires a gradient, and "
+            "this would be lost; move the parameter out, as in f(t * A) or t * f(A)"
+        )
 
 
 def require_square(name: str, A: Tensor) -> None:

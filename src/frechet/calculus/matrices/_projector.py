@@ -95,7 +95,7 @@ def polar(A: Tensor) -> tuple[Tensor, Tensor]:
     m, n = A.shape[-2:]
 
     def check(_: Tensor, s: Tensor) -> None:
-        if bool((s[..., -1] <= math.sqrt(torch.finfo(s.dtype).eps) * s[..., 0]).any()):
+        if n and bool((s[..., -1] <= math.sqrt(torch.finfo(s.dtype).eps) * s[..., 0]).any()):
             raise NotDifferentiable(
                 "polar: A must have full rank, got a singular value that is 0 up to rounding; the factor is not "
                 "defined there"

@@ -29,7 +29,7 @@ class Sylvester(torch.autograd.Function):
     @staticmethod
     def forward(A: Tensor, B: Tensor, C: Tensor) -> Tensor:  # type: ignore[override]
         batch = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2], C.shape[:-2])
-        given = [x.expand(*batch, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (A, B, C)]
+        given = [x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:]) for x in (A, B, C)]
         arrays = [x.detach().to("cpu", torch.float64).numpy() for x in given]
         found = [_solved(a, b, c) for a, b, c in zip(*arrays, strict=True)]
         shape = (*batch, *C.shape[-2:])
