@@ -1,6 +1,6 @@
 """Derivatives beyond backprop: Taylor mode, and derivatives of solutions."""
 
-from frechet.calculus import bounds, estimated, memory, solutions, taylor
+from frechet.calculus import bounds, estimated, kinks, memory, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -21,6 +21,7 @@ __all__ = [
     "fixed_point_conditions",
     "hypergradient",
     "implicit",
+    "kinks",
     "kkt_conditions",
     "least_squares_conditions",
     "memory",
