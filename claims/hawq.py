@@ -3,8 +3,8 @@
 
 Claim: the average trace of a layer's Hessian times the squared rounding error ranks layers by what quantization does to
 the loss, so that bits can be planned by it. Tried on a convolutional net for the digits at its minimum: correlation
-of the ranks of predicted and measured increases over all weights and 2 to 8 bits, beside that of the exact quadratic form of the
-rounding error; and the measured loss of the best plan at 4 bits a weight beside 4 bits everywhere.
+of the ranks of predicted and measured increases over all weights and 2 to 8 bits, beside that of the exact quadratic
+form of the rounding error; and the measured loss of the best plan at 4 bits a weight beside 4 bits everywhere.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Derivatives beyond backprop: Taylor mode, matrices, functionals, bounds, estimates, derivatives of solutions."""
 
-from frechet.calculus import bounds, distances, estimated, functionals, matrices, memory, solutions, taylor
+from frechet.calculus import bounds, distances, estimated, functionals, kinks, matrices, memory, solutions, taylor
 from frechet.calculus.solutions._conditions import (
     Conditions,
     fixed_point_conditions,
@@ -24,6 +24,7 @@ __all__ = [
     "functionals",
     "hypergradient",
     "implicit",
+    "kinks",
     "kkt_conditions",
     "least_squares_conditions",
     "matrices",
