@@ -46,6 +46,20 @@ def test_every_script_is_tested_here():
     assert [s.stem for s in SCRIPTS if f'"{s.stem}"' not in text] == []
 
 
+@pytest.mark.slow
+def test_a_monitor_warns_before_the_loss_bursts(monkeypatch, capsys):
+    module = script("watch_a_run", monkeypatch)
+    found = module.run(every=10)
+    assert found.warned is not None
+    assert found.burst is None or found.warned < found.burst - 20
+    assert found.losses[found.warned - 1] < module.BURST * sum(found.losses[module.CALM - 20 : module.CALM]) / 20
+    calm = [r["stability"].value for r in found.readings if r.step <= module.CALM]
+    assert max(calm) < 0.6
+    assert all(r["stability"].residual <= 0.02 for r in found.readings)
+    out = printed(module, found, monkeypatch, capsys)
+    assert "beyond the limit first at step" in out
+
+
 def test_sharpness_rises_to_the_limit_of_the_learning_rate_and_stays(monkeypatch, capsys):
     module = script("sharpness_during_training", monkeypatch)
     rows = module.run()

@@ -1,5 +1,7 @@
 """Questions about a trained model, and about a training run."""
 
+from frechet.analyze._annealing_law import AnnealingLaw, fit_annealing_law
+from frechet.analyze._batch_curvature import BatchCurvature, BatchTop, batch_curvature
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
@@ -13,13 +15,23 @@ from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze._plan import Job, Plan, plan
+from frechet.analyze._power_law import PowerLaw, fit_power_law
 from frechet.analyze._run.batch_sharpness import BatchSharpness, batch_sharpness
 from frechet.analyze._run.critical_rate import CriticalRate, critical_rate
 from frechet.analyze._run.monitor import Monitor, probe_batches
 from frechet.analyze._run.reading import History, Quantity, Reading, read_history
 from frechet.analyze._run.step_metric import StepMetric, optimizer_metric
 from frechet.analyze._run.step_rule import StepRule, step_rule
+from frechet.analyze._scaling_rules import (
+    Hyperparameters,
+    adamw_timescale,
+    scale_for_batch,
+    scale_for_width,
+    weight_decay_for,
+    width_exponent,
+)
 from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
+from frechet.analyze._spectral_check import MatrixNorms, SpectralCheck, spectral_check
 from frechet.analyze._stability import (
     Interpolation,
     Stability,
@@ -30,7 +42,10 @@ from frechet.analyze._stability import (
 )
 
 __all__ = [
+    "AnnealingLaw",
+    "BatchCurvature",
     "BatchSharpness",
+    "BatchTop",
     "CriticalRate",
     "CurvatureNoiseScale",
     "ExampleCurvatures",
@@ -40,20 +55,26 @@ __all__ = [
     "ExampleSlopes",
     "Gram",
     "History",
+    "Hyperparameters",
     "Interpolation",
     "Job",
     "LayerTops",
     "LayerTraces",
+    "MatrixNorms",
     "Monitor",
     "NoiseScale",
     "Plan",
     "Plane",
+    "PowerLaw",
     "Quantity",
     "Reading",
     "Slices",
+    "SpectralCheck",
     "Stability",
     "StepMetric",
     "StepRule",
+    "adamw_timescale",
+    "batch_curvature",
     "batch_sharpness",
     "critical_rate",
     "curvature_noise_scale",
@@ -63,6 +84,8 @@ __all__ = [
     "example_gradients",
     "example_quadratics",
     "example_slopes",
+    "fit_annealing_law",
+    "fit_power_law",
     "gradient_gram",
     "interpolation",
     "layer_tops",
@@ -75,7 +98,12 @@ __all__ = [
     "plan",
     "probe_batches",
     "read_history",
+    "scale_for_batch",
+    "scale_for_width",
+    "spectral_check",
     "stability",
     "stable_learning_rate",
     "step_rule",
+    "weight_decay_for",
+    "width_exponent",
 ]
