@@ -24,6 +24,8 @@ minimization, section 3, arXiv 1201.5885.
 7. A step keeps the signs of the parameters, until one has asked twice for the other; see `move_limits`.
 8. Where the columns of J grow a thousandfold in a step, the radius grows with the length of that step: it was in units
    of a start at which r hardly depended on x.
+9. In a long curved valley steps may raise the cost; see `reference_cost`. They have no second-order correction there:
+   the residual that it takes is worth more as a step. The run returns the best point.
 
 **Cost.** One Jacobian and one residual per step, one more residual where the radius is active; one SVD per Jacobian.
 """
@@ -32,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,8 +45,9 @@ from frechet.optimize._least_squares.curved_model import Curved, curved
 from frechet.optimize._least_squares.damped_step import Factor, boxed, column_scale, factored
 from frechet.optimize._least_squares.last_digits import at_limit, polished
 from frechet.optimize._least_squares.move_limits import MoveLimits
-from frechet.optimize._least_squares.optimality import IDLE, Rules, free_to_move, judged, too_short
-from frechet.optimize._least_squares.residual import Linearization, Residual, length
+from frechet.optimize._least_squares.optimality import IDLE, Rules, Verdict, free_to_move, judged, too_short
+from frechet.optimize._least_squares.reference_cost import ReferenceCost, in_valley
+from frechet.optimize._least_squares.residual import LARGE, Linearization, Point, Residual, length
 from frechet.optimize._least_squares.run import LeastSquaresState, Run
 
 ACCEPT, POOR, GOOD = 1e-4, 0.25, 0.75
@@ -52,11 +55,12 @@ PROBE, BEND = 0.1, 0.75  # of the step for the second derivative; how long the c
 FADE = 0.9  # of the earlier column norms in D, per step
 CURVED = 0.3  # p'Sp of p'J'Jp from which on the second derivatives are worth their price
 LEAST = 0.1  # of norm(D x): what each D_j x_j counts for at least
+WIDER = 4.0  # growth of the radius after a good step in a valley
 LEAP = 1e3  # growth of norm(D p) from one point to the next: beyond, the radius belongs to another place
 MOST = 1e6  # times the norm of a column that D may be: scaled, it must not drown in rounding
 
 
-def levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to end
+def levenberg_marquardt(
     residual: Residual,
     linear: Linearization,
     rules: Rules,
@@ -65,92 +69,159 @@ def levenberg_marquardt(  # noqa: C901 - one branch for each way to go on or to 
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> Run:
     """Run from `linear`; `first` is the first radius, of norm(D x0)."""
-    seen = linear.columns
-    before, radius = column_scale(seen), fresh(linear, first)
-    damping, iterations, idle, bends, history, status = 0.0, 0, 0, 0, [linear.cost], None
-    pace, limits = Geometric(torch.dot), MoveLimits.of(residual.lower, residual.upper)
-    moved = torch.zeros_like(linear.x)
+    search, best = _Search(residual, rules, linear, first), linear
+    iterations, history, status = 0, [linear.cost], None
     while True:
-        seen = torch.maximum(linear.columns, FADE * seen)
-        scale, free = region(linear.columns, seen, linear.x, rules.x0), free_to_move(residual, linear)
-        if (long := length(scale * moved)) > LEAP * (short := length(before * moved)) > 0:
-            radius *= long / short
-        before, (low, high) = scale, limits.around(linear.x)
-        model: Factor | Curved = factored(linear, scale, free)
-        verdict, movable = judged(residual, linear, rules), int(free.sum())
-        # where J lacks rank, a point that solves it to first order may still be a saddle or a maximum
-        flat = movable > model.rank and linear.size > linear.noise
-        if movable and (flat if verdict.solved else bends >= 2 or (flat and not model.rank)):
-            S = residual.curvature(linear)
-            if S is not None:
-                second = curved(linear, S, scale, free)
-                if not verdict.solved:
-                    model, verdict = second, judged(residual, linear, rules, second.reduction)
-                elif second.descends:
-                    model, verdict = second, replace(verdict, solved=False)
+        model, verdict = search.modelled(linear)
         if verdict.solved:
-            if rules.tight:
-                linear = polished(residual, linear, rules, isinstance(model, Curved))
+            best = polished(residual, linear, rules, isinstance(model, Curved)) if rules.tight else linear
             break
         if observe is not None and observe(
-            LeastSquaresState(iterations, linear.x, linear.cost, verdict.optimality, radius, residual.ledger.residuals)
+            LeastSquaresState(
+                iterations, linear.x, linear.cost, verdict.optimality, search.radius, residual.ledger.residuals
+            )
         ):
             status = Status.STOPPED
             break
-        if idle >= IDLE and limits.once:
+        idle = search.idle >= IDLE
+        accepted = None if idle else search.stepped(linear, model, not iterations)
+        if accepted is None and not idle and residual.ledger.residuals >= rules.max_evaluations:
+            status = Status.MAX_ITERATIONS
+            break
+        if accepted is None and search.limits.once:
             status = Status.STAGNATED
             break
-        if idle >= IDLE:
-            seen, radius, damping, idle, limits = linear.columns, fresh(linear, first), 0.0, 0, limits.released()
-            continue
-        accepted, slack = None, linear.noise * linear.size
-        Jp, gain, bend = linear.r, -math.inf, math.nan
-        while accepted is None and residual.ledger.residuals < rules.max_evaluations:
-            p, damping = model.within(radius, damping)
-            if not iterations:
-                radius = min(radius, length(scale * p))
-            p = boxed(linear, model, p, damping, low, high)
-            if too_short(residual, linear, rules, p):
-                break  # refused down to the rounding of x
-            predicted, Jp = model.predicted(linear, p), linear.J @ p.to(linear.J.device)
-            bent, bend = p, math.nan
-            if isinstance(model, Factor) and damping > 0:
-                bent, bend = accelerated(residual, linear, model, p, Jp, damping)
-                bent = torch.minimum(torch.maximum(bent, low - linear.x), high - linear.x)
-            point = residual.at(linear.x + bent)
-            gain = -math.inf
-            if point is not None:
-                gain = (linear.cost - point.cost + slack) / (max(predicted, 0.0) + slack)
-            if gain > ACCEPT and predicted > 0 and point is not None:
-                accepted = residual.linearized(point)
-            size = length(scale * p)
-            if accepted is None or gain <= POOR:
-                shrink = 0.25 if point is None or (accepted is None and gain > ACCEPT) else cut(linear, point.cost, p)
-                radius = shrink * min(radius, 10 * size)
-                damping /= shrink
-            elif damping == 0 or gain >= GOOD:
-                radius, damping = 2 * size, damping / 2
-            # p'Sp: known, or from the second derivative along p, or from what a full step did not gain
-            if isinstance(model, Curved):
-                bend = float(p @ model.hessian @ p) - float(Jp.square().sum())
-            elif damping == 0 and point is not None and predicted > 100 * slack:
-                bend = 2 * (predicted - (linear.cost - point.cost))
         if accepted is None:
-            spent = residual.ledger.residuals >= rules.max_evaluations
-            if not spent and not limits.once:
-                seen, radius, damping, idle, limits = linear.columns, fresh(linear, first), 0.0, 0, limits.released()
-                continue
-            status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
-            break
-        if math.isfinite(bend):
-            much = abs(bend) > CURVED * float(Jp.square().sum())
-            missed = gain >= POOR if isinstance(model, Curved) else gain < GOOD or damping == 0
-            bends = bends + 1 if much and missed else 0
-        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
-        moved, limits = accepted.x - linear.x, limits.after(linear.x, accepted.x)
-        linear, iterations = at_limit(residual, accepted, moved, pace), iterations + 1
+            search.begin_anew(linear)
+            continue
+        linear, iterations = accepted, iterations + 1
+        best = linear if linear.cost <= best.cost else best
         history.append(linear.cost)
-    return Run(linear, status, iterations, tuple(history))
+    return Run(best, status, iterations, tuple(history))
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A step p, its length in the norm of the radius, and what came of it."""
+
+    p: Tensor
+    Jp: Tensor
+    size: float
+    predicted: float
+    point: Point | None
+    gain: float
+    bend: float  # p'Sp, where the correction along p told it
+
+    @property
+    def good(self) -> bool:
+        return self.gain > ACCEPT and self.predicted > 0
+
+
+class _Search:
+    """What goes from one point to the next: the radius, the column norms met, and what the steps were like."""
+
+    def __init__(self, residual: Residual, rules: Rules, linear: Linearization, first: float) -> None:
+        self.residual, self.rules, self.first = residual, rules, first
+        self.seen, self.radius = linear.columns, fresh(linear, first)
+        self.scale = column_scale(linear.columns)
+        self.damping, self.idle, self.bends = 0.0, 0, 0
+        self.reference, self.valley = ReferenceCost(linear.cost, linear.cost), False
+        self.pace, self.limits = Geometric(torch.dot), MoveLimits.of(residual.lower, residual.upper)
+        self.moved = torch.zeros_like(linear.x)
+        self.low, self.high = residual.lower, residual.upper
+
+    def begin_anew(self, linear: Linearization) -> None:
+        """Forget all but the point, and go on without move limits."""
+        self.seen, self.radius, self.damping, self.idle = linear.columns, fresh(linear, self.first), 0.0, 0
+        self.limits, self.reference = self.limits.released(), ReferenceCost(linear.cost, linear.cost)
+
+    def modelled(self, linear: Linearization) -> tuple[Factor | Curved, Verdict]:
+        """The model of the cost at a new point, and whether the point is a solution."""
+        residual, rules, before = self.residual, self.rules, self.scale
+        self.seen = torch.maximum(linear.columns, FADE * self.seen)
+        free = free_to_move(residual, linear)
+        # the units of parameters of which most do not matter would drown those that do
+        D = column_scale(self.seen) if self.valley else region(linear.columns, self.seen, linear.x, rules.x0)
+        self.scale = D
+        if (long := length(self.scale * self.moved)) > LEAP * (short := length(before * self.moved)) > 0:
+            self.radius *= long / short
+        self.low, self.high = self.limits.around(linear.x)
+        model = factored(linear, self.scale, free)
+        self.valley = in_valley(model, linear.cost)
+        known, movable = model if linear.J.numel() >= LARGE else None, int(free.sum())
+        verdict = judged(residual, linear, rules, known=known)
+        # where J lacks rank, a point that solves it to first order may still be a saddle or a maximum
+        flat = movable > model.rank and linear.size > linear.noise
+        if not movable or not (flat if verdict.solved else self.bends >= 2 or (flat and not model.rank)):
+            return model, verdict
+        S = residual.curvature(linear)
+        if S is None:
+            return model, verdict
+        second = curved(linear, S, self.scale, free)
+        if not verdict.solved:
+            return second, judged(residual, linear, rules, second.reduction)
+        return (second, replace(verdict, solved=False)) if second.descends else (model, verdict)
+
+    def stepped(self, linear: Linearization, model: Factor | Curved, start: bool) -> Linearization | None:
+        """The next point; None where no step is accepted."""
+        residual, accepted, trial = self.residual, None, None
+        while accepted is None and residual.ledger.residuals < self.rules.max_evaluations:
+            trial = self._tried(linear, model, start)
+            if trial is None:
+                return None  # refused down to the rounding of x
+            accepted = residual.linearized(trial.point) if trial.good and trial.point is not None else None
+            self._resize(linear, trial, accepted is not None)
+        if accepted is None or trial is None:
+            return None
+        self._learn(linear, accepted, model, trial)
+        return at_limit(residual, accepted, self.moved, self.pace)
+
+    def _tried(self, linear: Linearization, model: Factor | Curved, start: bool) -> _Trial | None:
+        residual = self.residual
+        p, self.damping = model.within(self.radius, self.damping)
+        if start:
+            self.radius = min(self.radius, length(self.scale * p))
+        p = boxed(linear, model, p, self.damping, self.low, self.high)
+        if too_short(residual, linear, self.rules, p):
+            return None
+        predicted, Jp = model.predicted(linear, p), linear.J @ p.to(linear.J.device)
+        bent, bend = p, math.nan
+        if isinstance(model, Factor) and self.damping > 0 and not self.valley:
+            bent, bend = accelerated(residual, linear, model, p, Jp, self.damping)
+            bent = torch.minimum(torch.maximum(bent, self.low - linear.x), self.high - linear.x)
+        point, gain, slack = residual.at(linear.x + bent), -math.inf, linear.noise * linear.size
+        if point is not None:
+            gain = ((self.reference.value if self.valley else linear.cost) - point.cost + slack) / (
+                max(predicted, 0.0) + slack
+            )
+        return _Trial(p, Jp, length(self.scale * p), predicted, point, gain, bend)
+
+    def _resize(self, linear: Linearization, trial: _Trial, accepted: bool) -> None:
+        """The radius for the next trial."""
+        if not accepted or trial.gain <= POOR:
+            refused = trial.point is None or (not accepted and trial.gain > ACCEPT) or self.valley
+            shrink = 0.25 if refused or trial.point is None else cut(linear, trial.point.cost, trial.p)
+            self.radius = shrink * min(self.radius, 10 * trial.size)
+            self.damping /= shrink
+        elif self.damping == 0 or trial.gain >= GOOD:
+            growth = WIDER if self.valley else 2.0
+            self.radius, self.damping = growth * trial.size, self.damping / growth
+
+    def _learn(self, linear: Linearization, after: Linearization, model: Factor | Curved, trial: _Trial) -> None:
+        """What an accepted step tells of second derivatives, of rounding, of the limits and of a valley."""
+        slack, fell, full = linear.noise * linear.size, linear.cost - after.cost, self.damping == 0
+        # p'Sp: known, or from the second derivative along p, or from what a full step did not gain
+        bend, flat = trial.bend, float(trial.Jp.square().sum())
+        if isinstance(model, Curved):
+            bend = float(trial.p @ model.hessian @ trial.p) - flat
+        elif full and trial.predicted > 100 * slack:
+            bend = 2 * (trial.predicted - fell)
+        if math.isfinite(bend):
+            missed = trial.gain >= POOR if isinstance(model, Curved) else trial.gain < GOOD or full
+            self.bends = self.bends + 1 if abs(bend) > CURVED * flat and missed else 0
+        self.idle = self.idle + 1 if abs(fell) <= 0.1 * slack else 0
+        self.moved, self.limits = after.x - linear.x, self.limits.after(linear.x, after.x)
+        self.reference = self.reference.after(after.cost)
 
 
 def fresh(linear: Linearization, first: float) -> float:
