@@ -12,6 +12,7 @@ from frechet.analyze._examples import (
     example_gradients,
 )
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
+from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze._plan import Job, Plan, plan
@@ -56,10 +57,12 @@ __all__ = [
     "Gram",
     "History",
     "Hyperparameters",
+    "Influence",
     "Interpolation",
     "Job",
     "LayerTops",
     "LayerTraces",
+    "LeaveOneOut",
     "MatrixNorms",
     "Monitor",
     "NoiseScale",
@@ -87,9 +90,11 @@ __all__ = [
     "fit_annealing_law",
     "fit_power_law",
     "gradient_gram",
+    "influence",
     "interpolation",
     "layer_tops",
     "layer_traces",
+    "leave_one_out",
     "loss_plane",
     "loss_slices",
     "noise_scale",
