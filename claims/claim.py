@@ -3,8 +3,8 @@
     python claims/claim.py [name ...]
 
 Each other script of this folder measures one claim in at most two minutes on two cores. At its head stand the paper and
-the claim; `measure()` returns a `Claim`. Negative results stay. Without names all run, and docs/claims.md and
-docs/claims.json are written.
+the claim; `measure()` returns a `Claim`. Negative results stay. Without names all run; docs/claims.md and
+docs/claims.json are written, where scripts that did not run keep their rows.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ def page(claims: dict[str, Claim]) -> str:
 def main() -> None:
     """Run the scripts that are named, or all."""
     sys.path.insert(0, str(HERE))
-    found: dict[str, Claim] = {}
+    found = {k: Claim(**c) for k, c in json.loads((DOCS / "claims.json").read_text()).items() if k in scripts()}
     for script in sys.argv[1:] or scripts():
         start = time.perf_counter()
         found[script] = c = measured(script)
         print(f"{script}: {c.verdict} ({time.perf_counter() - start:.0f} s)\n  {c.ours}\n  {c.why}", flush=True)
-    if not sys.argv[1:]:
+        found = dict(sorted(found.items()))
         (DOCS / "claims.md").write_text(page(found))
         (DOCS / "claims.json").write_text(json.dumps({k: asdict(c) for k, c in found.items()}, indent=1) + "\n")
 
