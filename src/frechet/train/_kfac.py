@@ -281,7 +281,7 @@ def _wide(t: Tensor) -> Tensor:
 
 def _served(layer: Layer) -> bool:
     """Whether the layer is a linear map with its whole weight here, of a size whose factors are kept."""
-    if layer.kind not in ("linear", "convolution") or layer.weight is None:
+    if layer.kind not in ("linear", "convolution") or layer.weight is None or layer.transposed:
         return False
     if layer.module.bias is not None and layer.bias is None:
         return False

@@ -6,6 +6,7 @@ from torch import nn
 
 from frechet import (
     Objective,
+    causal_lm,
     check_operator,
     cross_entropy,
     diagonal,
@@ -400,27 +401,71 @@ class Outside(nn.Module):
         return self.a(self.embed(x.abs().long().clamp_max(3)).sum(1))
 
 
-@pytest.mark.parametrize(
-    ("how", "sentence"),
-    [
-        ("parameter", r"parameters must belong to Linear, Conv, Embedding or normalization modules, got \['scale'\]"),
-        ("weight", r"the gradient of \('a.weight', 'a.bias'\) must be that of its layer's inputs"),
-        (
-            "rows",
-            r"the first axis of what goes into the layer of \('a.weight', 'a.bias'\) must be the batch, got 3 rows",
-        ),
-        ("tied", "parameter 'a.weight' belongs to two layers of different kinds"),
-    ],
-)
-def test_what_has_no_such_block_is_refused(how, sentence):
+@pytest.mark.parametrize("how", ["parameter", "weight", "rows", "tied"])
+def test_what_has_no_such_block_has_its_exact_diagonal_or_is_refused(how):
     torch.manual_seed(0)
-    objective = Objective(
-        Outside(how).double(), squared_error(), [(torch.randn(6, 4, dtype=F64), torch.zeros(6, 4, dtype=F64))]
-    )
-    with pytest.raises(UnusableObjective, match=f"kfac: {sentence}"):
-        kfac(objective)
+    data = [(torch.randn(6, 4, dtype=F64), torch.zeros(6, 4, dtype=F64))]
+    objective = Objective(Outside(how).double(), squared_error(), data)
+    sentence = {
+        "parameter": r"kfac: parameters must belong to Linear, .*got \['scale'\]; leave them out",
+        "weight": r"kfac: parameters must be used in their layer alone, got \['a.weight', 'a.bias'\]",
+        "rows": r"kfac: the first axis of what goes into a layer must be the batch, got \['a.weight', 'a.bias'\]",
+        "tied": r"kfac: parameters must belong to Linear, .*got \['a.weight'\]",
+    }[how]
+    with pytest.raises(UnusableObjective, match=sentence):
+        kfac(objective, others="refuse")
+    A, exact = kfac(objective), fisher(objective).dense()
+    alone = [f for f in A.layers if f.diagonal is not None]
+    assert alone
+    for f in alone:
+        at = torch.arange(A.domain.dim)[A.domain.block(f.names[0])]
+        torch.testing.assert_close(f.diagonal, exact.diagonal()[at])
+        torch.testing.assert_close(A.dense()[at][:, at], torch.diag(exact.diagonal()[at]))
     if how == "parameter":
-        assert kfac(objective, restrict="a.*").domain.dim == 20
+        assert kfac(objective, restrict="a.*", others="refuse").domain.dim == 20
+
+
+def transformer(name):
+    """Small models of transformers, with a split of their batches."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"vocab_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 4}
+    ids, labels = torch.randint(0, 12, (3, 4)), torch.tensor([0, 1, 1])
+    if name == "bert":
+        config = transformers.BertConfig(**small, intermediate_size=4, max_position_embeddings=4, num_labels=2)
+        mask = torch.ones(3, 4, dtype=torch.long)
+        mask[1, 3:] = 0
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return transformers.BertForSequenceClassification(config), batch, None
+    if name == "llama":
+        config = transformers.LlamaConfig(**small, intermediate_size=4)
+        return transformers.LlamaForCausalLM(config), {"input_ids": ids}, causal_lm
+    if name == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=12, n_embd=4, n_layer=1, n_head=2, n_positions=4, bos_token_id=0, eos_token_id=0
+        )
+        return transformers.GPT2LMHeadModel(config), {"input_ids": ids}, causal_lm
+    del small["vocab_size"]
+    config = transformers.ViTConfig(**small, intermediate_size=4, image_size=4, patch_size=2, num_labels=2)
+    batch = {"pixel_values": torch.randn(3, 3, 4, 4, dtype=F64), "labels": labels}
+    return transformers.ViTForImageClassification(config), batch, None
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "vit"])
+def test_every_parameter_of_a_transformer_has_the_exact_trace_of_its_block(name):
+    model, batch, split = transformer(name)
+    options = {} if split is None else {"split": split}
+    objective = Objective(model.double().eval(), cross_entropy(), [batch], **options)
+    A, F = kfac(objective, corrected=True), fisher(objective)
+    exact = diagonal(F, method="exact", seed=0).value
+    ours = diagonal(A, seed=0, method="exact").value
+    kinds = {"factors": 0, "diagonal": 0}
+    for f in A.layers:
+        at = torch.cat([torch.arange(A.domain.dim)[A.domain.block(n)] for n in f.names])
+        # parts of these models compute in float32 whatever their parameters are
+        assert float(ours[at].sum()) == pytest.approx(float(exact[at].sum()), rel=1e-6)
+        kinds["factors" if f.diagonal is None else "diagonal"] += len(at)
+    assert kinds["factors"] > kinds["diagonal"]
 
 
 def test_wrong_arguments_are_named():

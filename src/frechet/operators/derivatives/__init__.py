@@ -3,7 +3,8 @@
 from frechet.operators.derivatives._gauss_newton import empirical_fisher, fisher, gauss_newton
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._jacobian import jacobian, ntk
-from frechet.operators.derivatives._kfac import Kfac, KroneckerFactors, kfac
+from frechet.operators.derivatives._kfac import Kfac, kfac
+from frechet.operators.derivatives._kfac_blocks import KroneckerFactors
 from frechet.operators.derivatives._products import gauss_newton_product, hessian_product, jacobian_product
 
 __all__ = [

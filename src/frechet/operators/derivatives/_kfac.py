@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,33 +38,28 @@ from frechet.errors import UnusableObjective
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive
 from frechet.objective.criteria import Criterion
-from frechet.operators._constructors import block_diagonal, from_diagonal, from_matrix, kronecker
-from frechet.operators._eigendecomposition import spectral
+from frechet.operators._constructors import block_diagonal
 from frechet.operators._operator import LinearOperator
 from frechet.operators._structured import Permuted
 from frechet.operators.derivatives._joint import AtOutputs
+from frechet.operators.derivatives._kfac_blocks import (
+    KroneckerFactors,
+    basis_of,
+    block_of,
+    corrected_block,
+    factors_from,
+    shapes_of,
+)
 from frechet.operators.derivatives._kfac_columns import Kind, roots_of
 from frechet.operators.derivatives._kfac_layers import Call, Layer, layers_of, recorded
-from frechet.operators.derivatives._kfac_proof import prove, refuse_mixed
+from frechet.operators.derivatives._kfac_proof import Elsewhere, prove, prove_rows
 from frechet.operators.derivatives._kfac_sums import Factored, Sharing, Turned
 from frechet.operators.derivatives._products import differentiating, grads
 from frechet.space import Space, generator
 
 NAME = "kfac"
 
-
-@dataclass(frozen=True, eq=False)
-class KroneckerFactors:
-    """What stands for the block of one layer. Its rows are the layer's outputs; a bias is the last input.
-
-    `inputs` is A ``(groups, in, in)``, or ``(tokens,)`` for an embedding; `outputs` is B ``(groups, out, out)``. A
-    normalization has neither, and its exact `diagonal`.
-    """
-
-    names: tuple[str, ...]
-    inputs: Tensor | None
-    outputs: Tensor | None
-    diagonal: Tensor | None = None
+Others = Literal["diagonal", "refuse"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +76,7 @@ def kfac(
     sharing: Sharing = "expand",
     corrected: bool = False,
     joint: bool = True,
+    others: Others = "diagonal",
     seed: int | None = None,
     samples: int = 1,
     padded: bool | None = None,
@@ -99,6 +95,9 @@ def kfac(
         sharing: how positions of an example (tokens, patches) are treated, see the module. Embeddings always expand.
         corrected: EK-FAC, with exact second moments in the factors' eigenbasis.
         joint: whether the weight and the bias of a layer are one block, or each its own.
+        others: what becomes of parameters outside of Linear, convolutional, embedding and normalization layers, and of
+            those that the model uses in other ways too: ``"diagonal"``, the exact diagonal of their block, a backward
+            pass for each example and column; or ``"refuse"``.
         seed: the seed of labels drawn from the likelihood, for ``"fisher"``. Default: the exact expectation.
         samples: how many sets of labels are drawn.
         padded: whether positions that no loss reaches are left out of the inputs' factor. Default: where the inputs
@@ -110,7 +109,8 @@ def kfac(
         A symmetric operator; ``.layers`` has the factors. B kron A acts on the weight and the bias together.
 
     Raises:
-        UnusableObjective: a parameter is in no layer of a known kind, or is used outside of its layer.
+        UnusableObjective: with ``others="refuse"``, a parameter is in no layer of a known kind, or is used outside of
+            its layer.
         ValueError: an example has more than 1 024 outputs and no labels are drawn; or the Gauss-Newton matrix of a
             criterion that is not convex.
 
@@ -135,12 +135,31 @@ def kfac(
     if space.shard is not None:
         raise ValueError("kfac: parameters must be whole on every rank, got sharded ones (fully_shard)")
     snapshot.refuse_coupled(NAME)
-    layers = layers_of(NAME, snapshot, space)
-    run = _Run(snapshot, space, layers, kind, sharing, seed, samples, padded)
-    pieces = [p for layer, f in zip(layers, run.factors(), strict=True) for p in _pieces(layer, f, joint)]
-    blocks = run.corrected(pieces) if corrected else [_block(p.factors, space) for p in pieces]
+    run, factors = _settled(_Run(snapshot, space, [], [], kind, sharing, seed, samples, padded), others)
+    pieces = [p for layer, f in zip(run.layers, factors, strict=True) for p in _pieces(layer, f, joint)]
+    blocks = run.corrected(pieces) if corrected else [block_of(p.factors, space) for p in pieces]
     order = torch.cat([p.shape.order(space) for p in pieces])
     return Kfac(block_diagonal(*blocks), order, space, tuple(p.factors for p in pieces))
+
+
+def _settled(run: _Run, others: Others) -> tuple[_Run, list[KroneckerFactors]]:
+    """The run in which each layer is what its gradients say, and its factors."""
+    elsewhere: set[str] = set()
+    while True:
+        layers, rest = layers_of(run.snapshot, run.space, elsewhere)
+        if rest and others == "refuse":
+            raise UnusableObjective(
+                "kfac: parameters must belong to Linear, Conv, Embedding or normalization modules, each to one, got "
+                f"{rest[:3]}; leave them out with restrict=, or take others='diagonal'"
+            )
+        single = [Layer(run.snapshot.model, "other", n, None) for n in rest]
+        now = replace(run, layers=[*layers, *single], rest=rest, proved=False)
+        try:
+            return now, now.factors()
+        except Elsewhere as found:
+            if others == "refuse":
+                raise UnusableObjective(str(found)) from None
+            elsewhere.update(found.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +195,7 @@ class _Run:
     snapshot: Snapshot
     space: Space
     layers: list[Layer]
+    rest: list[str]  # parameters in none of them
     kind: Kind
     sharing: Sharing
     seed: int | None
@@ -186,15 +206,18 @@ class _Run:
 
     def factors(self) -> list[KroneckerFactors]:
         """A and B of each layer."""
-        shapes = [_shapes(layer, self.space) for layer in self.layers]
+        shapes = [shapes_of(layer, self.space) for layer in self.layers]
         sizes = [sum(torch.Size(s).numel() for s in shape) for shape in shapes]
-        sums = [None if layer.kind == "scale" else Factored(self.sharing) for layer in self.layers]
+        diagonal = [layer.kind in ("scale", "other") for layer in self.layers]
 
         def contribute(part: Part, batch: Batch) -> Tensor:
-            fresh = [None if s is None else Factored(self.sharing, self._padded(batch)) for s in sums]
+            fresh = [None if d else Factored(self.sharing, self._padded(batch)) for d in diagonal]
             squares = [self.space.zeros()[:0].double().new_zeros(n) for n in sizes]
-            for calls, slopes in self._slopes(part, batch):
+            for calls, slopes, rest in self._slopes(part, batch, self.rest):
                 for i, layer in enumerate(self.layers):
+                    if layer.kind == "other":
+                        squares[i] = squares[i] + rest[layer.names[0]]
+                        continue
                     own = [(c, b) for c, b in zip(calls, slopes, strict=True) if c.layer is layer]
                     if (factored := fresh[i]) is not None:
                         factored.add(own)
@@ -207,19 +230,19 @@ class _Run:
         start = torch.zeros(sum(sizes), dtype=torch.float64, device=self.space.device)
         total = self._averaged(contribute, start)
         return [
-            _factors(layer, part, shape, self.kind)
+            factors_from(layer, part, shape, self.kind)
             for layer, part, shape in zip(self.layers, total.split(sizes), shapes, strict=True)
         ]
 
     def corrected(self, pieces: Sequence[_Piece]) -> list[LinearOperator]:
         """The blocks of EK-FAC: second moments of gradients in the eigenbasis of A and B."""
-        bases = [_basis(p.factors) for p in pieces]
+        bases = [basis_of(p.factors) for p in pieces]
         sizes = [p.shape.order(self.space).numel() for p in pieces]
 
         def contribute(part: Part, batch: Batch) -> Tensor:
             squares = [torch.zeros(n, dtype=torch.float64, device=self.space.device) for n in sizes]
             turned = [None if b is None else Turned(*b, p.columns) for p, b in zip(pieces, bases, strict=True)]
-            for calls, slopes in self._slopes(part, batch):
+            for calls, slopes, _ in self._slopes(part, batch, []):
                 for i, (piece, basis) in enumerate(zip(pieces, turned, strict=True)):
                     own = [(c, b) for c, b in zip(calls, slopes, strict=True) if c.layer is piece.layer]
                     if own and basis is not None:
@@ -229,7 +252,7 @@ class _Run:
         start = torch.zeros(sum(sizes), dtype=torch.float64, device=self.space.device)
         total = self._averaged(contribute, start).split(sizes)
         return [
-            _block(p.factors, self.space) if basis is None else _corrected(p.factors, basis, values, self.space)
+            block_of(p.factors, self.space) if basis is None else corrected_block(p.factors, basis, values, self.space)
             for p, basis, values in zip(pieces, bases, total, strict=True)
         ]
 
@@ -251,28 +274,36 @@ class _Run:
         mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
         return isinstance(mask, Tensor) and bool((mask == 0).any())
 
-    def _slopes(self, part: Part, batch: Batch) -> Iterator[tuple[list[Call], list[Tensor]]]:
-        """The calls of the layers on a batch, and the slopes in their outputs, for one column of E after the other."""
+    def _slopes(
+        self, part: Part, batch: Batch, rest: list[str]
+    ) -> Iterator[tuple[list[Call], list[Tensor], dict[str, Tensor]]]:
+        """The calls of the layers on a batch, and the slopes in their outputs, for one column of E after the other.
+
+        Also the sum of the squares of each example's gradient in the parameters `rest`.
+        """
         s = self.snapshot
         leaves, blocks = s.leaves(self.space)
         with torch.enable_grad(), s.installed(blocks):
-            with recorded(self.layers) as calls:
+            with recorded([la for la in self.layers if la.kind != "other"]) as calls:
                 y = s.forward(blocks, batch)
             if not batch.examples or not y.numel():
                 return
             criterion = s.criterion(part, batch)
             if AtOutputs(s, part, batch, (leaves, blocks), y).reads_parameters:
                 raise UnusableObjective("kfac: the criterion must not read parameters of the model; use gauss_newton")
-            refuse_mixed(calls, batch.examples)
+            prove_rows(calls, batch.examples)
             columns = list(self._columns(part, criterion, y.detach(), batch))
             outputs = [c.output for c in calls]
             for j, u in enumerate(columns):
                 own = [] if self.proved else leaves
-                found = grads(y, [*own, *outputs], [u], retain_graph=j + 1 < len(columns))
+                last = j + 1 == len(columns)
+                wanted = [*own, *outputs]
+                found = grads(y, wanted, [u], retain_graph=bool(rest) or not last) if wanted else []
                 if not self.proved:
-                    prove(self.space, found[: len(own)], calls, found[len(own) :], self.layers)
+                    recordable = [la for la in self.layers if la.kind != "other"]
+                    prove(self.space, found[: len(own)], calls, found[len(own) :], recordable)
                     self.proved = True
-                yield calls, found[len(own) :]
+                yield calls, found[len(own) :], _squares(y, u, {n: blocks[n] for n in rest}, keep=not last)
 
     def _columns(self, part: Part, criterion: Criterion, y: Tensor, batch: Batch) -> Iterator[Tensor]:
         """Vectors u like the outputs with E u u' = the matrix in the middle, for each example."""
@@ -286,75 +317,20 @@ class _Run:
             yield from roots_of(criterion, y, batch.targets, self.kind)
 
 
+def _squares(y: Tensor, u: Tensor, rest: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The sum over the examples of the squares of their gradients, flat, in float64."""
+    total = {n: torch.zeros(t.numel(), dtype=torch.float64, device=t.device) for n, t in rest.items()}
+    for i in range(len(y)) if rest else ():
+        alone = torch.zeros_like(u)
+        alone[i] = u[i]
+        found = grads(y, list(rest.values()), [alone], retain_graph=keep or i + 1 < len(y))
+        for n, g in zip(rest, found, strict=True):
+            total[n] += g.reshape(-1).double().square()
+    return total
+
+
 def _per_example(count: float, examples: int) -> float:
     return examples / count**2
-
-
-# --- what becomes of the sums -----------------------------------------------------------------------------------------
-
-
-def _shapes(layer: Layer, space: Space) -> list[tuple[int, ...]]:
-    """Of A, of the number of its rows, and of B."""
-    if layer.kind == "scale":
-        return [(layer.order(space).numel(),)]
-    if layer.kind == "embedding":
-        assert layer.weight is not None  # it has no other parameter
-        tokens, width = space.shapes[space.names.index(layer.weight)]
-        return [(tokens,), (1,), (1, width, width)]
-    weight: Any = layer.module.weight
-    out, into = weight.shape[0], weight[0].numel()
-    columns = (into if layer.weight is not None else 0) + (layer.bias is not None)
-    g = layer.groups
-    return [(g, columns, columns), (1,), (g, out // g, out // g)]
-
-
-def _factors(layer: Layer, flat: Tensor, shapes: Sequence[tuple[int, ...]], kind: Kind) -> KroneckerFactors:
-    if layer.kind == "scale":
-        return KroneckerFactors(layer.names, None, None, flat)
-    A, rows, B = (p.view(s) for p, s in zip(flat.split([torch.Size(s).numel() for s in shapes]), shapes, strict=True))
-    B = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device).expand_as(B) if kind == "forward_only" else B
-    return KroneckerFactors(layer.names, A / torch.where(rows != 0, rows, 1.0), B)
-
-
-def _block(f: KroneckerFactors, space: Space) -> LinearOperator:
-    """B kron A, for each group."""
-    if f.diagonal is not None:
-        return from_diagonal(f.diagonal.to(space.dtype))
-    A, B = f.inputs, f.outputs
-    assert A is not None
-    assert B is not None
-    if A.ndim == 1:  # an embedding: its rows are tokens
-        return kronecker(from_diagonal(A.to(space.dtype)), _matrix(B[0], space))
-    parts = [kronecker(_matrix(b, space), _matrix(a, space)) for a, b in zip(A, B, strict=True)]
-    return parts[0] if len(parts) == 1 else block_diagonal(*parts)
-
-
-def _matrix(M: Tensor, space: Space) -> LinearOperator:
-    return from_matrix(((M + M.T) / 2).to(space.dtype), facts="positive_semidefinite")
-
-
-def _basis(f: KroneckerFactors) -> tuple[Tensor | None, Tensor] | None:
-    """Eigenvectors of A (None for tokens) and B."""
-    if f.inputs is None or f.outputs is None:
-        return None
-    Q_A = None if f.inputs.ndim == 1 else torch.linalg.eigh(f.inputs)[1]
-    return Q_A, torch.linalg.eigh(f.outputs)[1]
-
-
-def _corrected(
-    f: KroneckerFactors, basis: tuple[Tensor | None, Tensor], values: Tensor, space: Space
-) -> LinearOperator:
-    Q_A, Q_B = basis
-    if Q_A is None:
-        assert f.inputs is not None
-        tokens = len(f.inputs)
-        left = from_diagonal(torch.ones(tokens, dtype=space.dtype, device=space.device))
-        return spectral(kronecker(left, from_matrix(Q_B[0].to(space.dtype))), values)
-    parts = [
-        spectral(kronecker(from_matrix(b.to(space.dtype)), from_matrix(a.to(space.dtype))), v)
-        for a, b, v in zip(Q_A, Q_B, values.chunk(len(Q_A)), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else block_diagonal(*parts)
 
 
 # --- arguments and proofs ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ one call of a layer as rows ``(examples, t, groups, in)``, and turns slopes into
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,14 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frechet.errors import UnusableObjective
 from frechet.objective import Snapshot
 from frechet.space import Space
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-Kind = Literal["linear", "convolution", "embedding", "scale"]
+Kind = Literal["linear", "convolution", "embedding", "scale", "other"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +39,7 @@ class Layer:
     weight: str | None
     bias: str | None
     groups: int = 1
+    transposed: bool = False  # a weight (in, out)
     twins: tuple[nn.Module, ...] = ()  # modules with the same parameters, called for this layer too
 
     @property
@@ -53,7 +53,10 @@ class Layer:
         if self.weight is not None:
             at = positions[space.block(self.weight)]
             out = space.shapes[space.names.index(self.weight)][0]
-            parts.append(at.view(self.groups, -1) if self.kind in ("embedding", "scale") else at.view(out, -1))
+            if self.kind in ("embedding", "scale", "other"):
+                parts.append(at.view(self.groups, -1))
+            else:
+                parts.append(at.view(out, -1).T if self.transposed else at.view(out, -1))
         if self.bias is not None:
             at = positions[space.block(self.bias)]
             parts.append(at.view(1, -1) if self.kind == "scale" else at.view(-1, 1))
@@ -141,24 +144,22 @@ def patches(module: Any, a: Tensor, groups: int) -> Tensor:
     return a.reshape(n, places, groups, -1)
 
 
-def layers_of(name: str, snapshot: Snapshot, space: Space) -> list[Layer]:
-    """The layers that hold the parameters of the space; raises where a parameter is in none of a known kind."""
-    found = known_layers(snapshot.model, snapshot.modules, space.names)
+def layers_of(snapshot: Snapshot, space: Space, elsewhere: Container[str]) -> tuple[list[Layer], list[str]]:
+    """The layers that hold parameters of the space, and the parameters that are in none of a known kind.
+
+    Parameters in two layers of different kinds, and those that are `elsewhere`, are in none.
+    """
+    known = known_layers(snapshot.model, snapshot.modules, space.names)
     held: dict[str, Layer] = {}
-    for layer in found:
+    mixed: set[str] = set()
+    for layer in known:
         for key in layer.names:
             if key in held and _shared(held[key], layer):
-                raise UnusableObjective(
-                    f"{name}: parameter '{key}' belongs to two layers of different kinds; leave it out with restrict="
-                )
+                mixed.update((*layer.names, *held[key].names))
             held[key] = layer
-    left = [n for n in space.names if n not in held]
-    if left:
-        raise UnusableObjective(
-            f"{name}: parameters must belong to Linear, Conv, Embedding or normalization modules, got {left[:3]}; "
-            "leave them out with restrict="
-        )
-    return _without_twins(found)
+    kept = [la for la in known if not any(n in mixed or n in elsewhere for n in la.names)]
+    covered = {n for layer in kept for n in layer.names}
+    return _without_twins(kept), [n for n in space.names if n not in covered]
 
 
 def known_layers(model: nn.Module, modules: Iterable[nn.Module], wanted: Sequence[str]) -> list[Layer]:
@@ -175,7 +176,7 @@ def known_layers(model: nn.Module, modules: Iterable[nn.Module], wanted: Sequenc
         weight, bias = (n if n in wanted else None for n in own)
         if weight is not None or bias is not None:
             groups: Any = m.groups if kind == "convolution" else 1
-            found.append(Layer(m, kind, weight, bias, groups))
+            found.append(Layer(m, kind, weight, bias, groups, _transposed(m)))
     return found
 
 
@@ -183,6 +184,8 @@ def _kind(m: nn.Module) -> Kind | None:
     """How a module uses its weight, where that is known and nobody changed it."""
     if "forward" in m.__dict__:
         return None
+    if _transposed(m):
+        return "linear"
     for base, kind in ((nn.Linear, "linear"), (nn.Embedding, "embedding")):
         if isinstance(m, base):
             return kind if type(m).forward is base.forward and _plain(m) else None  # type: ignore[return-value]
@@ -192,6 +195,11 @@ def _kind(m: nn.Module) -> Kind | None:
         known = any(type(m).forward is base.forward for base in NORMS)
         return "scale" if known and not (m.training and getattr(m, "running_mean", None) is not None) else None
     return None
+
+
+def _transposed(m: nn.Module) -> bool:
+    """Whether this is the linear layer of GPT-2 in transformers, whose weight is (in, out)."""
+    return (type(m).__module__, type(m).__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _plain(m: Any) -> bool:
