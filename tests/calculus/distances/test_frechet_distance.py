@@ -12,7 +12,7 @@ from frechet.calculus.distances import Gaussian, class_frechet_distance, frechet
 from frechet.errors import NonFinite, NotDifferentiable
 
 F64 = torch.float64
-SIZES = [(5, 6, 3), (6, 5, 3), (4, 5, 7), (5, 4, 7), (4, 4, 7), (4, 9, 5), (9, 4, 5), (3, 3, 3), (2, 2, 1), (2, 9, 4)]
+SIZES = [(5, 6, 3), (6, 5, 3), (4, 5, 7), (5, 4, 7), (4, 4, 7), (3, 3, 3), (7, 3, 4), (2, 2, 1), (3, 7, 4), (2, 9, 4)]
 
 
 def randn(*shape, seed=0, dtype=F64):
@@ -56,11 +56,11 @@ def test_the_value_is_that_of_fifty_digits(size, ridge):
     assert float(frechet_distance(x, y, ridge=ridge)) == pytest.approx(exact(x, y, ridge), rel=1e-12)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIZES[::2])
 def test_both_gradients_and_second_derivatives_are_those_of_differences(size):
     x, y = (t.requires_grad_() for t in pair(*size))
     assert gradcheck(frechet_distance, (x, y), check_forward_ad=True)
-    assert gradgradcheck(frechet_distance, (x, y))
+    assert gradgradcheck(frechet_distance, (x, y), fast_mode=True)
 
 
 @pytest.mark.parametrize("modes", ["ff", "fr", "rf", "rr"])
