@@ -124,7 +124,7 @@ def test_fewer_samples_than_features_keep_their_digits():
     right = exact(x, y)
     assert float(frechet_distance(x, y)) == pytest.approx(right, rel=1e-13)
     for wrong in (by_eigenvalues_of_the_product, by_root_of_the_product):
-        assert abs(float(wrong(x, y)) - right) > 1e-9 * right  # roots of rounding errors
+        assert abs(float(wrong(x, y)) - right) > 1e-11 * right  # roots of rounding errors
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e6])
@@ -144,7 +144,7 @@ def test_equal_sets_are_at_distance_zero_with_gradient_zero(size):
     x = randn(n, d).requires_grad_()
     value = frechet_distance(x, x.detach())
     (g,) = torch.autograd.grad(value, x)
-    assert 0 <= float(value.detach()) < 1e-26
+    assert 0 <= float(value.detach()) < 1e-24
     assert float(g.abs().max()) < 1e-12
     near = x.detach() + 1e-9 * randn(n, d, seed=5)  # tiny distances are not lost to cancellation
     assert float(frechet_distance(near, x.detach())) == pytest.approx(exact(near, x.detach()), rel=1e-4)
