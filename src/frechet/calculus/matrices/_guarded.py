@@ -80,10 +80,10 @@ def _grouped(name: str, what: str, values: Tensor, g: Tensor, inside: list[Tenso
     same = _same(values, gap)
     if not bool(same.any()):
         return
-    noise = math.sqrt(torch.finfo(values.dtype).eps)
-    size = max([float(g.abs().amax()), *(float(m.abs().amax()) for m in inside), torch.finfo(values.dtype).tiny])
     unequal = (g.unsqueeze(-1) - g.unsqueeze(-2)).abs()
-    if any(bool((same & (m.abs() > noise * size)).any()) for m in [unequal, *inside]):
+    sizes = [g.abs().amax(-1), *(m.abs().amax((-2, -1)) for m in inside)]  # of each matrix of the batch
+    noise = math.sqrt(torch.finfo(values.dtype).eps) * torch.stack(sizes).amax(0)[..., None, None]
+    if any(bool((same & (m.abs() > noise)).any()) for m in [unequal, *inside]):
         raise NotDifferentiable(
             f"{name}: the loss must not depend on single {what} of equal values, which are closer than gap = "
             f"{gap:.1g} of the largest; use matrix_function or spectral_projector, which need no single vectors"
@@ -233,10 +233,12 @@ def _safe(s: Tensor) -> Tensor:
 
 def _at_zero(s: Tensor, columns: list[Tensor], gap: float) -> None:
     """Refuse a gradient that sees singular values at 0 or their vectors."""
+    if not s.numel():
+        return
     zero = s <= gap * s.amax(-1, keepdim=True)
-    noise = math.sqrt(torch.finfo(s.dtype).eps)
-    size = max(max(float(c.abs().amax()) for c in columns), torch.finfo(s.dtype).tiny)
-    if any(bool((zero.unsqueeze(-2) & (c.abs() > noise * size)).any()) for c in columns):
+    sizes = torch.stack([c.abs().amax((-2, -1)) for c in columns]).amax(0)[..., None, None]
+    noise = math.sqrt(torch.finfo(s.dtype).eps) * sizes
+    if any(bool((zero.unsqueeze(-2) & (c.abs() > noise)).any()) for c in columns):
         raise NotDifferentiable(
             f"svd: the loss must not depend on singular values below gap = {gap:.1g} of the largest, where |s| has a "
             "kink, or on their vectors; add a ridge, or use A'A"

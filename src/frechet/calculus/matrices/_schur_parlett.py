@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-import scipy.linalg
+import scipy
 import torch
 from torch import Tensor
 

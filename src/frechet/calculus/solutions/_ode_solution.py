@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import scipy.integrate
+import scipy
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
@@ -30,11 +30,7 @@ from frechet.objective._torch_internals import in_transform
 
 RightSide = Callable[[Tensor, Tensor], Tensor]
 Stepper = Callable[[RightSide, Tensor, Tensor, Tensor], Tensor]
-METHODS: dict[str, Any] = {
-    "RK23": scipy.integrate.RK23,
-    "RK45": scipy.integrate.RK45,
-    "DOP853": scipy.integrate.DOP853,
-}
+METHODS = ("RK23", "RK45", "DOP853")
 
 
 def ode_solution(
@@ -86,7 +82,7 @@ def ode_solution(
     for start, end in pairwise(times):
         if stepper is None:
             grid = _accepted(f, y, start, end, method, rtol, atol)
-            step = partial(_runge_kutta, METHODS[method], f)
+            step = partial(_runge_kutta, getattr(scipy.integrate, method), f)
         else:
             grid = [start + (end - start) * (k / steps) for k in range(steps)] + [end]
             step = partial(stepper, f)
