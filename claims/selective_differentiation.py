@@ -51,6 +51,6 @@ def measure() -> Claim:
         ours="kept of torch's bytes: " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items())
         + f"; gradients equal to {max(differences):.0e}; time {min(times):.2f} to {max(times):.2f} of plain",
         verdict="holds" if shares["the first and last"] < 0.2 and max(times) < 1.15 else "holds in part",
-        why="frozen layers need no inputs, and rectifiers need bits; bits are packed and unpacked, which takes some time",
+        why="frozen layers need no inputs, and rectifiers need bits, whose packing takes some time",
         name="memory_lean",
     )  # fmt: skip

@@ -50,7 +50,7 @@ def measure() -> Claim:
         claim="a smoothed leaky ReLU has a closed form and trains better",
         theirs="5.12 points more on CIFAR-100 with ShuffleNet V2",
         ours=f"closed form off by {off:.0e} from quadrature; digits accuracy {100 * float(pairs[:, 0].mean()):.1f} % "
-        f"against {100 * float(pairs[:, 1].mean()):.1f} %, a difference of {100 * mean:+.2f} ± {100 * error:.2f} points",
+        f"against {100 * float(pairs[:, 1].mean()):.1f} %, a gain of {100 * mean:+.2f} ± {100 * error:.2f} points",
         verdict="holds" if mean > 3 * error else "holds in part" if off < 1e-6 else "does not hold here",
         why="the form is exact and all derivatives exist; a small network on digits does not show their gain",
         name="mollify",

@@ -220,3 +220,22 @@ def test_rotations_of_bundle_adjustment_are_rotations(monkeypatch):
     assert torch.allclose(module.rotated(vectors, points.expand(3, 3)), torch.linalg.matrix_exp(cross) @ points[0])
     J = torch.autograd.functional.jacobian(lambda w: module.rotated(w[None], points)[0], zero)
     assert torch.allclose(J, torch.stack([torch.linalg.cross(e, points[0]) for e in torch.eye(3).double()], 1))
+
+
+def test_a_hole_appears_where_the_topological_derivative_says(monkeypatch, capsys):
+    module = script("topological_derivative", monkeypatch)
+    found = module.run()
+    assert found.holes == (1, 0)
+    assert found.with_holes[-1] < 1e-3 * found.without[-1]
+    gaps = [abs(change - T) for _, change, T in found.checks]
+    assert gaps[2] < 0.6 * gaps[1] < 0.6 * gaps[0]
+    assert "with nucleation" in printed(module, found, monkeypatch, capsys)
+
+
+def test_vertices_of_an_iso_surface_carry_the_derivative_of_the_field(monkeypatch, capsys):
+    module = script("iso_surface", monkeypatch)
+    found = module.run()
+    assert found.derivative_error < 1e-10
+    assert found.parts == (1, 2)
+    assert found.distances[-1] < 0.02 * found.distances[0]
+    assert "parts of the inside" in printed(module, found, monkeypatch, capsys)
