@@ -33,7 +33,7 @@ def measure() -> Claim:
     found = {}
     for mix in (("enumerate", "pathwise"), ("score", "pathwise"), ("enumerate", "score"), ("score", "score")):
         run = lambda s, mix=mix: expectation_gradient(program(*mix), theta, samples=10, seed=s)  # noqa: E731
-        found[" + ".join(mix)] = bias_and_variance(run, exact, repeats=150, seed=0)
+        found[" + ".join(mix)] = bias_and_variance(run, exact, repeats=60, seed=0)
     z = max(float((r.bias / r.bias_error).abs().max()) for r in found.values())
     spread = {name: float(r.variance) for name, r in found.items()}
     best = min(spread, key=lambda k: spread[k])

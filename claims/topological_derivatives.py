@@ -34,8 +34,8 @@ def measure() -> Claim:
         paper="Mehta, Chandraker, Ramamoorthi 2023, arXiv 2308.09865",
         claim="topological derivatives predict the effect of vanishing holes, and find topologies that borders do not",
         theirs="holes and phases in two and three dimensions from images",
-        ours=f"holes of radius 0.2, 0.1, 0.05 change J by {quotients} per area, derivative {found.checks[0][2]:+.3f}; J "
-        f"ends at {found.with_holes[-1]:.0e} with nucleation, {found.without[-1]:.0e} without",
+        ours=f"holes of radius 0.2, 0.1, 0.05 change J by {quotients} per area, derivative {found.checks[0][2]:+.3f}; "
+        f"J ends at {found.with_holes[-1]:.0e} with nucleation, {found.without[-1]:.0e} without",
         verdict="holds" if good else "does not hold here",
         why="the hole's middle is far from any border, where a gradient of the shape is blind; images, no rendering",
         name="examples/topological_derivative.py",

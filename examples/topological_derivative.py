@@ -3,13 +3,13 @@
     python examples/topological_derivative.py
 
 A shape is an image of zeros and ones, seen through a blur B. Moving its border, which is what gradients of shapes do,
-makes no hole: from a full disc, the descent ends at a disc. The topological derivative of J = |B shape - target|^2 / 2 at
-a point is the change of J for a small disc that is taken away or put there, over its area:
+makes no hole: from a full disc, the descent ends at a disc. The topological derivative of J = |B shape - target|^2 / 2
+at a point is the change of J for a small disc that is taken away or put there, over its area:
 
     T(x) = s (B r)(x),    r = B shape - target,    s = -1 inside, 1 outside,
 
-since B is its own transpose. Where T is negative, a hole or an island lowers J. It is checked against discs that shrink,
-and used in turns with the movement of the border.
+since B is its own transpose. Where T is negative, a hole or an island lowers J. It is checked against discs that
+shrink, and used in turns with the movement of the border.
 """
 
 from __future__ import annotations
