@@ -22,7 +22,7 @@ def function(seed: int):
 
 def measure() -> Claim:
     """How often the gap lies between both bounds, and how tight they are."""
-    held, ratios, trials = 0, [], 20
+    held, ratios, trials = 0, [], 10
     for seed in range(trials):
         f, draw = function(seed), torch.Generator().manual_seed(1000 + seed)
         X = 0.5 * torch.randn(6, D, generator=draw).double()
