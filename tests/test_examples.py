@@ -245,3 +245,22 @@ def test_a_generator_gets_better_by_the_distance_that_it_is_trained_on_and_by_an
     out = printed(module, found, monkeypatch, capsys)
     assert out.splitlines()[0].startswith("Fréchet distance to unseen digits")
     assert (tmp_path / "picture.png").exists()
+
+
+def test_a_hole_appears_where_the_topological_derivative_says(monkeypatch, capsys):
+    module = script("topological_derivative", monkeypatch)
+    found = module.run()
+    assert found.holes == (1, 0)
+    assert found.with_holes[-1] < 1e-3 * found.without[-1]
+    gaps = [abs(change - T) for _, change, T in found.checks]
+    assert gaps[2] < 0.6 * gaps[1] < 0.6 * gaps[0]
+    assert "with nucleation" in printed(module, found, monkeypatch, capsys)
+
+
+def test_vertices_of_an_iso_surface_carry_the_derivative_of_the_field(monkeypatch, capsys):
+    module = script("iso_surface", monkeypatch)
+    found = module.run()
+    assert found.derivative_error < 1e-10
+    assert found.parts == (1, 2)
+    assert found.distances[-1] < 0.02 * found.distances[0]
+    assert "parts of the inside" in printed(module, found, monkeypatch, capsys)

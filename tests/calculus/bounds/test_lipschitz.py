@@ -183,8 +183,11 @@ def assert_holds_jacobians(net, x, radius, norm):
     return J
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NETS)
+# the Euclidean norm differs in what is done with the Jacobian alone, so that a few networks do
+CASES = [(name, math.inf) for name in NETS] + [(name, 2) for name in list(NETS)[::4]]
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
 def test_bounds_hold_at_points(name, norm):
     net, x = NETS[name]
     radius = 0.3

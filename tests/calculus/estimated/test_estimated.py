@@ -55,11 +55,11 @@ VARIANCE = {
 def test_forward_gradients_are_unbiased_with_the_variance_of_the_formula(law):
     m = 5
     run = lambda seed: forward_gradient(linear(G), torch.zeros(D, dtype=F64), probes=m, seed=seed, law=law)  # noqa: E731
-    report = bias_and_variance(run, G, repeats=400, seed=0)
+    report = bias_and_variance(run, G, repeats=200, seed=0)
     assert abs(float(report.bias_squared)) < 5 * float(report.bias_squared.standard_error)
     expected = float(G.square().sum()) * VARIANCE[law] / (1 if law == "orthogonal" else m)
     assert abs(float(report.variance) - expected) < 5 * float(report.variance.standard_error)
-    low, _ = bounds_of_coverage(400)  # entries of a run depend on each other: the runs count
+    low, _ = bounds_of_coverage(200)  # entries of a run depend on each other: the runs count
     assert report.coverage is not None
     assert report.coverage > low
 
@@ -69,9 +69,9 @@ def test_forward_gradients_are_unbiased_with_the_variance_of_the_formula(law):
 @pytest.mark.parametrize("m", [4, 12])
 def test_their_intervals_cover(g, law, m):
     run = lambda seed: forward_gradient(linear(g), torch.zeros(D, dtype=F64), probes=m, seed=seed, law=law)  # noqa: E731
-    report = bias_and_variance(run, g, repeats=300, seed=1)
+    report = bias_and_variance(run, g, repeats=150, seed=1)
     assert report.coverage is not None
-    assert report.coverage > bounds_of_coverage(300)[0]
+    assert report.coverage > bounds_of_coverage(150)[0]
 
 
 def test_a_biased_law_is_refused_and_a_right_one_is_taken():
@@ -89,16 +89,16 @@ def test_guesses_keep_it_unbiased_and_lower_its_variance(law):
     x = torch.zeros(D, dtype=F64)
     guesses = torch.stack([G + 0.3 * drawn(D, seed=4), drawn(D, seed=5)])
     plain = bias_and_variance(
-        lambda s: forward_gradient(linear(G), x, probes=4, seed=s, law=law), G, repeats=150, seed=0
+        lambda s: forward_gradient(linear(G), x, probes=4, seed=s, law=law), G, repeats=80, seed=0
     )
     guided = bias_and_variance(
-        lambda s: forward_gradient(linear(G), x, probes=4, seed=s, law=law, guesses=guesses), G, repeats=150, seed=0
+        lambda s: forward_gradient(linear(G), x, probes=4, seed=s, law=law, guesses=guesses), G, repeats=80, seed=0
     )
     assert abs(float(guided.bias_squared)) < 5 * float(guided.bias_squared.standard_error)
     assert float(guided.variance) < 0.3 * float(plain.variance)
     assert float(guided.cosine) > float(plain.cosine)
     assert guided.coverage is not None
-    assert guided.coverage > bounds_of_coverage(150)[0]
+    assert guided.coverage > bounds_of_coverage(80)[0]
 
 
 def test_guesses_that_span_the_gradient_give_it_and_dependent_ones_count_once():
@@ -134,12 +134,12 @@ def test_the_bias_of_differences_stays_below_its_bound_and_the_interval_covers(l
     run = lambda s: zeroth_order_gradient(  # noqa: E731
         f, x, probes=30, width=width, seed=s, law=law, scheme=scheme, gradient_constant=1.0, hessian_constant=1.0
     )
-    report = bias_and_variance(run, x.cos(), repeats=200, seed=0)
+    report = bias_and_variance(run, x.cos(), repeats=100, seed=0)
     bound = float(run(0).bias_bound[0])
     assert 0 < bound < 1
     assert bool((report.bias.abs() <= bound + 5 * report.bias_error).all())
     assert report.coverage is not None
-    assert report.coverage > bounds_of_coverage(200)[0]
+    assert report.coverage > bounds_of_coverage(100)[0]
 
 
 def test_the_smoothed_gradient_of_a_step_is_that_of_its_mean():
@@ -166,7 +166,7 @@ def test_local_perturbations_credit_outputs_to_their_own_inputs():
     local = bias_and_variance(
         lambda s: local_perturbation_gradient(f, torch.zeros(n, dtype=F64), mask, probes=2, width=0.1, seed=s),
         exact,
-        repeats=100,
+        repeats=50,
         seed=0,
     )
     everywhere = bias_and_variance(
@@ -174,7 +174,7 @@ def test_local_perturbations_credit_outputs_to_their_own_inputs():
             lambda x: f(x).sum(), torch.zeros(n, dtype=F64), probes=2, width=0.1, seed=s, law="rademacher"
         ),
         exact,
-        repeats=100,
+        repeats=50,
         seed=0,
     )
     assert abs(float(local.bias_squared)) < 5 * float(local.bias_squared.standard_error)

@@ -224,7 +224,7 @@ def network_of(name: str, model: nn.Module, x: Tensor) -> tuple[Graph, torch.Siz
     if any(t.is_complex() for t in (*copied.parameters(), *copied.buffers())):
         raise TypeError(f"{name}: model must be real, got complex parameters")
     try:
-        program = torch.fx.symbolic_trace(copied.double())
+        program = torch.fx.symbolic_trace(copied.double().cpu())
     except TraceError as error:
         raise TypeError(
             f"{name}: model must be one program whatever its input is, which torch.fx can trace: {error}; write it "

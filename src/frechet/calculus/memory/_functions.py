@@ -31,22 +31,25 @@ from torch import Tensor
 
 aten = torch.ops.aten
 Compute = Callable[[Tensor], tuple[Tensor, Tensor]]  # the values, and where the slope is `scale`
-WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
+GATHER, ONES = 0x0102040810204080, 0x0101010101010101
+DIAGONAL = 0x8040201008040201 - (1 << 64)  # bit i of byte i, as a signed number
 
 
 def packed(mask: Tensor) -> Tensor:
-    """A tensor of bool in an eighth of its bytes."""
-    flat = F.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
-    found = flat[:, 0].clone()
-    for k in range(1, 8):  # eight passes of one byte each: no copy of another width
-        found.bitwise_or_(flat[:, k] << k)
-    return found
+    """A tensor of bool in an eighth of its bytes.
+
+    Eight bytes of zeros and ones are one number; its product with GATHER has byte i as bit i of its highest byte.
+    """
+    flat = mask.reshape(-1)
+    if flat.numel() % 8:
+        flat = F.pad(flat, (0, -flat.numel() % 8))
+    return (flat.view(torch.int64) * GATHER).bitwise_right_shift_(56).to(torch.uint8)
 
 
 def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
-    """The mask that was packed."""
-    weights = torch.tensor(WEIGHTS, dtype=torch.uint8, device=bits.device)
-    return (bits.unsqueeze(1) & weights).ne(0).view(-1)[: shape.numel()].view(shape)
+    """The mask that was packed: a byte is repeated eight times, and bit i of copy i is kept."""
+    eight = bits.to(torch.int64).mul_(ONES).bitwise_and_(DIAGONAL)
+    return eight.view(torch.uint8).ne(0)[: shape.numel()].view(shape)
 
 
 def stand_in(like: Tensor, shape: torch.Size) -> Tensor:
