@@ -13,6 +13,7 @@ from frechet.analyze._examples import (
 )
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
+from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze._plan import Job, Plan, plan
 from frechet.analyze._power_law import PowerLaw, fit_power_law
@@ -40,6 +41,15 @@ from frechet.analyze._stability import (
     stability,
     stable_learning_rate,
 )
+from frechet.analyze._trajectory import (
+    Trajectory,
+    Update,
+    adam_update,
+    sgd_update,
+    training_jacobian,
+    trajectory,
+    trajectory_influence,
+)
 
 __all__ = [
     "AnnealingLaw",
@@ -60,6 +70,7 @@ __all__ = [
     "Job",
     "LayerTops",
     "LayerTraces",
+    "Lyapunov",
     "MatrixNorms",
     "Monitor",
     "NoiseScale",
@@ -73,6 +84,9 @@ __all__ = [
     "Stability",
     "StepMetric",
     "StepRule",
+    "Trajectory",
+    "Update",
+    "adam_update",
     "adamw_timescale",
     "batch_curvature",
     "batch_sharpness",
@@ -92,6 +106,7 @@ __all__ = [
     "layer_traces",
     "loss_plane",
     "loss_slices",
+    "lyapunov",
     "noise_scale",
     "ntk_matrix",
     "optimizer_metric",
@@ -100,10 +115,14 @@ __all__ = [
     "read_history",
     "scale_for_batch",
     "scale_for_width",
+    "sgd_update",
     "spectral_check",
     "stability",
     "stable_learning_rate",
     "step_rule",
+    "training_jacobian",
+    "trajectory",
+    "trajectory_influence",
     "weight_decay_for",
     "width_exponent",
 ]
