@@ -1,6 +1,7 @@
 """Questions about a trained model, and about a training run."""
 
 from frechet.analyze._annealing_law import AnnealingLaw, fit_annealing_law
+from frechet.analyze._barrier import Barrier, barrier
 from frechet.analyze._batch_curvature import BatchCurvature, BatchTop, batch_curvature
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
@@ -15,6 +16,7 @@ from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
+from frechet.analyze._ntk_prediction import NtkDrift, NtkPrediction, ntk_drift, ntk_prediction
 from frechet.analyze._plan import Job, Plan, plan
 from frechet.analyze._power_law import PowerLaw, fit_power_law
 from frechet.analyze._run.batch_sharpness import BatchSharpness, batch_sharpness
@@ -53,6 +55,7 @@ from frechet.analyze._trajectory import (
 
 __all__ = [
     "AnnealingLaw",
+    "Barrier",
     "BatchCurvature",
     "BatchSharpness",
     "BatchTop",
@@ -74,6 +77,8 @@ __all__ = [
     "MatrixNorms",
     "Monitor",
     "NoiseScale",
+    "NtkDrift",
+    "NtkPrediction",
     "Plan",
     "Plane",
     "PowerLaw",
@@ -88,6 +93,7 @@ __all__ = [
     "Update",
     "adam_update",
     "adamw_timescale",
+    "barrier",
     "batch_curvature",
     "batch_sharpness",
     "critical_rate",
@@ -108,7 +114,9 @@ __all__ = [
     "loss_slices",
     "lyapunov",
     "noise_scale",
+    "ntk_drift",
     "ntk_matrix",
+    "ntk_prediction",
     "optimizer_metric",
     "plan",
     "probe_batches",

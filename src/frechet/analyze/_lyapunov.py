@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def lyapunov(
     while done < steps:
         for _ in range(every):
             # a loop over few columns costs less than vmap, and asks nothing of `step`
-            pairs = [torch.func.jvp(step, (x,), (v,)) for v in Q.T]
+            pairs: list[Any] = [torch.func.jvp(step, (x,), (v,)) for v in Q.T]
             x, Q = pairs[0][0], torch.stack([v for _, v in pairs], 1)
         if not bool(torch.isfinite(x).all() and torch.isfinite(Q).all()):
             raise ValueError(f"lyapunov: the run must stay finite, got a NaN or an infinity after {done + burn} steps")

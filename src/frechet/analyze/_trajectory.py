@@ -195,7 +195,8 @@ def trajectory(objective: Objective, rows: Sequence[Tensor], update: Update, *, 
     objective.snapshot().refuse_coupled("trajectory")
     x = objective.point if x0 is None else x0.clone()
     state: State = (x, *(torch.full_like(x, b) for b in update.buffers))
-    every, kept = max(1, math.isqrt(max(len(rows), 1))), {0: state}
+    every = max(1, math.isqrt(max(len(rows), 1)))
+    kept: dict[int, State] = {0: state}
     chosen = tuple(torch.as_tensor(r, dtype=torch.long).reshape(-1) for r in rows)
     size = sum(examples_of(b) for b in objective.parts[0].data)
     for t, r in enumerate(chosen):
