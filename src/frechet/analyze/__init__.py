@@ -1,6 +1,7 @@
 """Questions about a trained model, and about a training run."""
 
 from frechet.analyze._annealing_law import AnnealingLaw, fit_annealing_law
+from frechet.analyze._barrier import Barrier, barrier
 from frechet.analyze._batch_curvature import BatchCurvature, BatchTop, batch_curvature
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
@@ -14,7 +15,9 @@ from frechet.analyze._examples import (
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
+from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
+from frechet.analyze._ntk_prediction import NtkDrift, NtkPrediction, ntk_drift, ntk_prediction
 from frechet.analyze._plan import Job, Plan, plan
 from frechet.analyze._power_law import PowerLaw, fit_power_law
 from frechet.analyze._run.batch_sharpness import BatchSharpness, batch_sharpness
@@ -41,9 +44,19 @@ from frechet.analyze._stability import (
     stability,
     stable_learning_rate,
 )
+from frechet.analyze._trajectory import (
+    Trajectory,
+    Update,
+    adam_update,
+    sgd_update,
+    training_jacobian,
+    trajectory,
+    trajectory_influence,
+)
 
 __all__ = [
     "AnnealingLaw",
+    "Barrier",
     "BatchCurvature",
     "BatchSharpness",
     "BatchTop",
@@ -63,9 +76,12 @@ __all__ = [
     "LayerTops",
     "LayerTraces",
     "LeaveOneOut",
+    "Lyapunov",
     "MatrixNorms",
     "Monitor",
     "NoiseScale",
+    "NtkDrift",
+    "NtkPrediction",
     "Plan",
     "Plane",
     "PowerLaw",
@@ -76,7 +92,11 @@ __all__ = [
     "Stability",
     "StepMetric",
     "StepRule",
+    "Trajectory",
+    "Update",
+    "adam_update",
     "adamw_timescale",
+    "barrier",
     "batch_curvature",
     "batch_sharpness",
     "critical_rate",
@@ -97,18 +117,25 @@ __all__ = [
     "leave_one_out",
     "loss_plane",
     "loss_slices",
+    "lyapunov",
     "noise_scale",
+    "ntk_drift",
     "ntk_matrix",
+    "ntk_prediction",
     "optimizer_metric",
     "plan",
     "probe_batches",
     "read_history",
     "scale_for_batch",
     "scale_for_width",
+    "sgd_update",
     "spectral_check",
     "stability",
     "stable_learning_rate",
     "step_rule",
+    "training_jacobian",
+    "trajectory",
+    "trajectory_influence",
     "weight_decay_for",
     "width_exponent",
 ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 # in steps of training: what the forward pass of one batch of the probe, which is timed first, is taken for
 FIRST = 4.0
+NOISE = 1.25  # of a reading's seconds, by which the next one may differ on a busy machine
 SLACK = 1.5  # of what was foreseen, that a reading may take
 # In forward passes: a gradient takes 3, a Hessian product up to 3 gradients, and a first reading two products
 PRIOR = {"sharpness": 20.0, "stability": 20.0, "batch_sharpness": 14.0, "critical_rate": 12.0, "trace": 80.0}
@@ -67,7 +68,7 @@ class Pace:
 
     def foresee(self, taken: float, complete: bool) -> None:
         """Plan the next reading by what this one took."""
-        self.need = taken if complete else 2 * taken
+        self.need = NOISE * taken if complete else 2 * taken
 
     @property
     def realised(self) -> float:
