@@ -176,8 +176,8 @@ def lbfgs(p: Problem, x0: Tensor, late: Callable[[], bool]) -> Tensor:
         optimizer.zero_grad()
         cost = 0.5 * p.residual(x).square().sum()
         cost.backward()
-        if float(cost) < best[0]:
-            best[:] = [float(cost), x.detach().clone()]
+        if float(cost.detach()) < best[0]:
+            best[:] = [float(cost.detach()), x.detach().clone()]
         return cost
 
     with contextlib.suppress(OutOfTime):
