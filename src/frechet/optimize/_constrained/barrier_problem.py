@@ -110,6 +110,22 @@ class BarrierProblem:
         damped = DAMPING * (dL[self.only_L].sum() + dU[self.only_U].sum())
         return Place(w, trial, C, float(np.abs(C).sum()), float(logs - damped), dL, dU)
 
+    def following(self, q: Place, p: Place) -> Place | None:
+        """The trial q from p with slacks that are the rows, None where they are already.
+
+        None comes nearer to its side than by half: it is for rows that are far from theirs.
+        """
+        if not len(self.slack):
+            return None
+        tail, keep = slice(self.n, None), 0.5
+        low = np.where(self.has_L[tail], self.L[tail] + keep * np.where(self.has_L[tail], p.dL[tail], 0.0), -math.inf)
+        high = np.where(self.has_U[tail], self.U[tail] - keep * np.where(self.has_U[tail], p.dU[tail], 0.0), math.inf)
+        s = np.minimum(np.maximum(q.trial.c[self.slack], low), high)
+        s = np.minimum(np.maximum(s, self.inner_L[tail]), self.inner_U[tail])
+        if bool((s == q.w[tail]).all()):
+            return None
+        return self.placed(np.concatenate([q.w[: self.n], s]), q.trial)
+
     def start(self, trial: Trial) -> Place:
         """The point at the start of a run, with slacks inside their sides."""
         s = pushed(trial.c[self.slack], self.L[self.n :], self.U[self.n :])

@@ -53,6 +53,7 @@ Method = Literal["auto", "composite", "interior", "augmented", "sketched"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 RESTORE = 200  # iterations towards the constraints alone
 MEASURES = 50  # runs, each from the result of the last, with tolerances by sizes there
+LESS = 0.9  # of a violation that was stationary: else another run ends where it did
 RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
 NAMES = {
     "auto": "interior point with a filter line search",
@@ -117,7 +118,7 @@ def constrained(
         return observe(replace(state, x=state.x * program.lengths))
 
     watch = None if observe is None else shown
-    iterations, history, begun = 0, (), 0
+    iterations, history, begun, least = 0, (), 0, math.inf
     sized = torch.as_tensor(program.lengths)
     while True:  # tolerances are relative to sizes at the result, which may not be those at the start
         measure, sizes = measures(start, 1.0, 1.0)
@@ -132,7 +133,8 @@ def constrained(
         judged = judged_by_sizes(program, run, sized, rules, mild)
         run = judged.run
         grown = largest(judged.found.y * small.units) / max(small.unit, largest(judged.point.g))
-        again = judged.again(rules) if grown <= RUNAWAY else None
+        again = judged.again(rules) if grown <= RUNAWAY and judged.found.infeasibility <= LESS * least else None
+        least = judged.found.infeasibility if run.status is Status.INFEASIBLE else math.inf
         if again is not None and iterations >= rules.max_iterations:
             run = replace(run, status=Status.MAX_ITERATIONS)
             break

@@ -172,8 +172,9 @@ def line_search(
     least = taken.least(p.theta, step.slope)
     while alpha >= least:
         place = problem.place(p.w + alpha * step.dw)
-        if place is not None and _taken(taken, problem, p, place, alpha, step.slope, mu, noise):
-            return place, alpha, step
+        for trial in () if place is None else (place, problem.following(place, p)):
+            if trial is not None and _taken(taken, problem, p, trial, alpha, step.slope, mu, noise):
+                return trial, alpha, step
         if place is not None and alpha == longest and place.theta >= p.theta:
             corrected = _second_order(problem, it, step, place, alpha, search, tau, noise)
             if corrected is not None:
