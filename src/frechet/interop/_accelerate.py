@@ -44,9 +44,8 @@ def for_accelerate(monitor: Monitor, accelerator: Any) -> AcceleratedMonitor:
         monitor: the monitor.
         accelerator: the `accelerate.Accelerator`.
 
-    Example:
-        >>> # watch = for_accelerate(monitor, accelerator)
-        >>> # optimizer.step(); watch.step(optimizer)
+    Returns:
+        An `AcceleratedMonitor`: call ``watch.step(optimizer)`` after each ``optimizer.step()`` of the loop.
     """
     made = AcceleratedMonitor(monitor, accelerator)
     accelerator.register_for_checkpointing(made)
