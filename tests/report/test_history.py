@@ -38,6 +38,7 @@ def test_below_the_limit_it_says_how_much_larger_the_rate_could_be():
     assert "At step 20 the step of AdamW is 0.250 ± 0.011 of the longest stable one" in text
     assert "could be 4.0 times as large" in text
     assert "not told apart" in text  # the sharpness
+    assert "curvature does not limit the learning rate here" in said(reading(20, 0.02))
     assert "1.9 % of the run's time of at most 2.0 %" in text
 
 

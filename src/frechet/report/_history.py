@@ -16,6 +16,7 @@ from frechet.report import _numbers as numbers
 TEMPLATE = "history.html.j2"
 PAGE = "template.html.j2"  # whose style this page takes
 EDGE = 0.95  # of the limit, from which a run counts as at the edge of stability
+FAR = 20.0  # times the rate, beyond which the curvature at the point says nothing of what a step meets
 SHOWN = 8  # notes that are told
 
 
@@ -81,11 +82,12 @@ def _of_stability(history: History) -> list[str]:
             "A longer step makes the loss oscillate along the sharpest direction."
         )
     elif last.value > 0:
-        said.append(
-            f"At step {numbers.count(step)} the step of {rule} is {_bar(last)} of the longest stable one: the learning "
-            f"rate could be {numbers.number(1 / last.value, 2)} times as large before the sharpest direction turns "
-            "unstable."
-        )
+        told = "curvature does not limit the learning rate here."
+        if 1 / last.value < FAR:
+            times = numbers.number(1 / last.value, 2)
+            told = f"the learning rate could be {times} times as large before the sharpest direction turns unstable."
+        step_of = f"At step {numbers.count(step)} the step of {rule} is {_bar(last)}"
+        said.append(f"{step_of} of the longest stable one: {told}")
     first = next((s for s, q in series if q.upper >= EDGE), None)
     if first is not None and first != step:
         share = sum(q.upper >= EDGE for _, q in series) / len(series)
