@@ -51,7 +51,7 @@ def started(seed):
 
 @pytest.mark.parametrize("inside", [poisson, burgers])
 def test_networks_solve_differential_equations_by_the_plain_call(inside):
-    """A monotone search is between 1e-7 and 1e-5 after 600 residuals; one start in some ends in a trap near 1e-9."""
+    """A monotone search is between 9e-8 and 2e-6 after 800 residuals; one start of three ends in a trap near 2e-9."""
     ends = [
         least_squares(
             equation(inside), started(seed), max_evaluations=800, observe=lambda state: 2 * state.cost <= 1e-20
@@ -82,7 +82,12 @@ def test_the_number_of_parameters_alone_decides_nothing(parameters):
 
 def test_a_run_that_may_raise_the_cost_returns_its_best_point():
     costs = []
-    s = least_squares(equation(poisson), started(0), max_evaluations=80, observe=lambda state: costs.append(state.cost))
+
+    def watch(state):
+        costs.append(state.cost)
+        return False
+
+    s = least_squares(equation(poisson), started(0), max_evaluations=80, observe=watch)
     assert any(after > before for before, after in itertools.pairwise(costs))
     assert s.cost <= min(costs)
 
