@@ -37,7 +37,7 @@ from torch import Tensor
 from frechet.linalg._result import Status
 from frechet.operators._constructors import from_callable
 from frechet.operators._operator import LinearOperator
-from frechet.optimize._constrained.kkt import STATIONARY, conditions, stationary_violation
+from frechet.optimize._constrained.kkt import STATIONARY, Conditions, conditions, stationary_violation
 from frechet.optimize._constrained.program import Point, Program
 from frechet.optimize._constrained.projected_cg import projected_cg
 from frechet.optimize._constrained.projection import Rows, rows_of
@@ -65,82 +65,64 @@ class Step:
     curvature: Tensor | None
 
 
-def augmented(  # noqa: C901 - one branch for each way to go on or to end
+@dataclass
+class Penalties:
+    """The weights of L_eta, the tolerance of the systems, the last shift, and what has been drawn and met."""
+
+    eta1: float = ETA1
+    eta2: float = ETA2
+    delta: float = DELTA
+    shift: float = 0.0
+    drawn: int = 0
+    bend: Tensor | None = None
+
+    def raised(self) -> bool:
+        """Weigh the constraints more, the gradient less, and solve more exactly; False at the end of the range."""
+        self.eta1, self.eta2 = GROWTH**2 * self.eta1, self.eta2 / GROWTH
+        self.delta = max(LEAST_DELTA, self.delta / GROWTH**4)
+        return self.eta1 <= MOST_ETA1 and self.eta2 >= LEAST_ETA2
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A point with its multipliers: c, the gradient and the Hessian of the Lagrangian, the size of both residuals."""
+
+    point: Point
+    y: Tensor
+    c: Tensor
+    gradient: Tensor
+    W: LinearOperator
+    rows: Rows
+    size: float
+
+
+def augmented(
     program: Program, start: Point, rules: Rules, observe: Observe | None, *, seed: int | None = None, block: int = 32
 ) -> Run:
     """Run from `start`; by sketches where `seed` is given. All rows are equalities, and there are no bounds."""
     space, image = program.domain, program.codomain
-    point = start
-    rows = rows_of(as_operator(point.J))
+    point, rows, eta = start, rows_of(as_operator(start.J)), Penalties()
     y = rows.multipliers(point.g)
-    eta1, eta2, delta, shift = ETA1, ETA2, DELTA, 0.0
-    iterations, history, status, bend, drawn = 0, [point.f], None, None, 0
+    iterations, history = 0, [point.f]
     while True:
-        c = point.c - program.low
-        gradient = point.g + point.J.T @ y
-        W = point.hessian(y)
-        size = math.hypot(float(space.norm(gradient)), float(image.norm(c)))
-        found = conditions(program, point, y)
-        if observe is not None and observe(
-            ConstrainedState(iterations, point.x, point.f * program.unit, found.residual, found.infeasibility, eta1, 0)
-        ):
-            status = Status.STOPPED
+        c, gradient = point.c - program.low, point.g + point.J.T @ y
+        W, size = point.hessian(y), math.hypot(float(space.norm(gradient)), float(image.norm(c)))
+        at, found = Moment(point, y, c, gradient, W, rows, size), conditions(program, point, y)
+        status, over = _over(program, at, found, rules, iterations)
+        state = ConstrainedState(
+            iterations, point.x, point.f * program.unit, found.residual, found.infeasibility, eta.eta1, 0
+        )
+        if observe is not None and observe(state):
+            status, over = Status.STOPPED, True
+        if over:
             break
-        if found.hold(rules.gtol, rules.ctol, strict=True):
-            break
-        if iterations >= rules.max_iterations:
-            status = Status.MAX_ITERATIONS
-            break
-        if point.f < -TOO_FAR or float(space.norm(point.x)) > TOO_FAR:
-            status = Status.UNBOUNDED if found.infeasibility <= 1e-6 else Status.STAGNATED
-            break
-
-        # --- the step
-        bent, pulled, pushed = W @ gradient, point.J.T @ c, point.J @ gradient
-        step, slope, t = None, math.inf, 0.0
-        for _ in range(SHIFTS):
-            rtol = min(delta, size)
-            if seed is None:
-                step = krylov(point, W, t, gradient, c, rows, rtol)
-            else:
-                step = sketched(point, W, t, gradient, c, rtol, seed + drawn, block)
-                drawn += 1
-            slope_x = float(space.inner(gradient + eta2 * bent + eta1 * pulled, step.dx))
-            slope = slope_x + float(image.inner(c + eta2 * pushed, step.dy))
-            if step.curvature is None and slope <= -0.5 * eta2 * size * size:
-                break
-            bend = step.curvature if step.curvature is not None else bend
-            bent_down = seed is not None and float(space.inner(step.dx, W @ step.dx + t * step.dx)) <= 0
-            if step.curvature is not None or bent_down:
-                t = max(4 * t, shift / 4, 1e-3 * max(1.0, _bending(W, step, space)))
-                continue
-            eta1, eta2, delta = GROWTH**2 * eta1, eta2 / GROWTH, max(LEAST_DELTA, delta / GROWTH**4)
-            if eta1 > MOST_ETA1 or eta2 < LEAST_ETA2:
-                break
-        shift = t
+        step, slope = _step(program, at, eta, seed, block)
+        status = Status.STAGNATED
         if step is None or not slope < 0 or not (space.finite(step.dx) and image.finite(step.dy)):
-            status = Status.STAGNATED
             break
         iterations += 1
-
-        # --- the search
-        value = _value(program, point, c, gradient, y, eta1, eta2)
-        noise = 10 * program.eps * (abs(point.f) + abs(value) + abs(float(image.inner(c, y))))
-        alpha, accepted = 1.0, None
-        while accepted is None and alpha > SMALLEST:
-            trial = program.point(program.rounded(point.x + alpha * step.dx))
-            if trial is not None:
-                y_trial = y + alpha * step.dy
-                g_trial = trial.g + trial.J.T @ y_trial
-                reached = _value(program, trial, trial.c - program.low, g_trial, y_trial, eta1, eta2)
-                if reached <= value + ARMIJO * alpha * slope + noise:
-                    accepted = trial, y_trial
-            alpha = alpha / 2 if accepted is None else alpha
-        if accepted is None:
-            status = Status.STAGNATED
-            break
-        if bool((accepted[0].x == point.x).all()) and bool((accepted[1] == y).all()):
-            status = Status.STAGNATED
+        accepted = _searched(program, at, step, slope, eta)
+        if accepted is None or (bool((accepted[0].x == point.x).all()) and bool((accepted[1] == y).all())):
             break
         point, y = accepted
         rows = rows_of(as_operator(point.J)) if seed is None else rows
@@ -149,7 +131,61 @@ def augmented(  # noqa: C901 - one branch for each way to go on or to end
     if ended and found.infeasibility > rules.ctol and stationary_violation(program, point, STATIONARY):
         status = Status.INFEASIBLE
     values = tuple(f * program.unit for f in history)
-    return Run(point.x, found.y, status, iterations, values, bend)
+    return Run(point.x, found.y, status, iterations, values, eta.bend)
+
+
+def _over(program: Program, at: Moment, found: Conditions, rules: Rules, iterations: int) -> tuple[Status | None, bool]:
+    """The status at the end of a run, and whether it is there."""
+    if found.hold(rules.gtol, rules.ctol, strict=True):
+        return None, True
+    if iterations >= rules.max_iterations:
+        return Status.MAX_ITERATIONS, True
+    if at.point.f < -TOO_FAR or float(program.domain.norm(at.point.x)) > TOO_FAR:
+        return Status.UNBOUNDED if found.infeasibility <= 1e-6 else Status.STAGNATED, True
+    return None, False
+
+
+def _step(program: Program, at: Moment, eta: Penalties, seed: int | None, block: int) -> tuple[Step | None, float]:
+    """A step of descent for L_eta, if there is one, and its slope."""
+    space, image, W = program.domain, program.codomain, at.W
+    bent, pulled, pushed = W @ at.gradient, at.point.J.T @ at.c, at.point.J @ at.gradient
+    step, slope, t = None, math.inf, 0.0
+    for _ in range(SHIFTS):
+        rtol = min(eta.delta, at.size)
+        if seed is None:
+            step = krylov(at.point, W, t, at.gradient, at.c, at.rows, rtol)
+        else:
+            step = sketched(at.point, W, t, at.gradient, at.c, rtol, seed + eta.drawn, block)
+            eta.drawn += 1
+        slope_x = float(space.inner(at.gradient + eta.eta2 * bent + eta.eta1 * pulled, step.dx))
+        slope = slope_x + float(image.inner(at.c + eta.eta2 * pushed, step.dy))
+        if step.curvature is None and slope <= -0.5 * eta.eta2 * at.size * at.size:
+            break
+        eta.bend = step.curvature if step.curvature is not None else eta.bend
+        bent_down = seed is not None and float(space.inner(step.dx, W @ step.dx + t * step.dx)) <= 0
+        if step.curvature is not None or bent_down:
+            t = max(4 * t, eta.shift / 4, 1e-3 * max(1.0, _bending(W, step, space)))
+        elif not eta.raised():
+            break
+    eta.shift = t
+    return step, slope
+
+
+def _searched(program: Program, at: Moment, step: Step, slope: float, eta: Penalties) -> tuple[Point, Tensor] | None:
+    """The first point along the step that L_eta takes, and its multipliers."""
+    value = _value(program, at.point, at.c, at.gradient, at.y, eta.eta1, eta.eta2)
+    noise = 10 * program.eps * (abs(at.point.f) + abs(value) + abs(float(program.codomain.inner(at.c, at.y))))
+    alpha = 1.0
+    while alpha > SMALLEST:
+        trial = program.point(program.rounded(at.point.x + alpha * step.dx))
+        if trial is not None:
+            y = at.y + alpha * step.dy
+            gradient = trial.g + trial.J.T @ y
+            reached = _value(program, trial, trial.c - program.low, gradient, y, eta.eta1, eta.eta2)
+            if reached <= value + ARMIJO * alpha * slope + noise:
+                return trial, y
+        alpha /= 2
+    return None
 
 
 def krylov(point: Point, W: LinearOperator, t: float, gradient: Tensor, c: Tensor, rows: Rows, rtol: float) -> Step:
