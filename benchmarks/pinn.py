@@ -158,7 +158,14 @@ def trf(p: Problem, x0: Tensor, late: Callable[[], bool]) -> Tensor:
 
     with contextlib.suppress(OutOfTime):
         scipy_least_squares(
-            residual, x0.numpy(), jacobian, method="trf", ftol=1e-15, xtol=1e-15, gtol=1e-15, max_nfev=1_000_000  # pyright: ignore[reportArgumentType]
+            residual,
+            x0.numpy(),
+            jacobian,  # pyright: ignore[reportArgumentType]
+            method="trf",
+            ftol=1e-15,
+            xtol=1e-15,
+            gtol=1e-15,
+            max_nfev=1_000_000,
         )
     return best[1]
 
