@@ -160,20 +160,12 @@ def trf(p: Problem, x0: Tensor, late: Callable[[], bool]) -> Tensor:
         scipy_least_squares(
             residual,
             x0.numpy(),
-<<<<<<< HEAD
-            jacobian,
-=======
             jacobian,  # pyright: ignore[reportArgumentType]
->>>>>>> ls
             method="trf",
             ftol=1e-15,
             xtol=1e-15,
             gtol=1e-15,
-<<<<<<< HEAD
-            max_nfev=1_000_000,  # pyright: ignore[reportArgumentType]
-=======
             max_nfev=1_000_000,
->>>>>>> ls
         )
     return best[1]
 
