@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from frechet.optimize._least_squares.damped_step import Factor
 
-# from a prototype without `ROW`: 0.7 took all of eleven small networks below 1e-10, also those it was chosen on; 0.1, 0.3,
-# 0.5 and 0.85 failed on some of nine, but not all with the same other constants. Fresh networks have not been tried.
+# from a prototype without `ROW`: 0.7 took all of eleven small networks below 1e-10, also those it was chosen on; 0.1,
+# 0.3, 0.5 and 0.85 failed on some of nine, but not all with the same other constants. No fresh ones were tried.
 MEMORY = 0.7
 CONSISTENT = 0.5  # of the cost, that the undamped step takes off
 LIVELY, SHARE = 1e-8, 0.5  # singular values of the largest; the part of the parameters with such
