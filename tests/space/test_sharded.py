@@ -106,7 +106,7 @@ def test_a_check_sees_all_data_and_parameters(ranks):
             "ValueError: rank 0: Objective: x must be torch.float64 of shape (37,), got torch.float64 of shape",
         ),
         ("differentiable", "ValueError: Objective.value: x must not require grad where parameters are sharded; use"),
-        ("eigsh start", "NonFinite: eigsh: start holds a NaN or an infinity"),
+        ("eigsh start", "NonFinite: eigsh: x0 holds a NaN or an infinity"),
         ("examples", "UnusableObjective: Objective: this question needs whole parameters on every rank, got sharded"),
         ("afterwards", "nothing"),
     ],

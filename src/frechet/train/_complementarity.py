@@ -27,7 +27,6 @@ round 30 to 300.
 from __future__ import annotations
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -168,6 +167,8 @@ def _on(C: Tensor, P: Tensor, r: Tensor) -> Tensor:
 
 def _by_nnls(C: Tensor, q: Tensor, s: Tensor, P: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     """The columns that are left, one by one: with C = L L', s minimizes |L's + L^-1 q|."""
+    import scipy.optimize
+
     L = torch.linalg.cholesky(C)
     right = torch.linalg.solve_triangular(L, q, upper=False).cpu().numpy()
     A, s, P = L.T.cpu().numpy(), s.clone(), P.clone()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg import null_space
 
 from frechet.optimize._constrained.dense import Array, Indices, ProgramAsDense, Trial
 
@@ -128,7 +128,7 @@ def convex_on(dense: ProgramAsDense, at: Measured, active: ActiveSet) -> bool:
     H, A = at.trial.second(at.y)[np.ix_(free, free)], at.J[np.ix_(rows, free)]
     if not len(free):
         return True
-    Z = null_space(A, rcond=1e-10) if len(rows) else np.eye(len(free))
+    Z = scipy.linalg.null_space(A, rcond=1e-10) if len(rows) else np.eye(len(free))
     if not Z.shape[1]:
         return True
     bent = Z.T @ H @ Z
