@@ -176,6 +176,11 @@ def differentiable(t: Tensor) -> Tensor:
     return t.detach().requires_grad_()
 
 
+def backward_pass() -> int:
+    """The number of the backward pass in which this is called, -1 outside of one."""
+    return torch._C._current_graph_task_id()  # type: ignore[attr-defined]
+
+
 def in_dispatch_mode() -> bool:
     """Whether somebody watches every operation, as a recording does: then no value must be read."""
     return torch._C._len_torch_dispatch_stack() > 0

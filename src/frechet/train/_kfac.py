@@ -9,8 +9,9 @@ with the exact damped inverse by the eigenvectors of A and B, which are renewed 
 and b during `loss.backward()`, so that the training loop stays as it is: accumulation, schedulers and parameter groups
 work. Parameters outside of Linear and Conv layers take steps of torch's AdamW.
 
-B comes from the actual targets: it is the empirical Fisher of the loss of a step. Its scale is that of a mean over
-examples. In accumulation the losses of the microbatches must add up to the mean over all of them.
+B comes from the actual targets: it is the empirical Fisher of the loss of a step, which must be a mean over the first
+axis of what each layer returns. Where a model folds tokens into that axis, B is larger by their number, and steps are
+shorter. In accumulation the losses of the microbatches must add up to the mean over all of them.
 
 **Source.** J. Martens, R. Grosse (2015), arXiv 1503.05671; nu: J. Ba, R. Grosse, J. Martens (2017), Distributed
 second-order optimization using Kronecker-factored approximations, ICLR.
@@ -25,7 +26,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from frechet.objective._torch_internals import backward_pass
 from frechet.operators.derivatives._kfac_layers import Call, Layer, known_layers
 
 LARGEST = 4096  # inputs or outputs of a layer whose factors are kept
@@ -48,7 +50,7 @@ class _Seen:
     rows: int = 0
     B: Tensor | None = None
     examples: int = 0
-    waiting: list[tuple[Tensor, int]] = field(default_factory=list)
+    last: int = -1  # the backward pass that was seen last: a layer may be called several times in one
 
     def add(self, layer: Layer, given: Tensor, slopes: Tensor) -> None:
         call = Call(layer, given, slopes)
@@ -56,7 +58,9 @@ class _Seen:
         b = _wide(call.slopes(slopes)).flatten(0, 1).transpose(0, 1)
         A, B = a.transpose(1, 2) @ a, b.transpose(1, 2) @ b
         self.A, self.B = (A, B) if self.A is None or self.B is None else (self.A + A, self.B + B)
-        self.rows, self.examples = self.rows + a.shape[1], self.examples + len(slopes)
+        self.rows += a.shape[1]
+        if (now := backward_pass()) != self.last:
+            self.examples, self.last = self.examples + len(slopes), now
 
 
 class KFAC(torch.optim.Optimizer):
@@ -186,7 +190,7 @@ class KFAC(torch.optim.Optimizer):
         return loss
 
     def _step_layers(self, group: dict[str, Any]) -> None:
-        found: list[tuple[int, Tensor, Tensor]] = []
+        found: list[tuple[int, Tensor]] = []
         inner = 0.0
         for i, own in enumerate(self._own):
             if any(p.grad is None for p in own):
@@ -195,12 +199,12 @@ class KFAC(torch.optim.Optimizer):
             G = _matrix(self._layers[i], own)
             P = self._preconditioned(i, G, group["damping"])
             inner += float((P * G).sum())
-            found.append((i, G, P))
+            found.append((i, P))
         lr = group["lr"]
         nu = min(1.0, math.sqrt(group["clip"] / (lr * lr * inner))) if inner > 0 and lr > 0 else 1.0
         if not math.isfinite(inner):
             return  # a gradient that is not finite: nothing is changed
-        for i, _, P in found:
+        for i, P in found:
             for p, update in zip(self._own[i], _parameters(self._layers[i], self._own[i], nu * P), strict=True):
                 state = self.state[p]
                 if group["momentum"]:

@@ -20,7 +20,7 @@ columns; or over labels that are drawn; or over the actual targets.
 **Source.** J. Martens, R. Grosse (2015), arXiv 1503.05671; T. George et al. (2018), arXiv 1806.03884 (EK-FAC); R.
 Eschenhagen et al. (2023), arXiv 2311.00636 (expand and reduce).
 **Differs from the source.** (1) Embeddings and normalizations. (2) In padded sequences, positions that no loss reaches
-do not count in A. (3) The gradient of each weight is proved to be the sum of b a' on the first batch.
+do not count in A. (3) On every batch the gradient of each weight is proved to be the sum of b a'.
 **Cost.** A forward pass over the data, and as many backward passes as an example has outputs, or `samples`; twice for
 EK-FAC. Memory: A and B of all layers.
 """
@@ -153,7 +153,7 @@ def _settled(run: _Run, others: Others) -> tuple[_Run, list[KroneckerFactors]]:
                 f"{rest[:3]}; leave them out with restrict=, or take others='diagonal'"
             )
         single = [Layer(run.snapshot.model, "other", n, None) for n in rest]
-        now = replace(run, layers=[*layers, *single], rest=rest, proved=False)
+        now = replace(run, layers=[*layers, *single], rest=rest)
         try:
             return now, now.factors()
         except Elsewhere as found:
@@ -201,7 +201,6 @@ class _Run:
     seed: int | None
     samples: int
     padded: bool | None
-    proved: bool = False
     streams: dict[int, list[torch.Generator]] = field(default_factory=dict)
 
     def factors(self) -> list[KroneckerFactors]:
@@ -295,14 +294,13 @@ class _Run:
             columns = list(self._columns(part, criterion, y.detach(), batch))
             outputs = [c.output for c in calls]
             for j, u in enumerate(columns):
-                own = [] if self.proved else leaves
+                own = leaves if j == 0 else []  # every batch is proved, with its first column
                 last = j + 1 == len(columns)
                 wanted = [*own, *outputs]
                 found = grads(y, wanted, [u], retain_graph=bool(rest) or not last) if wanted else []
-                if not self.proved:
+                if j == 0:
                     recordable = [la for la in self.layers if la.kind != "other"]
                     prove(self.space, found[: len(own)], calls, found[len(own) :], recordable)
-                    self.proved = True
                 yield calls, found[len(own) :], _squares(y, u, {n: blocks[n] for n in rest}, keep=not last)
 
     def _columns(self, part: Part, criterion: Criterion, y: Tensor, batch: Batch) -> Iterator[Tensor]:

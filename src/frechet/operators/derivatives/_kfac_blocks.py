@@ -48,6 +48,7 @@ def shapes_of(layer: Layer, space: Space) -> list[tuple[int, ...]]:
 
 
 def factors_from(layer: Layer, flat: Tensor, shapes: Sequence[tuple[int, ...]], kind: Kind) -> KroneckerFactors:
+    """The factors of a layer from the sums of A, of its rows, and of B."""
     if layer.kind in ("scale", "other"):
         return KroneckerFactors(layer.names, None, None, flat)
     A, rows, B = (p.view(s) for p, s in zip(flat.split([torch.Size(s).numel() for s in shapes]), shapes, strict=True))
@@ -83,6 +84,7 @@ def basis_of(f: KroneckerFactors) -> tuple[Tensor | None, Tensor] | None:
 def corrected_block(
     f: KroneckerFactors, basis: tuple[Tensor | None, Tensor], values: Tensor, space: Space
 ) -> LinearOperator:
+    """The block with these second moments as eigenvalues, in the eigenvectors of the factors."""
     Q_A, Q_B = basis
     if Q_A is None:
         assert f.inputs is not None

@@ -47,12 +47,10 @@ class Factored:
         device = self.B.device
         layer = self.calls[0].layer
         if layer.kind == "embedding":
-            tokens = torch.cat(
-                [c.inputs[self._counted(c, live)] for c, live in zip(self.calls, self.live, strict=True)]
-            )
+            tokens = self._rows()
             A, count = torch.bincount(tokens, minlength=shapes[0][0]).double(), len(tokens)
         elif self.sharing == "expand":
-            rows = torch.cat([c.inputs[self._counted(c, live)] for c, live in zip(self.calls, self.live, strict=True)])
+            rows = self._rows()
             A, count = _second_moment(rows.unsqueeze(0)), len(rows)
         else:
             A, count = self._reduced()
