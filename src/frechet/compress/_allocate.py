@@ -74,9 +74,9 @@ def allocate_bits(
         >>> allocate_bits(table, 6).bits
         {'a': 2, 'b': 4}
     """
-    loss = _losses(table, losses)
+    loss = _losses("allocate_bits", table, losses)
     first = [] if budget is None else [(_bytes(table), budget)]
-    limits = [*first, *((_costs(table, c), m) for c, m in limits)]
+    limits = [*first, *((_costs("allocate_bits", table, c), m) for c, m in limits)]
     if not limits:
         raise ValueError("allocate_bits: a budget or limits must be given, got none")
     for cost, most in limits:
@@ -113,7 +113,10 @@ def pareto_front(table: Sensitivity, *, costs: Tensor | None = None, losses: Los
         >>> [(plan.bytes, plan.predicted) for plan in pareto_front(table)]
         [(4.0, 13.0), (6.0, 4.5), (8.0, 1.5)]
     """
-    loss, cost = _losses(table, losses), _bytes(table) if costs is None else _costs(table, costs)
+    loss, cost = (
+        _losses("pareto_front", table, losses),
+        _bytes(table) if costs is None else _costs("pareto_front", table, costs),
+    )
     front = _front(loss.numpy(), cost.numpy(), math.inf)
     if front is None:
         raise ValueError(f"pareto_front: the front must have at most {MOST} plans; use allocate_bits with a budget")
@@ -180,17 +183,17 @@ def _bytes(table: Sensitivity) -> Tensor:
     return sizes[:, None] * bits / 8
 
 
-def _costs(table: Sensitivity, costs: Tensor) -> Tensor:
+def _costs(name: str, table: Sensitivity, costs: Tensor) -> Tensor:
     expected = (len(table.names), len(table.bits))
     if tuple(costs.shape) != expected or not bool(costs.isfinite().all()):
-        raise ValueError(f"allocate_bits: costs must be finite of shape {expected}, got {tuple(costs.shape)}")
+        raise ValueError(f"{name}: costs must be finite of shape {expected}, got {tuple(costs.shape)}")
     return costs.detach().cpu().double()
 
 
-def _losses(table: Sensitivity, losses: str) -> Tensor:
+def _losses(name: str, table: Sensitivity, losses: str) -> Tensor:
     found = table.measured if losses == "measured" else table.predicted
     if losses not in ("predicted", "measured") or found is None:
         raise ValueError(
-            f"allocate_bits: losses must be 'predicted', or 'measured' of a table with measured=True, got {losses!r}"
+            f"{name}: losses must be 'predicted', or 'measured' of a table with measured=True, got {losses!r}"
         )
     return found.detach().cpu().double()

@@ -425,6 +425,42 @@ def test_what_has_no_such_block_has_its_exact_diagonal_or_is_refused(how):
         assert kfac(objective, restrict="a.*", others="refuse").domain.dim == 20
 
 
+class Branching(nn.Module):
+    """Uses a weight outside of its layer where the inputs are large: in the second batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        return y @ self.a.weight if float(x.detach().mean()) > 1 else y
+
+
+def test_a_weight_that_a_later_batch_uses_elsewhere_is_noticed():
+    torch.manual_seed(0)
+    X, y = torch.randn(8, 4, dtype=F64), torch.zeros(8, 4, dtype=F64)
+    objective = Objective(Branching().double(), squared_error(), [(X[:4], y[:4]), (X[4:] + 5, y[4:])])
+    with pytest.raises(UnusableObjective, match="kfac: parameters must be used in their layer alone"):
+        kfac(objective, others="refuse")
+    torch.testing.assert_close(kfac(objective).dense().diagonal(), fisher(objective).dense().diagonal())
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_the_padding_token_of_an_embedding_has_no_block_and_does_not_count(corrected):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3, padding_idx=2), nn.Flatten(), nn.Linear(12, 2)).double()
+    tokens = torch.tensor([[0, 2, 1, 2], [4, 4, 2, 3], [2, 2, 0, 1]])
+    objective = Objective(model, cross_entropy(), [(tokens, torch.tensor([0, 1, 1]))])
+    A = kfac(objective, corrected=corrected)
+    counts = torch.tensor([2.0, 2.0, 0.0, 1.0, 2.0], dtype=F64)
+    torch.testing.assert_close(A.layers[0].inputs, counts / counts.sum())
+    exact, at = fisher(objective).dense(), torch.arange(15)
+    assert float(A.dense()[at][:, at].diagonal()[6:9].abs().max()) == 0
+    if corrected:
+        torch.testing.assert_close(A.dense()[at][:, at].trace(), exact[at][:, at].trace())
+
+
 def transformer(name):
     """Small models of transformers, with a split of their batches."""
     transformers = pytest.importorskip("transformers")
