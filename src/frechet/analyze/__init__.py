@@ -14,12 +14,15 @@ from frechet.analyze._examples import (
 )
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
+from frechet.analyze._intrinsic_dimension import IntrinsicDimension, intrinsic_dimension, random_subspace
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze._ntk_prediction import NtkDrift, NtkPrediction, ntk_drift, ntk_prediction
+from frechet.analyze._outliers import Outliers, outliers
 from frechet.analyze._plan import Job, Plan, plan
 from frechet.analyze._power_law import PowerLaw, fit_power_law
+from frechet.analyze._roughness import Roughness, roughness
 from frechet.analyze._run.batch_sharpness import BatchSharpness, batch_sharpness
 from frechet.analyze._run.critical_rate import CriticalRate, critical_rate
 from frechet.analyze._run.monitor import Monitor, probe_batches
@@ -34,7 +37,9 @@ from frechet.analyze._scaling_rules import (
     weight_decay_for,
     width_exponent,
 )
+from frechet.analyze._self_distillation import SelfDistillation, self_distillation
 from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
+from frechet.analyze._smoothness import Smoothness, fit_smoothness
 from frechet.analyze._spectral_check import MatrixNorms, SpectralCheck, spectral_check
 from frechet.analyze._stability import (
     Interpolation,
@@ -72,6 +77,7 @@ __all__ = [
     "Hyperparameters",
     "Influence",
     "Interpolation",
+    "IntrinsicDimension",
     "Job",
     "LayerTops",
     "LayerTraces",
@@ -82,12 +88,16 @@ __all__ = [
     "NoiseScale",
     "NtkDrift",
     "NtkPrediction",
+    "Outliers",
     "Plan",
     "Plane",
     "PowerLaw",
     "Quantity",
     "Reading",
+    "Roughness",
+    "SelfDistillation",
     "Slices",
+    "Smoothness",
     "SpectralCheck",
     "Stability",
     "StepMetric",
@@ -109,9 +119,11 @@ __all__ = [
     "example_slopes",
     "fit_annealing_law",
     "fit_power_law",
+    "fit_smoothness",
     "gradient_gram",
     "influence",
     "interpolation",
+    "intrinsic_dimension",
     "layer_tops",
     "layer_traces",
     "leave_one_out",
@@ -123,11 +135,15 @@ __all__ = [
     "ntk_matrix",
     "ntk_prediction",
     "optimizer_metric",
+    "outliers",
     "plan",
     "probe_batches",
+    "random_subspace",
     "read_history",
+    "roughness",
     "scale_for_batch",
     "scale_for_width",
+    "self_distillation",
     "sgd_update",
     "spectral_check",
     "stability",
