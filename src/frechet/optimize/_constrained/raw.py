@@ -89,13 +89,16 @@ class Functions:
     @contextmanager
     def held_open(self) -> Iterator[None]:
         """One entry into what `second_order` consists of, but for its mode that sees every operation."""
+        if self.seen.inside:
+            yield
+            return
         device = self.space.device
         with differentiating("minimize", device), unfused_attention(), recurrence_without_cudnn(), autocast_left_out():
-            before, self.seen.inside = self.seen.inside, True
+            self.seen.inside = True
             try:
                 yield
             finally:
-                self.seen.inside = before
+                self.seen.inside = False
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
