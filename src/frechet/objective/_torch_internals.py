@@ -102,9 +102,7 @@ def unchecked_grad(
     )
 
 
-def unchecked_batched_grad(
-    outs: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor]
-) -> list[Tensor | None]:
+def unchecked_batched_grad(outs: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor]) -> list[Tensor | None]:
     """Return what `torch.autograd.grad(is_grads_batched=True)` returns for batches of cotangents that are known to fit.
 
     An operation without a rule for batches raises. As `torch._vmap_internals._vmap`, without its walks through trees.

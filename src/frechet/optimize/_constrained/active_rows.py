@@ -58,9 +58,7 @@ def measured(dense: ProgramAsDense, trial: Trial, g: Array, J: Array, y: Array) 
         slack = max(slack, _largest(np.where(low == high, 0.0, y * away)))
     past = float((np.maximum(np.maximum(c - high, low - c), 0.0) * dense.past).max(initial=0.0))
     unit = dense.of_f
-    return Measured(
-        *(trial, g, J, y, z), _largest(r + z) * unit, max(past, outside), slack * unit, _largest(g) * unit
-    )
+    return Measured(*(trial, g, J, y, z), _largest(r + z) * unit, max(past, outside), slack * unit, _largest(g) * unit)
 
 
 def _largest(v: Array) -> float:

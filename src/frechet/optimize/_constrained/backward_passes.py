@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from frechet.objective._torch_internals import unchecked_grad, unchecked_batched_grad
+from frechet.objective._torch_internals import unchecked_batched_grad, unchecked_grad
 
 COLUMNS = 64  # passes in a batch: a bound on memory
 Kind = Literal["rows", "columns"]
@@ -44,9 +44,7 @@ class Batches:
         parts = [self._pulled(kind, ys, xs, list(us)) for us in zip(*(u.split(COLUMNS) for u in units), strict=True)]
         return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
 
-    def _pulled(
-        self, kind: Kind, ys: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def _pulled(self, kind: Kind, ys: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor]) -> list[Tensor]:
         if len(us[0]) > 1 and kind not in self.refused:
             try:
                 found = unchecked_batched_grad(ys, xs, us)
@@ -57,17 +55,17 @@ class Batches:
                 self.refused[kind] = str(reason).splitlines()[0][:200] if str(reason) else type(reason).__name__
             else:
                 k = len(us[0])
-                return [x.new_zeros(k, *x.shape) if g is None else _strided(g) for g, x in zip(found, xs, strict=True)]
+                return [x.new_zeros(k, *x.shape) if g is None else strided(g) for g, x in zip(found, xs, strict=True)]
         return _one_by_one(ys, xs, us)
 
 
 def _one_by_one(ys: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor]) -> list[Tensor]:
     each = [unchecked_grad(ys, xs, row) for row in zip(*us, strict=True)]
     return [
-        torch.stack([torch.zeros_like(x) if g is None else _strided(g) for g in blocks])
+        torch.stack([torch.zeros_like(x) if g is None else strided(g) for g in blocks])
         for x, blocks in zip(xs, zip(*each, strict=True), strict=True)
     ]
 
 
-def _strided(g: Tensor) -> Tensor:
+def strided(g: Tensor) -> Tensor:
     return g if g.layout is torch.strided else g.to_dense()

@@ -183,8 +183,8 @@ class BarrierProblem:
         p = it.place
         dual = self._slope(it) + self.pulled(it, it.y) - it.zL + it.zU
         dual += mu * DAMPING * self.pulls
-        low = np.where(self.has_L, it.zL * np.where(self.has_L, p.dL, 0.0) - mu, 0.0)
-        return dual, low, np.where(self.has_U, it.zU * np.where(self.has_U, p.dU, 0.0) - mu, 0.0)
+        L, U = self.where_L, self.where_U
+        return dual, it.zL[L] * p.dL[L] - mu, it.zU[U] * p.dU[U] - mu
 
     def error(self, it: Iterate, mu: float) -> float:
         """The largest of the residuals, with multipliers beyond 100 scaled down."""

@@ -33,7 +33,7 @@ from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import differentiating, grads, second_order
 from frechet.optimize._constrained.affine_rows import Affine, affine_rows
-from frechet.optimize._constrained.backward_passes import COLUMNS, Batches
+from frechet.optimize._constrained.backward_passes import COLUMNS, Batches, strided
 from frechet.space import Space
 
 KEPT = 3  # points
@@ -282,10 +282,8 @@ class Raw:
         """The gradient of f ``(n,)`` and the Jacobian of c ``(m, n)``."""
         if self.first is None:
             self._look_for_affine()
-            g = None
-            if self.value is not None:
-                g = self._flat([b.unsqueeze(0) for b in grads(self.value, self.leaves, None, retain_graph=True)])[0]
-            self.first = self._gradient() if g is None else g, self._rows(self._jacobians())
+            g = self._gradient() if self.value is None or not self.value.requires_grad else self._slope(self.value)
+            self.first = g, self._rows(self._jacobians())
         return self.first
 
     def _look_for_affine(self) -> None:
@@ -294,6 +292,11 @@ class Raw:
             with self.functions.differentiating():
                 seen.affine = affine_rows(self.parts, self.leaves, self.x, self._batches, self._flat)
             self.affine = dict(seen.affine)
+
+    def _slope(self, value: Tensor) -> Tensor:
+        found = unchecked_grad([value], self.leaves, [torch.ones_like(value)])
+        blocks = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
+        return self._flat([strided(b).unsqueeze(0) for b in blocks])[0]
 
     def _gradient(self) -> Tensor:
         """Of an objective, or of a value without a graph."""
@@ -326,9 +329,8 @@ class Raw:
             units = torch.eye(m, dtype=self.x.dtype, device=self.x.device).split(sizes, 1)
             J = self._flat(self._batches.pulled("rows", rows, self.leaves, units))
             return dict(zip(curved, J.split(sizes), strict=True))
-        with self.functions.differentiating():
-            us = [torch.zeros_like(r).requires_grad_() for r in rows]
-            pulled = grads(rows, self.leaves, us, create_graph=True)
+        us = [torch.zeros_like(r).requires_grad_() for r in rows]
+        pulled = self._graph(rows, us, f"rows {curved}")
         columns = self._batches.pulled("columns", pulled, us, self.functions.units)
         return {i: _wide(block).T for i, block in zip(curved, columns, strict=True)}
 
