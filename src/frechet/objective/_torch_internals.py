@@ -89,6 +89,36 @@ def vmap_without_loops() -> Iterator[None]:
         functorch._set_vmap_fallback_enabled(loops)
 
 
+def unchecked_grad(
+    outs: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return what `torch.autograd.grad` returns for cotangents that are known to fit; None for an unused x.
+
+    For graphs of a few operations, where its checks cost more than the pass. The graph is kept. Function modes stay
+    entered: they do not see this call, only what runs again in it. Calls `torch.autograd.graph._engine_run_backward`.
+    """
+    return torch.autograd.graph._engine_run_backward(
+        tuple(outs), tuple(us), True, create_graph, tuple(xs), True, accumulate_grad=False
+    )
+
+
+def unchecked_batched_grad(outs: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return what `torch.autograd.grad(is_grads_batched=True)` returns for batches of cotangents that are known to fit.
+
+    An operation without a rule for batches raises. As `torch._vmap_internals._vmap`, without its walks through trees.
+    """
+    size, loops = len(us[0]), functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    level = torch._C._vmapmode_increment_nesting()  # type: ignore[attr-defined]
+    try:
+        batches = [torch._add_batch_dim(u, 0, level) for u in us]  # type: ignore[attr-defined]
+        found = unchecked_grad(outs, xs, batches)
+        return [None if g is None else torch._remove_batch_dim(g, level, size, 0) for g in found]  # type: ignore[attr-defined]
+    finally:
+        torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
+        functorch._set_vmap_fallback_enabled(loops)
+
+
 @contextmanager
 def autocast_left_out() -> Iterator[None]:
     """``torch.autocast`` regions entered inside change nothing: a model's own would round derivatives.

@@ -14,6 +14,7 @@ f and each row are divided by their gradients at the start; all that is reported
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -110,6 +111,20 @@ def constrained(
     program, x, shapes = _program(f, x0, constraints, bounds)
     rules = _rules(program, gtol, ctol, max_iterations)
     chosen = _chosen(method, program, seed)
+    assert program.asked is not None
+    with program.asked.held_open() if program.small else nullcontext():
+        return _minimized(program, x, shapes, rules, chosen, seed, observe)
+
+
+def _minimized(
+    program: Program,
+    x: Tensor,
+    shapes: list[tuple[int, ...]],
+    rules: Rules,
+    chosen: str,
+    seed: int | None,
+    observe: Observe | None,
+) -> MinimizeSolution:
     program, start = lengthened(*reached(program, _start(program, x)))
     drawn = seed if chosen == "sketched" else None
 
