@@ -112,8 +112,7 @@ def least_squares(
             sparse normal equations, of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in
             place of their factors. The structure is compared with the function at every point, and `ValueError` names a
             parameter that is read undeclared.
-        metric: the inner product of x, with a factor. Columns, damping and tests are then those of the variables in
-            which it is the Euclidean one. Bounds, a structure and a Jacobian of your own are refused.
+        metric: the inner product of x, with a factor: the run is that in the variables in which it is Euclidean.
         gtol: see above. Default: eps of the dtype.
         xtol: see above. Default: eps of the dtype.
         ftol: see above.
@@ -145,7 +144,7 @@ def least_squares(
     """
     if metric is not None:
         within = InMetric.of(residual, x0, metric, bounds, structure, jacobian)
-        found = least_squares(
+        in_y = least_squares(
             within,
             within.y0,
             loss=loss,
@@ -161,7 +160,7 @@ def least_squares(
             scaling=scaling,
             observe=within.observed(observe),
         )
-        return within.in_x(found)
+        return within.in_x(in_y)
     problem, x = problem_of(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
     _algorithm(method, eta, scaling)
@@ -187,9 +186,8 @@ def least_squares(
         return _by_products(problem, start, rules, observe)
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
-    algorithm = _algorithm(chosen, eta, scaling)
     first, start_cost = linear, linear.cost * problem.square
-    problem, rules, run = in_units(algorithm, problem, linear, rules, observe)
+    problem, rules, run = in_units(_algorithm(chosen, eta, scaling), problem, linear, rules, observe)
     described = f"{chosen}, dense Jacobian by {problem.route}"
     return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
 
