@@ -61,6 +61,17 @@ def test_a_gradient_changes_with_the_variables_as_vectors_do_and_a_derivative_as
     torch.testing.assert_close(other.dual_norm(R.T @ c), metric.dual_norm(c), rtol=1e-9, atol=0)
 
 
+def test_penalties_written_with_it_are_differentiable():
+    metric, u = METRICS["H1"](), gaussian(12)
+    M = metric.mass.dense()
+    torch.testing.assert_close(torch.func.grad(lambda u: metric.inner(u, u))(u), 2 * M @ u)
+    torch.testing.assert_close(torch.func.hessian(lambda u: metric.norm(u) ** 2)(u), 2 * M, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.func.jacfwd(metric.riesz)(u), torch.linalg.inv(M), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        torch.func.grad(lambda c: metric.dual_norm(c) ** 2)(u), 2 * metric.riesz(u), rtol=1e-9, atol=1e-9
+    )
+
+
 # --- the law: a run in the metric is the run in the variables y = R^-1 x ---------------------------------------------
 
 

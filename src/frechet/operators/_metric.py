@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NoClosedForm
+from frechet.operators._applied import applied
 from frechet.operators._closed_form import inverse as closed_inverse
 from frechet.operators._closed_form import square_root
 from frechet.operators._constructors import block_diagonal
@@ -31,6 +32,8 @@ from frechet.space import Space
 @dataclass(frozen=True, eq=False, repr=False)
 class Metric:
     """An inner product u'M v; `cg`, `minimize` and `least_squares` take it as ``metric=``.
+
+    What its methods return is differentiable, so that a penalty may be written with them.
 
     Args:
         mass: M, positive definite: from vectors to covectors.
@@ -104,7 +107,7 @@ class Metric:
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """Return u'M v of two vectors."""
-        return self.space.inner(u, self.mass @ v)
+        return self.space.inner(u, applied(self.mass, v))
 
     def norm(self, v: Tensor) -> Tensor:
         """Return sqrt(v'M v) of a vector."""
@@ -113,16 +116,16 @@ class Metric:
     def riesz(self, covector: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return the gradient ``(n,)``: the vector r with r'M h = covector'h for all h."""
         flat = self.space.flatten(covector) if isinstance(covector, Mapping) else covector
-        return self.inverse @ flat
+        return applied(self.inverse, flat)
 
     def covector(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return M v ``(n,)``: the linear form h -> v'M h."""
         flat = self.space.flatten(v) if isinstance(v, Mapping) else v
-        return self.mass @ flat
+        return applied(self.mass, flat)
 
     def dual_norm(self, covector: Tensor) -> Tensor:
         """Return sqrt(c'M^-1 c) of a covector ``(n,)``, or those of the columns of a block ``(n, k)``."""
-        columns, raised = (t.T if t.ndim > 1 else t[None] for t in (covector, self.inverse @ covector))
+        columns, raised = (t.T if t.ndim > 1 else t[None] for t in (covector, applied(self.inverse, covector)))
         squares = [self.space.inner(c, r) for c, r in zip(columns, raised, strict=True)]
         roots = torch.stack(squares).clamp(min=0).sqrt() if squares else self.space.norm(covector)
         return roots if covector.ndim > 1 else roots[0]

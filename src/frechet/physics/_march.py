@@ -35,6 +35,9 @@ from frechet.physics._closed_over import arguments_alone
 from frechet.space import Point, named
 
 
+FEW = 64  # steps whose graphs are kept: products with second derivatives are then three to five times as fast
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """Where a `march` went.
@@ -72,13 +75,13 @@ def march(
         state: the first state, a tensor of any shape or a dict of tensors.
         controls: a tensor or a dict of tensors with the M steps along axis 0. Default: none.
         parameters: what all steps share, tensors in any nest of dicts, lists and tuples. Tensors that `step` closes
-            over get no derivative, and are refused where they require one. Default: none.
+            over get no derivative where there are checkpoints, and are refused where they require one. Default: none.
         steps: M. Default: that of the controls.
         output: a function of a state whose values are kept, such as the term of a cost. Default: the state itself,
             which keeps M + 1 of them.
         checkpoints: how many states a backward pass starts from, 1 <= checkpoints <= M; 0 keeps the graphs of all
             steps, which costs memory in place of a second run of the steps. The result is the same to the last bit.
-            Default: about sqrt(M).
+            Default: 0 for at most 64 steps, about sqrt(M) beyond.
 
     Raises:
         NonFinite: a step gave NaN or infinity; its index is in the message.
@@ -100,10 +103,12 @@ def march(
         raise ValueError(
             f"march: checkpoints must be an int from 0 to the number of steps {count}, got {checkpoints!r}"
         )
+    if checkpoints is None:
+        checkpoints = 0 if count <= FEW else math.ceil(math.sqrt(count))
     if checkpoints == 0 or not count:
         found = problem.run(tensors, 0, count)
     else:
-        found = _in_segments(problem, tensors, checkpoints or math.ceil(math.sqrt(count)))
+        found = _in_segments(problem, tensors, checkpoints)
     ny, n_p = problem.states, problem.shared
     first = problem.observed(tensors[:ny])
     outputs = [torch.cat([a[None], b]) for a, b in zip(first, found[ny + n_p :], strict=True)]
