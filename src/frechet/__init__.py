@@ -37,7 +37,7 @@ from frechet.recording import linearize
 from frechet.space import Space
 
 if TYPE_CHECKING:  # these rooms are imported when they are first used, by __getattr__ below
-    from frechet import analyze, calculus, compress, interop, optimize, train, transport
+    from frechet import analyze, calculus, compress, interop, optimize, physics, train, transport
     from frechet.analyze import plan
     from frechet.calculus import implicit
     from frechet.optimize import LeastSquaresSolution, MinimizeSolution, least_squares, minimize, root
@@ -95,6 +95,7 @@ __all__ = [
     "objective",
     "operators",
     "optimize",
+    "physics",
     "plan",
     "recording",
     "root",
@@ -116,6 +117,7 @@ _LATER = {
     "compress": (),
     "interop": (),
     "optimize": ("LeastSquaresSolution", "MinimizeSolution", "least_squares", "minimize", "root"),
+    "physics": (),
     "train": (),
     "transport": ("TransportSolution", "sinkhorn"),
 }

@@ -191,6 +191,16 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def is_followed(t: Tensor) -> bool:
+    """Whether a torch.func transform or a level of dual numbers follows `t`."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):  # type: ignore[attr-defined]
+        return True
+    if not in_forward_mode():
+        return False
+    with forward_mode_of_rules():
+        return forward_ad.unpack_dual(t).tangent is not None
+
+
 def without_needless_graph(t: Tensor) -> Tensor:
     """`t`, without its graph where gradients are off: a function that takes derivatives itself has run with them."""
     needless = t.requires_grad and not torch.is_grad_enabled() and not in_forward_mode() and not in_transform()

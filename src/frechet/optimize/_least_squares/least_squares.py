@@ -23,6 +23,7 @@ from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.linalg.systems._arguments import check_start
+from frechet.operators import Metric
 from frechet.optimize._box import Bound, Box, check_pair, side
 from frechet.optimize._least_squares.adaptive_damping import adaptive_damping
 from frechet.optimize._least_squares.affine_scaling import SCALINGS, Scaling
@@ -30,6 +31,7 @@ from frechet.optimize._least_squares.curved_model import curved
 from frechet.optimize._least_squares.damped_step import column_scale, factored
 from frechet.optimize._least_squares.dogleg import dogleg
 from frechet.optimize._least_squares.flat_model import falls_on, ran_away
+from frechet.optimize._least_squares.in_metric import InMetric
 from frechet.optimize._least_squares.interior import interior
 from frechet.optimize._least_squares.last_digits import in_range
 from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution, uncertainty
@@ -69,6 +71,7 @@ def least_squares(
     method: Method = "auto",
     jacobian: Literal["auto", "dense", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
     structure: Declared | None = None,
+    metric: Metric | None = None,
     gtol: float | None = None,
     xtol: float | None = None,
     ftol: float = 0.0,
@@ -109,6 +112,7 @@ def least_squares(
             sparse normal equations, of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in
             place of their factors. The structure is compared with the function at every point, and `ValueError` names a
             parameter that is read undeclared.
+        metric: the inner product of x, with a factor: the run is that in the variables in which it is Euclidean.
         gtol: see above. Default: eps of the dtype.
         xtol: see above. Default: eps of the dtype.
         ftol: see above.
@@ -138,6 +142,25 @@ def least_squares(
         >>> s.status.value, s.x.round(decimals=12)
         ('converged', tensor([ 2.0000, -0.5000], dtype=torch.float64))
     """
+    if metric is not None:
+        within = InMetric.of(residual, x0, metric, bounds, structure, jacobian)
+        in_y = least_squares(
+            within,
+            within.y0,
+            loss=loss,
+            loss_scale=loss_scale,
+            method=method,
+            jacobian=jacobian,
+            gtol=gtol,
+            xtol=xtol,
+            ftol=ftol,
+            max_evaluations=max_evaluations,
+            absolute_sigma=absolute_sigma,
+            eta=eta,
+            scaling=scaling,
+            observe=within.observed(observe),
+        )
+        return within.in_x(in_y)
     problem, x = problem_of(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
     _algorithm(method, eta, scaling)
@@ -163,9 +186,8 @@ def least_squares(
         return _by_products(problem, start, rules, observe)
     problem, linear = first_linearization(problem, start)
     chosen = "levenberg-marquardt" if method == "auto" else method
-    algorithm = _algorithm(chosen, eta, scaling)
     first, start_cost = linear, linear.cost * problem.square
-    problem, rules, run = in_units(algorithm, problem, linear, rules, observe)
+    problem, rules, run = in_units(_algorithm(chosen, eta, scaling), problem, linear, rules, observe)
     described = f"{chosen}, dense Jacobian by {problem.route}"
     return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
 

@@ -1,0 +1,15 @@
+"""Differential equations, optimal control, inverse problems."""
+
+from frechet.physics._control import Control
+from frechet.physics._implicit_step import implicit_step
+from frechet.physics._march import Trajectory, march
+from frechet.physics._posterior import Posterior, low_rank_posterior
+
+__all__ = [
+    "Control",
+    "Posterior",
+    "Trajectory",
+    "implicit_step",
+    "low_rank_posterior",
+    "march",
+]
