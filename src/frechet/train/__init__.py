@@ -12,17 +12,24 @@ from frechet.train._aggregate import (
     pcgrad,
     upgrad,
 )
+from frechet.train._gauss_newton import GaussNewtonState, GaussNewtonStep, gauss_newton_init, gauss_newton_step
+from frechet.train._gauss_newton_optimizer import GaussNewton
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
 
 __all__ = [
     "KFAC",
     "Aggregate",
+    "GaussNewton",
+    "GaussNewtonState",
+    "GaussNewtonStep",
     "Joint",
     "cagrad",
     "cosines",
     "dual_cone",
     "dual_projection",
+    "gauss_newton_init",
+    "gauss_newton_step",
     "imtl",
     "joint_backward",
     "min_norm",
