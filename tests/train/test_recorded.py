@@ -9,7 +9,7 @@ from torch import nn
 
 import train_worker
 from frechet import Objective, causal_lm, cross_entropy
-from frechet.train import GaussNewton
+from frechet.train import AdaHessian, GaussNewton
 from ranks import on_ranks
 
 F64 = torch.float64
@@ -28,6 +28,7 @@ def data(n=40, dtype=F64):
 MADE = {
     "gauss-newton": lambda m, loss, **options: GaussNewton(m, loss, damping=0.1, solver="cg", **options),
     "gauss-newton, gram": lambda m, loss, **options: GaussNewton(m, loss, damping=0.1, solver="gram", **options),
+    "adahessian": lambda m, loss, **options: AdaHessian(m, loss, seed=0, every=2, **{"lr": 0.05, **options}),
 }
 
 

@@ -1,5 +1,6 @@
 """Second-order and multi-objective training: pure update rules, and thin optimizers around them."""
 
+from frechet.train._adahessian import AdaHessian, AdaHessianState, adahessian_init, adahessian_step
 from frechet.train._aggregate import (
     Aggregate,
     cagrad,
@@ -19,11 +20,15 @@ from frechet.train._kfac import KFAC
 
 __all__ = [
     "KFAC",
+    "AdaHessian",
+    "AdaHessianState",
     "Aggregate",
     "GaussNewton",
     "GaussNewtonState",
     "GaussNewtonStep",
     "Joint",
+    "adahessian_init",
+    "adahessian_step",
     "cagrad",
     "cosines",
     "dual_cone",

@@ -109,9 +109,8 @@ class OnObjective(torch.optim.Optimizer):
     # --- recording ------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        self._handles = [
-            self._outer.register_forward_hook(torch.compiler.disable(self._forward_seen), with_kwargs=True)
-        ]
+        heard: Any = torch.compiler.disable(self._forward_seen)  # type: ignore[arg-type]
+        self._handles = [self._outer.register_forward_hook(heard, with_kwargs=True)]
         if isinstance(self._criterion, nn.Module):
             self._handles.append(self._criterion.register_forward_pre_hook(self._loss_seen))
 
