@@ -17,16 +17,21 @@ from frechet.train._gauss_newton import GaussNewtonState, GaussNewtonStep, gauss
 from frechet.train._gauss_newton_optimizer import GaussNewton
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
+from frechet.train._levenberg_marquardt import levenberg_marquardt
+from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
 
 __all__ = [
     "KFAC",
     "AdaHessian",
     "AdaHessianState",
     "Aggregate",
+    "Condition",
     "GaussNewton",
     "GaussNewtonState",
     "GaussNewtonStep",
     "Joint",
+    "ResidualState",
+    "ResidualStep",
     "adahessian_init",
     "adahessian_step",
     "cagrad",
@@ -37,8 +42,11 @@ __all__ = [
     "gauss_newton_step",
     "imtl",
     "joint_backward",
+    "levenberg_marquardt",
     "min_norm",
     "nash",
     "pcgrad",
+    "spring_init",
+    "spring_step",
     "upgrad",
 ]
