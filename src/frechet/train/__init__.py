@@ -1,5 +1,6 @@
 """Second-order and multi-objective training: pure update rules, and thin optimizers around them."""
 
+from frechet.train._adahessian import AdaHessian, AdaHessianState, adahessian_init, adahessian_step
 from frechet.train._aggregate import (
     Aggregate,
     cagrad,
@@ -12,21 +13,40 @@ from frechet.train._aggregate import (
     pcgrad,
     upgrad,
 )
+from frechet.train._gauss_newton import GaussNewtonState, GaussNewtonStep, gauss_newton_init, gauss_newton_step
+from frechet.train._gauss_newton_optimizer import GaussNewton
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
+from frechet.train._levenberg_marquardt import levenberg_marquardt
+from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
 
 __all__ = [
     "KFAC",
+    "AdaHessian",
+    "AdaHessianState",
     "Aggregate",
+    "Condition",
+    "GaussNewton",
+    "GaussNewtonState",
+    "GaussNewtonStep",
     "Joint",
+    "ResidualState",
+    "ResidualStep",
+    "adahessian_init",
+    "adahessian_step",
     "cagrad",
     "cosines",
     "dual_cone",
     "dual_projection",
+    "gauss_newton_init",
+    "gauss_newton_step",
     "imtl",
     "joint_backward",
+    "levenberg_marquardt",
     "min_norm",
     "nash",
     "pcgrad",
+    "spring_init",
+    "spring_step",
     "upgrad",
 ]
