@@ -12,11 +12,14 @@ from frechet.operators._constructors import (
     kronecker,
     restriction,
 )
+from frechet.operators._inverse_fisher import InverseFisher, inverse_fisher
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators._scipy import to_scipy
+from frechet.operators._submatrix import submatrix
 
 __all__ = [
     "Fact",
+    "InverseFisher",
     "LinearOperator",
     "OperatorCheck",
     "block_diagonal",
@@ -27,8 +30,10 @@ __all__ = [
     "from_matrix",
     "identity",
     "inverse",
+    "inverse_fisher",
     "kronecker",
     "restriction",
     "square_root",
+    "submatrix",
     "to_scipy",
 ]

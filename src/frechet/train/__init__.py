@@ -14,9 +14,11 @@ from frechet.train._aggregate import (
 )
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
+from frechet.train._mfac import MFAC
 
 __all__ = [
     "KFAC",
+    "MFAC",
     "Aggregate",
     "Joint",
     "cagrad",
