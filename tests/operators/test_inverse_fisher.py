@@ -104,6 +104,12 @@ def test_the_empirical_fisher_of_a_model_is_one():
     torch.testing.assert_close(B.dense(), inverse(E + 0.2 * identity(E.domain)).dense())
 
 
+def test_a_damping_below_rounding_is_named():
+    G = 1e12 * torch.ones(3, 2, dtype=F64)
+    with pytest.raises(ValueError, match=r"damping must exceed the rounding .*, got 1e-05 beside squares up to 2e\+24"):
+        inverse_fisher(G, 1e-5) @ G[0]
+
+
 def test_wrong_arguments_are_named():
     G = random(2, 3)
     for make, sentence in (

@@ -135,6 +135,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+def test_gradients_that_explode_leave_a_factor():
+    model = network()
+    optimizer = MFAC(model.parameters(), lr=1e-3, damping=1e-8, window=4)
+    for i, (X, y) in enumerate(batches(8)):
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(model(X), y) * 1e12 ** (i % 2)).backward()
+        optimizer.step()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
 def test_correlated_parameters_need_far_fewer_steps_than_by_adam():
     g = torch.Generator().manual_seed(0)
     mix = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=F64))[0]

@@ -93,8 +93,8 @@ class InverseFisher(SymmetricOperator):
         return InverseFisher(self.gradients[rest], self.damping, self.domain, self.block, gram)
 
     def products(self, v: Tensor) -> Tensor:
-        """Return G v ``(m,)`` in float64: the products of all gradients with a vector ``(n,)``."""
-        return self._inner(self.gradients, v[:, None]).sum(0)[:, 0]
+        """Return G v of each block ``(blocks, m, 1)`` in float64: the gradients times a vector ``(n,)``."""
+        return self._inner(self.gradients, v[:, None])
 
     def of_gradient(self, i: int) -> Tensor:
         """Return F^-1 g_i ``(n,)`` of gradient number i as a sum of gradients: m G' K^-1 e_i, where nothing cancels."""
@@ -102,10 +102,14 @@ class InverseFisher(SymmetricOperator):
         if not -m <= i < m:
             raise ValueError(f"InverseFisher.of_gradient: i must be one of {m} gradients, got {i}")
         unit = self.gram.new_zeros(len(self.gram), m, 1)
-        unit[:, i] = m
-        c, found = torch.cholesky_solve(unit, self._triangle), self.domain.zeros()
+        unit[:, i] = 1.0
+        return self.of_combination(unit)
+
+    def of_combination(self, c: Tensor) -> Tensor:
+        """Return F^-1 G'c ``(n,)`` for coefficients of the gradients in each block ``(blocks, m, 1)``, in float64."""
+        y, found = torch.cholesky_solve(len(self.gradients) * c, self._triangle), self.domain.zeros()
         for blocks, entries in self._spans():
-            part = c[blocks].transpose(1, 2) @ self._stretch(self.gradients, blocks, entries)
+            part = y[blocks].transpose(1, 2) @ self._stretch(self.gradients, blocks, entries)
             found[entries] = part.reshape(-1).to(found)
         return found
 
@@ -122,7 +126,13 @@ class InverseFisher(SymmetricOperator):
     def _triangle(self) -> Tensor:
         """The Cholesky factor of K, block by block."""
         m = len(self.gradients)
-        return torch.linalg.cholesky(self.gram + m * self.damping * torch.eye(m).to(self.gram))
+        triangle, failed = torch.linalg.cholesky_ex(self.gram + m * self.damping * torch.eye(m).to(self.gram))
+        if bool(failed.any()):
+            raise ValueError(
+                f"inverse_fisher: damping must exceed the rounding of the gradients' squared lengths, got "
+                f"{self.damping:.3g} beside squares up to {float(self.gram.abs().max()):.3g}"
+            )
+        return triangle
 
     @cached_property
     def _whitened(self) -> Tensor:

@@ -25,6 +25,8 @@ from torch import Tensor
 from frechet.operators import InverseFisher
 from frechet.space import euclidean
 
+ROUNDING = 1e-15  # of the sum of squared gradients: the rounding of a Cholesky factor is some eps of it
+
 
 class MFAC(torch.optim.Optimizer):
     """M-FAC: steps along the inverse of the empirical Fisher matrix of the last gradients.
@@ -38,7 +40,8 @@ class MFAC(torch.optim.Optimizer):
         params: parameters, or groups of them.
         lr: the rate.
         momentum: of the updates.
-        damping: what is added to the matrix, the same in all groups, in the unit of a squared gradient.
+        damping: what is added to the matrix, the same in all groups, in the unit of a squared gradient; at least 1e-15
+            of the sum of the window's squared gradients.
         window: how many gradients are kept, the same in all groups: as many times the memory of the model.
         clip: the bound of the step's squared length in the matrix; inf for none.
         weight_decay: decoupled: a step of rate lr shrinks parameters by ``lr * weight_decay``.
@@ -134,11 +137,12 @@ class MFAC(torch.optim.Optimizer):
         state["seen"] += 1
         G[at] = g
         space = euclidean(len(g), g.dtype, g.device)
-        B = InverseFisher(G[:count], group["damping"], space, len(g), gram[:, :count, :count])
-        row = B.products(g)
+        row = InverseFisher(G[:count], 1.0, space, len(g), gram[:, :0, :0]).products(g)[0, :, 0]
         gram[0, at, :count] = row
         gram[0, :count, at] = row
-        u = B.of_gradient(at)
+        # a Cholesky factor in float64 needs a shift above its rounding, which matters where the loss explodes
+        damping = max(group["damping"], ROUNDING * float(gram[0].diagonal().sum()))
+        u = InverseFisher(G[:count], damping, space, len(g), gram[:, :count, :count]).of_gradient(at)
         lr, inner = max(group["lr"] for group in self.param_groups), float(space.inner(u, g))
         nu = min(1.0, math.sqrt(group["clip"] / (lr * lr * inner))) if inner > 0 and lr > 0 else 1.0
         return nu * u
