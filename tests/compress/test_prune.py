@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from frechet import Objective, cross_entropy, gauss_newton, l2, squared_error
-from frechet.compress import compensated, inverse_curvature, prune, sparsity_schedule
+from frechet.compress import compensated, groups_along, inverse_curvature, prune, sparsity_schedule
 
 matplotlib.use("Agg")
 F64 = torch.float64
@@ -127,6 +127,18 @@ def test_the_weights_that_may_go_are_named_and_the_model_is_left():
     assert type(found).from_state(found.state()).measured == found.measured
 
 
+@pytest.mark.parametrize("ranking", ["magnitude", "obd", "obs", "apoptosis", "quadratic"])
+def test_neurons_go_whole(ranking):
+    neurons = groups_along(OBJECTIVE.space, {"0.weight": 0, "0.bias": 0, "2.weight": 1}, 12)
+    found = prune(OBJECTIVE, [0.25, 0.5], ranking=ranking, groups=neurons, inverse=by("fisher"))
+    whole = [bool((found.x[c] == 0).all()) for c in neurons]
+    assert sum(whole) == 6
+    assert [not bool(found.kept[c].any()) for c in neurons] == whole
+    assert int((~found.kept).sum()) == 6 * 10
+    bare = prune(OBJECTIVE, [0.25, 0.5], ranking=ranking, groups=neurons, inverse=by("fisher"), compensate=False)
+    assert found.measured[-1] < bare.measured[-1]
+
+
 def test_schedules_grow_to_their_end():
     assert sparsity_schedule(0.75, 2) == pytest.approx((0.5, 0.75))
     assert sparsity_schedule(0.75, 2, first=0.5) == pytest.approx((1 - 0.5 * 0.5**0.5, 0.75))
@@ -143,11 +155,16 @@ def test_wrong_arguments_are_named():
         (lambda: prune(OBJECTIVE, [0.5, 0.2]), r"prune: sparsities must be growing numbers in \[0, 1\), got"),
         (lambda: prune(OBJECTIVE, 1.0), r"prune: sparsities must be growing numbers in \[0, 1\), got"),
         (lambda: prune(OBJECTIVE, []), r"prune: sparsities must be growing numbers in \[0, 1\), got \(\)"),
-        (lambda: prune(OBJECTIVE, 0.5, ranking="random"), "prune: ranking must be 'magnitude', 'obd' or 'obs'"),
+        (lambda: prune(OBJECTIVE, 0.5, ranking="random"), "prune: ranking must be one of magnitude, obd, obs"),
         (lambda: prune(OBJECTIVE, 0.5), "prune: inverse must be given for ranking='obs'"),
         (
             lambda: prune(OBJECTIVE, 0.5, ranking="magnitude", weights="9.*"),
             r"prune: weights must match a trainable parameter, got '9\.\*'",
+        ),
+        (lambda: prune(OBJECTIVE, 0.5, ranking="obd", groups=[]), "prune: groups must be given without weights"),
+        (
+            lambda: prune(OBJECTIVE, 0.5, ranking="obd", groups=[torch.tensor([1]), torch.tensor([2, 1])]),
+            "with no weight in two of them",
         ),
         (lambda: inverse_curvature(OBJECTIVE, "full", damping=1.0), "inverse_curvature: kind must be 'fisher', 'kfac'"),
         (lambda: inverse_curvature(OBJECTIVE, damping=0.0), "inverse_curvature: damping must be a number > 0, got 0.0"),

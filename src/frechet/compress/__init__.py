@@ -7,6 +7,7 @@ from frechet.compress._prune import Pruned, prune, sparsity_schedule
 from frechet.compress._quantized import quantized
 from frechet.compress._quantizer import uniform
 from frechet.compress._removal import Removal, compensated, removed_in_order
+from frechet.compress._saliency import groups_along, saliency
 from frechet.compress._sensitivity import Sensitivity, sensitivity
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
     "allocate_bits",
     "as_torch_prune",
     "compensated",
+    "groups_along",
     "inverse_curvature",
     "keep_zeros",
     "pareto_front",
     "prune",
     "quantized",
     "removed_in_order",
+    "saliency",
     "sensitivity",
     "sparsity_schedule",
     "uniform",

@@ -1,20 +1,15 @@
 """Which weights can go: those whose removal is predicted to raise the loss least, level by level of sparsity.
 
-At each level the weights that are left are ranked, the least go, and, where asked, those that stay are moved:
-
-    magnitude   w^2                                no curvature: the base line
-    obd         w^2 F_pp / 2                       the diagonal of the empirical Fisher matrix (optimal brain damage)
-    obs         w^2 / (2 [H^-1]_pp)                the inverse of the curvature (optimal brain surgeon)
+At each level the weights that are left, or groups of them, are ranked by their `saliency`, the least go, and, where an
+inverse of the curvature is given, those that stay are moved (`compensated`).
 
 Each level starts from the weights of the level before, with the curvature made anew, so that many small levels follow
 the loss further than one large one. For each the increase is predicted, g'd + d'G d / 2 with the Gauss-Newton matrix G
 at the weights before, and measured.
 
-**Source.** Y. LeCun, J. Denker, S. Solla (1989), Optimal brain damage, NeurIPS; B. Hassibi, D. Stork (1993), Optimal
-brain surgeon, NeurIPS; E. Frantar, E. Kurtic, D. Alistarh (2021), M-FAC, arXiv 2107.03356, for the levels.
+**Source.** E. Frantar, E. Kurtic, D. Alistarh (2021), M-FAC, arXiv 2107.03356, section 4.1.
 **Differs from the source.** (1) Sets are compensated together (`compensated`). (2) Predicted beside measured losses.
-**Cost.** For each level the inverse, a product, a gradient and a pass without derivatives; "obd" the gradient of each
-example.
+**Cost.** For each level the inverse, the saliencies, a product, a gradient and a pass without derivatives.
 """
 
 from __future__ import annotations
@@ -27,16 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from frechet.compress._inverses import example_rows
 from frechet.compress._removal import compensated
-from frechet.linalg import diagonal
+from frechet.compress._saliency import RANKINGS, Ranking, saliency
 from frechet.linalg._shown import Result, Rows
 from frechet.objective import Objective
 from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives import gauss_newton
 from frechet.space import Space
 
-Ranking = Literal["magnitude", "obd", "obs"]
 MakeInverse = Callable[[Objective, Tensor, Tensor], LinearOperator]
 
 
@@ -88,6 +81,7 @@ def prune(
     compensate: bool = True,
     slope: bool = False,
     weights: str | Iterable[str] | None = None,
+    groups: Sequence[Tensor] | None = None,
     x: Tensor | None = None,
     observe: Callable[[Tensor, float], Any] | None = None,
 ) -> Pruned:
@@ -96,13 +90,15 @@ def prune(
     Args:
         objective: the objective, best in evaluation and near a minimum. The model is not changed.
         sparsities: which part of the weights is gone at the end, or at each of several growing levels.
-        ranking: ``"magnitude"``, ``"obd"`` or ``"obs"``, see the module.
+        ranking: ``"magnitude"``, ``"obd"``, ``"obs"``, ``"apoptosis"``, or ``"quadratic"`` of groups, see `saliency`.
         inverse: ``(objective, x, kept) -> operator``, the inverse of the damped curvature at x among the weights that
             are kept, such as ``lambda o, x, kept: inverse_curvature(o, "fisher", damping=1e-4, x=x, kept=kept)``.
             Needed for ``"obs"``, and for others where the weights that stay are to be moved.
         compensate: whether the weights that stay are moved, where there is an inverse. All trainable parameters are.
         slope: whether the gradient enters the moves: then each level is also a damped Newton step.
         weights: glob patterns of the parameters whose entries may go. Default: all with at least two axes.
+        groups: the indices of weights that go together, of no two groups the same: channels, neurons or heads, as by
+            `groups_along`. Sparsities are then parts of the groups. Default: each of `weights` alone.
         x: the point ``(n,)``. Default: the model's present parameters.
         observe: is called with the point and the sparsity after each level, as to fine-tune elsewhere or to measure
             accuracy. Where it returns a point ``(n,)``, that one is taken, its removed weights at 0.
@@ -124,19 +120,24 @@ def prune(
         (88, torch.Size([16, 8]))
     """
     levels = _levels(sparsities)
-    if ranking not in ("magnitude", "obd", "obs"):
-        raise ValueError(f"prune: ranking must be 'magnitude', 'obd' or 'obs', got {ranking!r}")
+    if ranking not in RANKINGS:
+        raise ValueError(f"prune: ranking must be one of {', '.join(RANKINGS)}, got {ranking!r}")
     if ranking == "obs" and inverse is None:
         raise ValueError("prune: inverse must be given for ranking='obs', such as one of inverse_curvature")
     space, point = objective.space, (objective.point if x is None else x).clone()
-    allowed = _allowed(space, weights)
-    kept = torch.ones_like(allowed)
+    unit = _units(space, weights, groups)  # of each weight
+    may_go = unit >= 0
+    count = int(unit.max()) + 1
+    present = torch.ones(count, dtype=torch.bool, device=space.device)
+    kept = torch.ones_like(may_go)
     loss = now = float(objective.value(point))
     predicted, measured = [], []
     for level in levels:
         B = None if inverse is None else inverse(objective, point, kept)
-        scores = _scores(objective, point, ranking, B)
-        gone = ~kept | _least(scores, allowed & kept, round(level * int(allowed.sum())) - int((~kept).sum()))
+        scores = saliency(objective, ranking, inverse=B, groups=groups, x=point).to(space.device)
+        scores = scores[may_go] if groups is None else scores
+        present &= ~_least(scores, present, round(level * count) - int((~present).sum()))
+        gone = may_go & ~present[unit.clamp_min(0)]
         g, G = objective.gradient(point), gauss_newton(objective, x=point)
         if compensate and B is not None:
             moved = compensated(point, B, gone, gradient=g * ~gone if slope else None).x
@@ -154,16 +155,6 @@ def prune(
     return Pruned(point, kept, levels, tuple(predicted), tuple(measured), loss, told, space)
 
 
-def _scores(objective: Objective, point: Tensor, ranking: Ranking, B: LinearOperator | None) -> Tensor:
-    """What each weight's removal is predicted to add to the loss, or its square."""
-    if ranking == "magnitude":
-        return point.square()
-    if ranking == "obd":
-        return point.square() * example_rows(objective, None, 0, point).square().mean(0) / 2
-    assert B is not None
-    return point.square() / (2 * diagonal(B, method="exact").value)
-
-
 def _least(scores: Tensor, among: Tensor, number: int) -> Tensor:
     """The mask of so many least scores; the first ones of equals."""
     order = torch.where(among, scores.double(), torch.inf).argsort(stable=True)
@@ -172,14 +163,23 @@ def _least(scores: Tensor, among: Tensor, number: int) -> Tensor:
     return found
 
 
-def _allowed(space: Space, patterns: str | Iterable[str] | None) -> Tensor:
+def _units(space: Space, patterns: str | Iterable[str] | None, groups: Sequence[Tensor] | None) -> Tensor:
+    """The number of the group ``(n,)`` that each weight goes with, -1 for those that stay."""
+    found = torch.full((space.dim,), -1, dtype=torch.long, device=space.device)
+    if groups is not None:
+        whole = torch.cat([found[:0], *groups])
+        if patterns is not None or not len(groups) or len(whole.unique()) < len(whole):
+            raise ValueError("prune: groups must be given without weights, one or more, with no weight in two of them")
+        for i, c in enumerate(groups):
+            found[c] = i
+        return found
     globs = None if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
-    found = torch.zeros(space.dim, dtype=torch.bool, device=space.device)
     for name, shape in zip(space.names, space.shapes, strict=True):
         if len(shape) > 1 if globs is None else any(fnmatchcase(name, g) for g in globs):
-            found[space.block(name)] = True
-    if not bool(found.any()):
+            found[space.block(name)] = 0
+    if not bool((found == 0).any()):
         raise ValueError(f"prune: weights must match a trainable parameter, got {patterns!r}")
+    found[found == 0] = torch.arange(int((found == 0).sum()), device=space.device)
     return found
 
 
