@@ -37,6 +37,7 @@ from frechet.linalg._sequential import (
 )
 from frechet.linalg._xdiag import xdiag
 from frechet.operators._canonical import normal_form
+from frechet.operators._inverse_fisher import InverseFisher, inverse_diagonal
 from frechet.operators._operator import Adjoint, LinearOperator, Product, Scaled, Sum
 from frechet.operators._structured import (
     BlockDiagonal,
@@ -142,8 +143,8 @@ def closed_diagonal(A: LinearOperator) -> Tensor | None:
             return M.diagonal().clone()
         case LowRank(U=U, s=s):
             return (U * U) @ s
-        case Eigendecomposed(Q=Kronecker(A=Matrix(matrix=B), B=Matrix(matrix=C)), values=values):
-            return (B.square() @ values.to(B).view(B.shape[1], -1) @ C.square().T).reshape(-1)
+        case Eigendecomposed() | InverseFisher():
+            return _of_decomposed(A)
         case Scaled(operator=B) | Adjoint(operator=B) | Permuted(operator=B):
             return _around(A, closed_diagonal(B))
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
@@ -156,6 +157,17 @@ def closed_diagonal(A: LinearOperator) -> Tensor | None:
         case Product():
             known = normal_form(A)
             return None if isinstance(known, Product) else closed_diagonal(known)
+        case _:
+            return None
+
+
+def _of_decomposed(A: Eigendecomposed | InverseFisher) -> Tensor | None:
+    """The diagonal of what is held by its eigenvectors, or by the gradients of a Fisher matrix."""
+    match A:
+        case Eigendecomposed(Q=Kronecker(A=Matrix(matrix=B), B=Matrix(matrix=C)), values=values):
+            return (B.square() @ values.to(B).view(B.shape[1], -1) @ C.square().T).reshape(-1)
+        case InverseFisher():
+            return inverse_diagonal(A)
         case _:
             return None
 

@@ -13,12 +13,15 @@ from frechet.operators._constructors import (
     kronecker,
     restriction,
 )
+from frechet.operators._inverse_fisher import InverseFisher, inverse_fisher
 from frechet.operators._metric import Metric, product_metric
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators._scipy import to_scipy
+from frechet.operators._submatrix import submatrix
 
 __all__ = [
     "Fact",
+    "InverseFisher",
     "LinearOperator",
     "Metric",
     "OperatorCheck",
@@ -31,9 +34,11 @@ __all__ = [
     "from_matrix",
     "identity",
     "inverse",
+    "inverse_fisher",
     "kronecker",
     "product_metric",
     "restriction",
     "square_root",
+    "submatrix",
     "to_scipy",
 ]

@@ -18,10 +18,12 @@ from frechet.train._gauss_newton_optimizer import GaussNewton
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
 from frechet.train._levenberg_marquardt import levenberg_marquardt
+from frechet.train._mfac import MFAC
 from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
 
 __all__ = [
     "KFAC",
+    "MFAC",
     "AdaHessian",
     "AdaHessianState",
     "Aggregate",
