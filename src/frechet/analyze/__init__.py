@@ -14,6 +14,10 @@ from frechet.analyze._examples import (
 )
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
+from frechet.analyze._laplace.evidence import EvidenceGradient, evidence_gradient, tune_evidence, with_prior
+from frechet.analyze._laplace.fit import laplace
+from frechet.analyze._laplace.posterior import Posterior
+from frechet.analyze._laplace.prediction import LaplacePrediction, draw, predict
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
@@ -62,6 +66,7 @@ __all__ = [
     "BatchTop",
     "CriticalRate",
     "CurvatureNoiseScale",
+    "EvidenceGradient",
     "ExampleCurvatures",
     "ExampleFrobenius",
     "ExampleGradients",
@@ -73,6 +78,7 @@ __all__ = [
     "Influence",
     "Interpolation",
     "Job",
+    "LaplacePrediction",
     "LayerTops",
     "LayerTraces",
     "LeaveOneOut",
@@ -84,6 +90,7 @@ __all__ = [
     "NtkPrediction",
     "Plan",
     "Plane",
+    "Posterior",
     "PowerLaw",
     "Quantity",
     "Reading",
@@ -101,6 +108,8 @@ __all__ = [
     "batch_sharpness",
     "critical_rate",
     "curvature_noise_scale",
+    "draw",
+    "evidence_gradient",
     "exact_mean_square_limit",
     "example_curvatures",
     "example_frobenius",
@@ -112,6 +121,7 @@ __all__ = [
     "gradient_gram",
     "influence",
     "interpolation",
+    "laplace",
     "layer_tops",
     "layer_traces",
     "leave_one_out",
@@ -124,6 +134,7 @@ __all__ = [
     "ntk_prediction",
     "optimizer_metric",
     "plan",
+    "predict",
     "probe_batches",
     "read_history",
     "scale_for_batch",
@@ -136,6 +147,8 @@ __all__ = [
     "training_jacobian",
     "trajectory",
     "trajectory_influence",
+    "tune_evidence",
     "weight_decay_for",
     "width_exponent",
+    "with_prior",
 ]
