@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from frechet.space import euclidean
 
+STREAM = 1 << 40  # the number of the draw, far from those of probes: weights must not be the probes of an equal seed
+
 
 def maxout_variance(rank: int) -> float:
     """Return c = 1 / E max(N_1, ..., N_rank)^2 of independent standard normal numbers.
@@ -76,7 +78,7 @@ def initialize_maxout(layer: nn.Module, rank: int, *, seed: int) -> None:
             f"initialize_maxout: layer must have a weight (outputs, inputs, ...), got {type(layer).__name__}"
         )
     fan_in = weight[0].numel()
-    z = euclidean(weight.numel(), torch.float64, "cpu").random(0, seed, "gaussian").view(weight.shape)
+    z = euclidean(weight.numel(), torch.float64, "cpu").random(STREAM, seed, "gaussian").view(weight.shape)
     with torch.no_grad():
         weight.copy_(z * math.sqrt(maxout_variance(rank) / fan_in))
         if isinstance(bias, Tensor):
