@@ -48,7 +48,9 @@ def curvature_of(
             raise ValueError(
                 f"{what}: structure='full' serves at most {MOST} parameters, got {space.dim}; use 'kron', or restrict="
             )
-        found = by_route(what, None, objective, lambda way: _summed(what, snapshot, space, structure == "full", way))
+        found = by_route(
+            what, None, objective, lambda way: summed_fisher(what, snapshot, space, structure == "full", way)
+        )
         found = grown * found
         return Full(found, double) if structure == "full" else OnDiagonal(found, double)
     if structure in ("kron", "ekfac"):
@@ -72,7 +74,7 @@ def curvature_of(
     raise ValueError(f"{what}: structure must be one of {', '.join(map(repr, KINDS))}, got {structure!r}")
 
 
-def _summed(what: str, snapshot: Snapshot, space: Space, dense: bool, route: ExampleRoute) -> Tensor:
+def summed_fisher(what: str, snapshot: Snapshot, space: Space, dense: bool, route: ExampleRoute) -> Tensor:
     """sum_i J_i'C_i J_i over the examples, or its diagonal, in float64."""
     n = space.dim
     H = torch.zeros((n, n) if dense else (n,), dtype=torch.float64, device=space.device)
