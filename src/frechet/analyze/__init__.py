@@ -3,6 +3,7 @@
 from frechet.analyze._annealing_law import AnnealingLaw, fit_annealing_law
 from frechet.analyze._barrier import Barrier, barrier
 from frechet.analyze._batch_curvature import BatchCurvature, BatchTop, batch_curvature
+from frechet.analyze._calibration import Calibration, calibration
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
@@ -64,6 +65,7 @@ __all__ = [
     "BatchCurvature",
     "BatchSharpness",
     "BatchTop",
+    "Calibration",
     "CriticalRate",
     "CurvatureNoiseScale",
     "EvidenceGradient",
@@ -106,6 +108,7 @@ __all__ = [
     "barrier",
     "batch_curvature",
     "batch_sharpness",
+    "calibration",
     "critical_rate",
     "curvature_noise_scale",
     "draw",

@@ -45,7 +45,7 @@ def laplace_backend() -> Any:
     except ImportError as e:
         raise ImportError("laplace_backend: laplace-torch must be installed; pip install laplace-torch") from e
 
-    class FrechetGGN(Curvature, GGNInterface):
+    class FrechetGGN(Curvature, GGNInterface):  # type: ignore[misc]
         made = Kron
 
     return FrechetGGN
