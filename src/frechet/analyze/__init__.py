@@ -3,6 +3,7 @@
 from frechet.analyze._annealing_law import AnnealingLaw, fit_annealing_law
 from frechet.analyze._barrier import Barrier, barrier
 from frechet.analyze._batch_curvature import BatchCurvature, BatchTop, batch_curvature
+from frechet.analyze._calibration import Calibration, calibration
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
@@ -15,6 +16,10 @@ from frechet.analyze._examples import (
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
 from frechet.analyze._intrinsic_dimension import IntrinsicDimension, intrinsic_dimension, random_subspace
+from frechet.analyze._laplace.evidence import EvidenceGradient, evidence_gradient, tune_evidence, with_prior
+from frechet.analyze._laplace.fit import laplace
+from frechet.analyze._laplace.posterior import Posterior
+from frechet.analyze._laplace.prediction import LaplacePrediction, draw, predict
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
@@ -65,8 +70,10 @@ __all__ = [
     "BatchCurvature",
     "BatchSharpness",
     "BatchTop",
+    "Calibration",
     "CriticalRate",
     "CurvatureNoiseScale",
+    "EvidenceGradient",
     "ExampleCurvatures",
     "ExampleFrobenius",
     "ExampleGradients",
@@ -79,6 +86,7 @@ __all__ = [
     "Interpolation",
     "IntrinsicDimension",
     "Job",
+    "LaplacePrediction",
     "LayerTops",
     "LayerTraces",
     "LeaveOneOut",
@@ -91,6 +99,7 @@ __all__ = [
     "Outliers",
     "Plan",
     "Plane",
+    "Posterior",
     "PowerLaw",
     "Quantity",
     "Reading",
@@ -109,8 +118,11 @@ __all__ = [
     "barrier",
     "batch_curvature",
     "batch_sharpness",
+    "calibration",
     "critical_rate",
     "curvature_noise_scale",
+    "draw",
+    "evidence_gradient",
     "exact_mean_square_limit",
     "example_curvatures",
     "example_frobenius",
@@ -124,6 +136,7 @@ __all__ = [
     "influence",
     "interpolation",
     "intrinsic_dimension",
+    "laplace",
     "layer_tops",
     "layer_traces",
     "leave_one_out",
@@ -137,6 +150,7 @@ __all__ = [
     "optimizer_metric",
     "outliers",
     "plan",
+    "predict",
     "probe_batches",
     "random_subspace",
     "read_history",
@@ -152,6 +166,8 @@ __all__ = [
     "training_jacobian",
     "trajectory",
     "trajectory_influence",
+    "tune_evidence",
     "weight_decay_for",
     "width_exponent",
+    "with_prior",
 ]

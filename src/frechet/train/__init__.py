@@ -15,9 +15,13 @@ from frechet.train._aggregate import (
 )
 from frechet.train._gauss_newton import GaussNewtonState, GaussNewtonStep, gauss_newton_init, gauss_newton_step
 from frechet.train._gauss_newton_optimizer import GaussNewton
+from frechet.train._hessian_alignment import hessian_alignment
+from frechet.train._jacobian_moments import JacobianMoments, jacobian_moments
+from frechet.train._jacobian_penalties import jacobian_asymmetry, jacobian_frobenius, jacobian_nuclear
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
 from frechet.train._levenberg_marquardt import levenberg_marquardt
+from frechet.train._maxout import Maxout, initialize_maxout, maxout_variance
 from frechet.train._mfac import MFAC
 from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
 
@@ -31,7 +35,9 @@ __all__ = [
     "GaussNewton",
     "GaussNewtonState",
     "GaussNewtonStep",
+    "JacobianMoments",
     "Joint",
+    "Maxout",
     "ResidualState",
     "ResidualStep",
     "adahessian_init",
@@ -42,9 +48,16 @@ __all__ = [
     "dual_projection",
     "gauss_newton_init",
     "gauss_newton_step",
+    "hessian_alignment",
     "imtl",
+    "initialize_maxout",
+    "jacobian_asymmetry",
+    "jacobian_frobenius",
+    "jacobian_moments",
+    "jacobian_nuclear",
     "joint_backward",
     "levenberg_marquardt",
+    "maxout_variance",
     "min_norm",
     "nash",
     "pcgrad",
