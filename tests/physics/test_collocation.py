@@ -186,11 +186,12 @@ def test_the_conflict_of_two_conditions_is_their_cosine():
 
 def test_a_small_network_solves_an_equation():
     """u'' = -pi^2 sin(pi x), beside the solution by second differences on a fine grid."""
-    net = network(1, 16, 1)
+    net = network(1, 24, 1)
     with torch.no_grad():
-        net[0].weight *= 3
+        net[0].weight.uniform_(-3, 3)
+        net[0].bias.uniform_(-3, 3)
     u = value(net)
-    x, ends = torch.linspace(0, 1, 30, dtype=F64)[:, None], torch.tensor([[0.0], [1.0]], dtype=F64)
+    x, ends = torch.linspace(0, 1, 40, dtype=F64)[:, None], torch.tensor([[0.0], [1.0]], dtype=F64)
     conditions = {
         "equation": lambda p, x: laplacian(u(p))(x) + math.pi**2 * sine(x),
         "ends": lambda p, x: u(p)(x),
