@@ -319,3 +319,12 @@ def decomposition_of(op: OpOverload) -> Callable[..., Any] | None:
     from torch._decomp import decomposition_table  # a second of imports, which most programs do not need
 
     return decomposition_table.get(op)
+
+
+def derivative_levels(t: torch.Tensor) -> int:
+    """How many derivatives of torch.func are being taken of `t` where this is called."""
+    levels, inner = 0, torch._C._functorch
+    while inner.is_functorch_wrapped_tensor(t):  # type: ignore[attr-defined]
+        levels += inner.is_gradtrackingtensor(t)  # type: ignore[attr-defined]
+        t = inner.get_unwrapped(t)  # type: ignore[attr-defined]
+    return levels

@@ -1,14 +1,20 @@
 """Differential equations, optimal control, inverse problems."""
 
+from frechet.physics._collocation import Collocation, collocation
+from frechet.physics._conflict import Conflict, conflict
 from frechet.physics._control import Control
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
 from frechet.physics._posterior import Posterior, low_rank_posterior
 
 __all__ = [
+    "Collocation",
+    "Conflict",
     "Control",
     "Posterior",
     "Trajectory",
+    "collocation",
+    "conflict",
     "implicit_step",
     "low_rank_posterior",
     "march",

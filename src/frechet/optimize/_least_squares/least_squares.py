@@ -6,6 +6,7 @@
     "gauss-newton"               undamped steps with a line search
     "dogleg"                     between steepest descent and the undamped step
     "interior"                   strictly inside the bounds, by an affine scaling
+    "target-ratio"               the longest of many steps: residuals of networks, above all where n >= m
 
 The choice is made on sizes and bounds before the run and is named in the result; nothing switches on failure.
 """
@@ -39,21 +40,26 @@ from frechet.optimize._least_squares.levenberg_marquardt import levenberg_marqua
 from frechet.optimize._least_squares.line_search import gauss_newton_search
 from frechet.optimize._least_squares.matrix_free import LEAST, MatrixFreeRun, matrix_free
 from frechet.optimize._least_squares.optimality import VANISHED, Rules, free_to_move, judged, left_is_rounding
+from frechet.optimize._least_squares.own_jacobian import OwnJacobian, in_products, method_for, with_products
 from frechet.optimize._least_squares.residual import Linearization, Parameters, Point, Residual, Route, length
 from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, sizes
 from frechet.optimize._least_squares.start import begin, first_linearization
+from frechet.optimize._least_squares.target_ratio import target_ratio
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
 from frechet.space import Variables
 
-Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
+Method = Literal[
+    "auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior", "target-ratio"
+]
 ALGORITHMS: dict[str, Callable[..., Run]] = {
     "levenberg-marquardt": levenberg_marquardt,
     "adaptive-damping": adaptive_damping,
     "gauss-newton": gauss_newton_search,
     "dogleg": dogleg,
     "interior": interior,
+    "target-ratio": target_ratio,
 }
 LARGEST = 1 << 22  # entries of a dense Jacobian
 DEAR = 1 << 31  # m n min(m, n), the cost of its factors: some seconds
@@ -183,9 +189,9 @@ def least_squares(
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
             )
-        return _by_products(problem, start, rules, observe)
+        return _by_products(with_products(problem, jacobian), start, rules, observe)
     problem, linear = first_linearization(problem, start)
-    chosen = "levenberg-marquardt" if method == "auto" else method
+    chosen = method_for(method, problem, linear.J.shape)
     first, start_cost = linear, linear.cost * problem.square
     problem, rules, run = in_units(_algorithm(chosen, eta, scaling), problem, linear, rules, observe)
     described = f"{chosen}, dense Jacobian by {problem.route}"
@@ -210,6 +216,8 @@ def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
 
 def _products(problem: Residual, start: Point, jacobian: object) -> bool:
     """Whether J is used through its products alone; a matrix that the caller forms is used as it is."""
+    if isinstance(problem.function, OwnJacobian) and not callable(jacobian):
+        return in_products(jacobian, len(start.r), len(start.x))
     wanted = by_products(jacobian, len(start.r), len(start.x))
     return wanted and (not callable(jacobian) or problem.gives_operator(start.x))
 
@@ -386,6 +394,8 @@ def problem_of(
         )
     typical = torch.where(x != 0, x.abs(), 1.0)
     given = jacobian if callable(jacobian) else None
+    if isinstance(residual, OwnJacobian) and jacobian in ("auto", "dense", "products"):
+        route, given = "function", residual.jacobian
     return Residual(residual, space, single, low, high, typical, rho, loss_scale, given, route), x
 
 
