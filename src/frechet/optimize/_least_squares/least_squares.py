@@ -34,13 +34,14 @@ from frechet.optimize._least_squares.dogleg import dogleg
 from frechet.optimize._least_squares.flat_model import falls_on, ran_away
 from frechet.optimize._least_squares.in_metric import InMetric
 from frechet.optimize._least_squares.interior import interior
+from frechet.optimize._least_squares.jacobian_route import through_products
 from frechet.optimize._least_squares.last_digits import in_range
 from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution, uncertainty
 from frechet.optimize._least_squares.levenberg_marquardt import levenberg_marquardt
 from frechet.optimize._least_squares.line_search import gauss_newton_search
 from frechet.optimize._least_squares.matrix_free import LEAST, MatrixFreeRun, matrix_free
 from frechet.optimize._least_squares.optimality import VANISHED, Rules, free_to_move, judged, left_is_rounding
-from frechet.optimize._least_squares.own_jacobian import OwnJacobian, in_products, method_for, with_products
+from frechet.optimize._least_squares.own_jacobian import OwnJacobian, method_for, with_products
 from frechet.optimize._least_squares.residual import Linearization, Parameters, Point, Residual, Route, length
 from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, sizes
@@ -61,9 +62,6 @@ ALGORITHMS: dict[str, Callable[..., Run]] = {
     "interior": interior,
     "target-ratio": target_ratio,
 }
-LARGEST = 1 << 22  # entries of a dense Jacobian
-DEAR = 1 << 31  # m n min(m, n), the cost of its factors: some seconds
-WIDEST = 1 << 9  # columns of a matrix that is made of the caller's operators
 ETA = 1.2  # 1 damps most and 2 converges fastest, where solutions are isolated
 
 
@@ -184,7 +182,7 @@ def least_squares(
         run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
         run = replace(run, history=tuple(c * problem.square for c in run.history))
         return replace(_matrix_free(problem, rules, run, start.cost * problem.square), method=how)
-    if _products(problem, start, jacobian):
+    if through_products(problem, start, jacobian):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
@@ -212,22 +210,6 @@ def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
     if method == "adaptive-damping":
         return partial(adaptive_damping, eta=eta)
     return partial(interior, scaling=scaling) if method == "interior" else ALGORITHMS.get(method, levenberg_marquardt)
-
-
-def _products(problem: Residual, start: Point, jacobian: object) -> bool:
-    """Whether J is used through its products alone; a matrix that the caller forms is used as it is."""
-    if isinstance(problem.function, OwnJacobian) and not callable(jacobian):
-        return in_products(jacobian, len(start.r), len(start.x))
-    wanted = by_products(jacobian, len(start.r), len(start.x))
-    return wanted and (not callable(jacobian) or problem.gives_operator(start.x))
-
-
-def by_products(jacobian: object, m: int, n: int) -> bool:
-    """Whether a Jacobian ``(m, n)`` is used through its products alone."""
-    large = m * n > LARGEST or m * n * min(m, n) > DEAR
-    if callable(jacobian):
-        return large or n > WIDEST
-    return jacobian == "products" or (large and jacobian == "auto")
 
 
 def _by_products(
