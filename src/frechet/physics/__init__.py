@@ -2,5 +2,6 @@
 
 from frechet.physics._collocation import Collocation, collocation
 from frechet.physics._conflict import Conflict, conflict
+from frechet.physics._objective import as_objective
 
-__all__ = ["Collocation", "Conflict", "collocation", "conflict"]
+__all__ = ["Collocation", "Conflict", "as_objective", "collocation", "conflict"]
