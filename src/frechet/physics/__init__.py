@@ -5,6 +5,7 @@ from frechet.physics._conflict import Conflict, conflict
 from frechet.physics._control import Control
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
+from frechet.physics._objective import as_objective
 from frechet.physics._posterior import Posterior, low_rank_posterior
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Control",
     "Posterior",
     "Trajectory",
+    "as_objective",
     "collocation",
     "conflict",
     "implicit_step",

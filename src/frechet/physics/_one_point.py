@@ -12,7 +12,8 @@ moved by up to a tenth, where the residual is not small by accident.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,15 +32,38 @@ def proved(conditions: Sequence[Condition], variables: Variables, parameters: Po
     """Raise unless all conditions pass; return the number of residuals at a point, for each."""
     draw = torch.Generator().manual_seed(0)
     _same_dtype(conditions, variables)
-    entries = tuple(_entries(c, parameters) for c in conditions)
-    moved = _moved(parameters, draw)
+    moved, entries = _moved(parameters, draw), []
     for c in conditions:
-        _finite(c, parameters)
-        some = torch.randperm(len(c), generator=draw)[:SLOPES].to(c.columns[0].device)
-        _alone(c, moved, some[:ALONE])
-        _depends(c, variables, moved, some)
+        with _explained(c):
+            entries.append(_entries(c, parameters))
+            _finite(c, parameters)
+            some = torch.randperm(len(c), generator=draw)[:SLOPES].to(c.columns[0].device)
+            _alone(c, moved, some[:ALONE])
+            _depends(c, variables, moved, some)
     _consistent(conditions, entries, variables, moved)
-    return entries
+    return tuple(entries)
+
+
+@contextmanager
+def _explained(c: Condition) -> Iterator[None]:
+    """Add to an error of the user's function which condition it belongs to, and how the function is called."""
+    try:
+        yield
+    except Exception as error:
+        told = str(error)
+        if told.startswith("collocation:"):
+            raise
+        hint = "write x[0] for x[:, 0]; " if isinstance(error, IndexError) else ""
+        if "does not require grad" in told or "does not have a grad_fn" in told:
+            hint = "take derivatives by frechet.calculus.taylor or torch.func, not by torch.autograd.grad; "
+        if "more than 1 value per channel" in told or "randomness" in told:
+            hint = "put batch normalization and dropout into evaluation mode; "
+        shapes = ", ".join(str(tuple(t.shape[1:])) for t in c.columns)
+        error.add_note(
+            f"collocation: {hint}residual_at of condition '{c.name}' is called with the parameters and one point, of "
+            f"shape {shapes}"
+        )
+        raise
 
 
 def _same_dtype(conditions: Sequence[Condition], variables: Variables) -> None:
@@ -56,23 +80,8 @@ def _same_dtype(conditions: Sequence[Condition], variables: Variables) -> None:
 def _entries(c: Condition, parameters: Point) -> int:
     """The number of residuals at a point; one call at one point."""
     x = tuple(t[0] for t in c.columns)
-    shapes = ", ".join(str(tuple(t.shape)) for t in x)
-    try:
-        with torch.no_grad(), PiecewiseLinear(c.name):
-            y = c.f(parameters, *x)
-    except NotDifferentiable:
-        raise
-    except Exception as error:
-        hint = "write x[0] for x[:, 0]; " if isinstance(error, IndexError) else ""
-        if "does not require grad" in str(error) or "requires_grad" in str(error):
-            hint = "take derivatives by frechet.calculus.taylor or torch.func, not by torch.autograd.grad; "
-        if "more than 1 value per channel" in str(error):
-            hint = "batch normalization couples points: put it into evaluation mode; "
-        error.add_note(
-            f"collocation: {hint}residual_at of condition '{c.name}' is called with the parameters and one point, "
-            f"of shape {shapes}"
-        )
-        raise
+    with torch.no_grad(), PiecewiseLinear(c.name):
+        y = c.f(parameters, *x)
     if not isinstance(y, Tensor) or not y.is_floating_point() or not y.numel():
         got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(

@@ -46,7 +46,7 @@ from frechet.optimize._least_squares.residual import Linearization, Parameters, 
 from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, sizes
 from frechet.optimize._least_squares.start import begin, first_linearization
-from frechet.optimize._least_squares.target_ratio import target_ratio
+from frechet.optimize._least_squares.target_ratio import resumed, target_ratio
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
 from frechet.space import Variables
@@ -84,6 +84,7 @@ def least_squares(
     eta: float = ETA,
     scaling: Scaling = "combined",
     observe: Callable[[LeastSquaresState], bool] | None = None,
+    resume: LeastSquaresState | None = None,
 ) -> LeastSquaresSolution:
     """Minimize norm(residual(x))^2 / 2 between bounds; see `LeastSquaresSolution`.
 
@@ -127,6 +128,8 @@ def least_squares(
         scaling: that of "interior": ``"coleman-li"``, ``"heinkenschloss-ulbrich"``, ``"kanzow-klug"``,
             ``"hager-mair-zhang"`` or their convex combination ``"combined"``.
         observe: is called with a `LeastSquaresState` at each step, and stops the run by returning True.
+        resume: a state that `observe` saw, to go on from there as if the run had not been interrupted, with method
+            "target-ratio". Others start anew at x0.
 
     Returns:
         A `LeastSquaresSolution`. Its status is `converged` or one of these, each with a sentence in `message`:
@@ -168,7 +171,7 @@ def least_squares(
     problem, x = problem_of(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
     _algorithm(method, eta, scaling)
-    problem, start = begin(problem, x)
+    problem, start = begin(problem, x if resume is None else resume.x.cpu().double())
     eps = problem.eps
     rules = Rules(
         eps if gtol is None else gtol,
@@ -190,8 +193,9 @@ def least_squares(
         return _by_products(with_products(problem, jacobian), start, rules, observe)
     problem, linear = first_linearization(problem, start)
     chosen = method_for(method, problem, linear.J.shape)
+    algorithm = resumed(_algorithm(chosen, eta, scaling), chosen, resume)
     first, start_cost = linear, linear.cost * problem.square
-    problem, rules, run = in_units(_algorithm(chosen, eta, scaling), problem, linear, rules, observe)
+    problem, rules, run = in_units(algorithm, problem, linear, rules, observe)
     described = f"{chosen}, dense Jacobian by {problem.route}"
     return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
 

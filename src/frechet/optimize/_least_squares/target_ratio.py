@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -73,6 +74,17 @@ def target_ratio(
         linear, iterations = accepted, iterations + 1
         history.append(linear.cost)
     return Run(linear, status, iterations, tuple(history))
+
+
+def resumed(algorithm: Callable[..., Run], method: str, state: LeastSquaresState | None) -> Callable[..., Run]:
+    """The algorithm from a state on: all that goes from one point to the next here is the radius."""
+    if state is None:
+        return algorithm
+    if method != "target-ratio":
+        raise ValueError(
+            f"least_squares: resume must come with method 'target-ratio', got {method!r}; start anew at x0=state.x"
+        )
+    return partial(algorithm, radius=state.control)
 
 
 def _longest(
