@@ -3,13 +3,20 @@
 from frechet.physics._control import Control
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
+from frechet.physics._mesh import Mesh, monge_ampere_mesh
+from frechet.physics._metric_descent import Descent, DescentState, metric_descent
 from frechet.physics._posterior import Posterior, low_rank_posterior
 
 __all__ = [
     "Control",
+    "Descent",
+    "DescentState",
+    "Mesh",
     "Posterior",
     "Trajectory",
     "implicit_step",
     "low_rank_posterior",
     "march",
+    "metric_descent",
+    "monge_ampere_mesh",
 ]

@@ -34,7 +34,6 @@ from frechet.objective._torch_internals import in_forward_mode, in_transform
 from frechet.physics._closed_over import arguments_alone
 from frechet.space import Point, named
 
-
 FEW = 64  # steps whose graphs are kept: products with second derivatives are then three to five times as fast
 
 
