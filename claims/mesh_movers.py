@@ -69,8 +69,8 @@ def measure() -> Claim:
         claim="meshes by the Monge-Ampere equation, without data, have the least interpolation error",
         theirs="a trained network moves the nodes, by the monitor 1 + |Du| / (0.01 mean |Du|)",
         ours=(
-            f"{N}^2 nodes, two fronts, monitor 1 + |D^2 u|^1/2 / (0.5 mean): {'; '.join(told)}; the paper's monitor on the "
-            f"second front: error {worse:.1f} times higher"
+            f"{N}^2 nodes, two fronts, monitor 1 + |D^2 u|^1/2 / (0.5 mean): {'; '.join(told)}; the paper's monitor on "
+            f"the second front: error {worse:.1f} times higher"
         ),
         verdict="holds in part" if min(gains) > 2 else "does not hold here",
         why=(
