@@ -5,6 +5,8 @@ from frechet.physics._conflict import Conflict, conflict
 from frechet.physics._control import Control
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
+from frechet.physics._mesh import Mesh, monge_ampere_mesh
+from frechet.physics._metric_descent import Descent, DescentState, metric_descent
 from frechet.physics._objective import as_objective
 from frechet.physics._posterior import Posterior, low_rank_posterior
 
@@ -12,6 +14,9 @@ __all__ = [
     "Collocation",
     "Conflict",
     "Control",
+    "Descent",
+    "DescentState",
+    "Mesh",
     "Posterior",
     "Trajectory",
     "as_objective",
@@ -20,4 +25,6 @@ __all__ = [
     "implicit_step",
     "low_rank_posterior",
     "march",
+    "metric_descent",
+    "monge_ampere_mesh",
 ]
