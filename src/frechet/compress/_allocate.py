@@ -139,9 +139,7 @@ def plot_front(front: Sequence[BitPlan], axes: Any, *, measured: Sequence[float]
         >>> plt.close(figure)
     """
     if measured is not None and len(measured) != len(front):
-        raise ValueError(
-            f"plot_front: measured must have one number for each of {len(front)} plans, got {len(measured)}"
-        )
+        raise ValueError(f"plot_front: measured must have {len(front)} numbers, one for each plan, got {len(measured)}")
     at = [plan.bytes for plan in front]
     axes.step(at, [plan.predicted for plan in front], where="post", label="predicted")
     if measured is not None:
