@@ -39,6 +39,7 @@ from frechet.analyze._scaling_rules import (
     weight_decay_for,
     width_exponent,
 )
+from frechet.analyze._self_influence import SelfInfluence, self_influence
 from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
 from frechet.analyze._spectral_check import MatrixNorms, SpectralCheck, spectral_check
 from frechet.analyze._stability import (
@@ -96,6 +97,7 @@ __all__ = [
     "PowerLaw",
     "Quantity",
     "Reading",
+    "SelfInfluence",
     "Slices",
     "SpectralCheck",
     "Stability",
@@ -142,6 +144,7 @@ __all__ = [
     "read_history",
     "scale_for_batch",
     "scale_for_width",
+    "self_influence",
     "sgd_update",
     "spectral_check",
     "stability",
