@@ -1,8 +1,8 @@
 import math
 
-import matplotlib as mpl
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from frechet.analyze import calibration
 from frechet.errors import NonFinite
@@ -58,9 +58,7 @@ def test_its_intervals_cover_and_it_is_drawn():
         inside += int(((found.confidences >= low) & (found.confidences <= high))[kept].sum())
         total += int(kept.sum())
     assert abs(inside / total - 0.95) < 3.3 * math.sqrt(0.95 * 0.05 / total)
-    mpl.use("Agg")
-    figure = mpl.figure.Figure()
-    axes = found.plot(figure.subplots())
+    axes = found.plot(Figure().subplots())
     assert axes.get_xlabel() == "confidence"
     assert "examples" in found._repr_html_()
 

@@ -7,12 +7,7 @@ from frechet.analyze._calibration import Calibration, calibration
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
-from frechet.analyze._examples import (
-    ExampleCurvatures,
-    ExampleGradients,
-    example_curvatures,
-    example_gradients,
-)
+from frechet.analyze._examples import ExampleCurvatures, ExampleGradients, example_curvatures, example_gradients
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
 from frechet.analyze._intrinsic_dimension import IntrinsicDimension, intrinsic_dimension, random_subspace
@@ -43,6 +38,7 @@ from frechet.analyze._scaling_rules import (
     width_exponent,
 )
 from frechet.analyze._self_distillation import SelfDistillation, self_distillation
+from frechet.analyze._self_influence import SelfInfluence, self_influence
 from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
 from frechet.analyze._smoothness import Smoothness, fit_smoothness
 from frechet.analyze._spectral_check import MatrixNorms, SpectralCheck, spectral_check
@@ -105,6 +101,7 @@ __all__ = [
     "Reading",
     "Roughness",
     "SelfDistillation",
+    "SelfInfluence",
     "Slices",
     "Smoothness",
     "SpectralCheck",
@@ -158,6 +155,7 @@ __all__ = [
     "scale_for_batch",
     "scale_for_width",
     "self_distillation",
+    "self_influence",
     "sgd_update",
     "spectral_check",
     "stability",

@@ -106,9 +106,8 @@ class Curvature:
         def run(route: ExampleRoute) -> tuple[Tensor, Tensor]:
             rows = ExampleRows.of(NAME, snapshot, space, route)
             with snapshot.running(), ordinary_mode(space.device), torch.no_grad(), snapshot.installed(rows.blocks):
-                alone = Batch(batch.inputs, None, 0)
-                y = rows.outputs(alone)
-                return torch.cat([J for _, _, J in rows.jacobians(alone, y)]), y
+                found = rows.on(Batch(batch.inputs, None, 0))
+                return torch.cat([J for _, _, J in found.jacobians()]), found.y
 
         return by_route(NAME, None, objective, run)
 

@@ -80,12 +80,15 @@ def summed_fisher(what: str, snapshot: Snapshot, space: Space, dense: bool, rout
     H = torch.zeros((n, n) if dense else (n,), dtype=torch.float64, device=space.device)
 
     def visit(part: Part, batch: Batch) -> None:
-        y = rows.outputs(batch)
+        found = rows.on(batch)
         criterion = snapshot.criterion(part, batch)
-        check_additive(what, criterion, y, batch.targets, space.eps, batch.index)
-        for u in roots_of(criterion, y, batch.targets, "fisher"):
-            for G in rows.pulled(batch, y, u):
-                H.add_((G.T @ G).double() if dense else G.double().square().sum(0))
+        check_additive(what, criterion, found.y, batch.targets, space.eps, batch.index)
+        for u in roots_of(criterion, found.y, batch.targets, "fisher"):
+            if not dense:
+                H.add_(found.squares(u))
+                continue
+            for _, _, (G,) in found.rows([u]):
+                H.add_((G.T @ G).double())
 
     with ordinary_mode(space.device), torch.no_grad():
         rows = ExampleRows.of(what, snapshot, space, route)

@@ -150,9 +150,9 @@ def _linearized(posterior: Posterior, batch: Batch, route: ExampleRoute) -> tupl
     with p.snapshot.running(), ordinary_mode(p.space.device), torch.no_grad():
         rows = ExampleRows.of("predict", p.snapshot, p.space, route)
         with p.snapshot.installed(rows.blocks):
-            y = _finite(rows.outputs(batch))
-            mean = y.double()
-            for a, b, J in rows.jacobians(batch, y):
+            found = rows.on(batch)
+            mean = _finite(found.y).double()
+            for a, b, J in found.jacobians():
                 m, c, n = J.shape
                 flat = J.double().view(m * c, n).T
                 moved = (posterior.covariance @ flat).T.reshape(m, c, n)
