@@ -50,8 +50,8 @@ def measure() -> Claim:
         theirs="faster if the step is large but not too large",
         ours=(
             f"a disc to half its radius, time steps {STEPS}: flow {[s.iterations for s in flow]} steps, momentum "
-            f"{[s.iterations for s in fast]}; the energy rose {rises} times; it is {start:.3f} at the start, the perimeter "
-            f"times 2 sqrt(2) / 3 is {PERIMETER:.3f}"
+            f"{[s.iterations for s in fast]}; the energy rose {rises} times; it is {start:.3f} at the start, the "
+            f"perimeter times 2 sqrt(2) / 3 is {PERIMETER:.3f}"
         ),
         verdict="holds" if good else "holds in part",
         why=(
