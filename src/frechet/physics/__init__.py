@@ -1,6 +1,7 @@
 """Differential equations, optimal control, inverse problems."""
 
 from frechet.physics._control import Control
+from frechet.physics._galerkin import LatentVelocity, galerkin_velocity
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
 from frechet.physics._mesh import Mesh, monge_ampere_mesh
@@ -11,9 +12,11 @@ __all__ = [
     "Control",
     "Descent",
     "DescentState",
+    "LatentVelocity",
     "Mesh",
     "Posterior",
     "Trajectory",
+    "galerkin_velocity",
     "implicit_step",
     "low_rank_posterior",
     "march",
