@@ -3,6 +3,7 @@
 from frechet.physics._collocation import Collocation, collocation
 from frechet.physics._conflict import Conflict, conflict
 from frechet.physics._control import Control
+from frechet.physics._galerkin import LatentVelocity, galerkin_velocity
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
 from frechet.physics._mesh import Mesh, monge_ampere_mesh
@@ -16,12 +17,14 @@ __all__ = [
     "Control",
     "Descent",
     "DescentState",
+    "LatentVelocity",
     "Mesh",
     "Posterior",
     "Trajectory",
     "as_objective",
     "collocation",
     "conflict",
+    "galerkin_velocity",
     "implicit_step",
     "low_rank_posterior",
     "march",
