@@ -15,9 +15,16 @@ from frechet.train._aggregate import (
 )
 from frechet.train._gauss_newton import GaussNewtonState, GaussNewtonStep, gauss_newton_init, gauss_newton_step
 from frechet.train._gauss_newton_optimizer import GaussNewton
+from frechet.train._gradient_regularized import (
+    GradientRegularizedState,
+    GradientRegularizedStep,
+    gradient_regularized_step,
+)
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
 from frechet.train._levenberg_marquardt import levenberg_marquardt
+from frechet.train._minimax import MinimaxCheck, MinimaxState, is_local_minimax, minimax_step
+from frechet.train._refined_schedule import refined_schedule
 from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
 
 __all__ = [
@@ -29,7 +36,11 @@ __all__ = [
     "GaussNewton",
     "GaussNewtonState",
     "GaussNewtonStep",
+    "GradientRegularizedState",
+    "GradientRegularizedStep",
     "Joint",
+    "MinimaxCheck",
+    "MinimaxState",
     "ResidualState",
     "ResidualStep",
     "adahessian_init",
@@ -40,12 +51,16 @@ __all__ = [
     "dual_projection",
     "gauss_newton_init",
     "gauss_newton_step",
+    "gradient_regularized_step",
     "imtl",
+    "is_local_minimax",
     "joint_backward",
     "levenberg_marquardt",
     "min_norm",
+    "minimax_step",
     "nash",
     "pcgrad",
+    "refined_schedule",
     "spring_init",
     "spring_step",
     "upgrad",
