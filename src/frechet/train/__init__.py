@@ -26,9 +26,11 @@ from frechet.train._levenberg_marquardt import levenberg_marquardt
 from frechet.train._minimax import MinimaxCheck, MinimaxState, is_local_minimax, minimax_step
 from frechet.train._refined_schedule import refined_schedule
 from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
+from frechet.train._sharpness import SAM, ascent
 
 __all__ = [
     "KFAC",
+    "SAM",
     "AdaHessian",
     "AdaHessianState",
     "Aggregate",
@@ -45,6 +47,7 @@ __all__ = [
     "ResidualStep",
     "adahessian_init",
     "adahessian_step",
+    "ascent",
     "cagrad",
     "cosines",
     "dual_cone",
