@@ -24,6 +24,7 @@ from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
 from frechet.train._levenberg_marquardt import levenberg_marquardt
 from frechet.train._minimax import MinimaxCheck, MinimaxState, is_local_minimax, minimax_step
+from frechet.train._prox_linear import ProxLinearStep, prox_linear_step
 from frechet.train._refined_schedule import refined_schedule
 from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
 from frechet.train._sharpness import SAM, ascent
@@ -43,6 +44,7 @@ __all__ = [
     "Joint",
     "MinimaxCheck",
     "MinimaxState",
+    "ProxLinearStep",
     "ResidualState",
     "ResidualStep",
     "adahessian_init",
@@ -63,6 +65,7 @@ __all__ = [
     "minimax_step",
     "nash",
     "pcgrad",
+    "prox_linear_step",
     "refined_schedule",
     "spring_init",
     "spring_step",
