@@ -321,8 +321,11 @@ def run(task: Task, name: str, rate: float, seed: int, seconds: float) -> Cell:
             started = time.process_time()
             model.zero_grad()
             task.loss(model(X), y).backward()
-            for o in optimizers:
-                o.step()
+            try:
+                for o in optimizers:
+                    o.step()
+            except torch.linalg.LinAlgError:  # of a peer whose matrices are no numbers any more: its run is over
+                break
             course.gradients += 1 + sum(spent(o, course.steps) for o in optimizers)
             course.steps += 1
             if course.watch(started):
