@@ -9,10 +9,11 @@ weight alone.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from claim import Claim
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 from frechet import Objective, cross_entropy, diagonal
 from frechet.compress import inverse_curvature, prune, sparsity_schedule
@@ -34,11 +35,9 @@ def trained(seed: int) -> Objective:
 
 def by_fisher(objective: Objective, m: int, levels: int) -> float:
     """The increase of the loss with the gradients of m examples."""
-
-    def inverse(o: Objective, x: Tensor, kept: Tensor) -> object:
-        return inverse_curvature(o, damping=1e-4, examples=m, seed=0, x=x, kept=kept)
-
-    return prune(objective, sparsity_schedule(0.9, levels), inverse=inverse).measured[-1]
+    made = partial(inverse_curvature, damping=1e-4, examples=m, seed=0)
+    found = prune(objective, sparsity_schedule(0.9, levels), inverse=lambda o, x, kept: made(o, x=x, kept=kept))
+    return found.measured[-1]
 
 
 def one_by_one(objective: Objective, m: int, levels: int) -> float:
@@ -50,11 +49,8 @@ def one_by_one(objective: Objective, m: int, levels: int) -> float:
         d = diagonal(B).value
         scores = torch.where(weights & kept, x.square() / d, torch.inf)
         number = round(level * int(weights.sum())) - int((~kept).sum())
-        gone = scores.argsort(stable=True)[:number]
-        step = torch.zeros_like(x)
-        step[gone] = x[gone] / d[gone]
-        x, kept[gone] = x - B @ step, False
-        x = x * kept
+        kept[scores.argsort(stable=True)[:number]] = False
+        x = (x - B @ torch.where(kept, 0.0, x / d)) * kept
     return float(objective.value(x)) - float(objective.value())
 
 
