@@ -4,8 +4,9 @@
 
 A convolutional net for the digits (5 978 parameters), trained on 1 297 images and tried on 500; no training afterwards.
 Rules: magnitude; the diagonal of the Fisher matrix (OBD); the inputs' second moments of each layer, column by column,
-in the manner of SparseGPT, with the same sparsity in each layer; ours by the Fisher matrix of 400 examples (M-FAC), by
-K-FAC and by apoptosis, with joint compensation where there is an inverse. Levels: 16 to 95 %, and those of the table.
+in the manner of SparseGPT, with the same sparsity in each layer and in one level; ours by the Fisher matrix of 400
+examples (M-FAC), by K-FAC and by apoptosis, with joint compensation where there is an inverse. Levels: 16 to 95 %, and
+those of the table.
 
 With `--lines` each finished cell is a line of JSON in that file, and a second call runs only what is missing. A cell is
 started while less than `--seconds` have passed.

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -207,6 +208,36 @@ def test_sparse_gradients_and_a_gradient_scaler_are_refused():
     scaler.scale(nn.functional.cross_entropy(model(X), y)).backward()
     with pytest.raises(ValueError, match=r"MFAC: gradients must not be scaled by a GradScaler.*train in bfloat16"):
         scaler.step(optimizer)
+
+
+@pytest.mark.slow
+def test_a_trainer_of_transformers_resumes_to_the_last_bit(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    g = torch.Generator().manual_seed(0)
+    rows = [torch.randint(0, 20, (9,), generator=g) for _ in range(16)]
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+
+    def trained(resume):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=4, save_steps=2,
+            report_to=[], disable_tqdm=True, use_cpu=True, seed=1, logging_strategy="no",
+        )  # fmt: skip
+        data = [{"input_ids": row, "labels": row} for row in rows]
+        optimizer = MFAC(model.parameters(), window=3)
+        transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train(
+            resume_from_checkpoint=resume
+        )
+        return [p.detach().clone() for p in model.parameters()]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the trainer itself
+        whole, resumed = trained(None), trained(str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
 
 
 @pytest.mark.slow
