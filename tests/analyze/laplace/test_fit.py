@@ -6,6 +6,7 @@ from torch import nn
 
 from frechet import Objective, cross_entropy, fisher, l2, minimize, squared_error, subsample
 from frechet.analyze import laplace
+from frechet.objective import Penalty
 from frechet.objective.criteria import binary_cross_entropy, custom, gaussian, huber, poisson
 
 F64 = torch.float64
@@ -148,6 +149,27 @@ def test_the_default_prior_is_that_of_the_penalty_so_that_the_minimum_is_the_mea
     torch.testing.assert_close(found.prior_precision, torch.full((15,), 0.02 * count, dtype=F64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("structure", ["kron", "full"])
+def test_the_default_prior_is_one_number_where_the_penalty_has_one(dtype, structure):
+    X = torch.randn(25, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    objective = Objective(network().to(dtype), cross_entropy(), [(X, labels(X))], penalty=l2(0.0173))
+    prior = laplace(objective, structure=structure).prior_precision
+    assert bool((prior == prior[0]).all())
+    assert float(prior[0]) == pytest.approx(25 * 0.0173, rel=1e-6)
+
+
+def test_a_penalty_of_some_parameters_more_than_others_is_followed():
+    def weighted(blocks):
+        return sum((0.3 if n.endswith("bias") else 0.1) / 2 * p.square().sum() for n, p in blocks.items())
+
+    X = torch.randn(25, 4, dtype=torch.float32)
+    objective = Objective(network().float(), cross_entropy(), [(X, labels(X))], penalty=Penalty(weighted, convex=True))
+    found = laplace(objective, joint=False)
+    expected = 25 * found.problem.curvature.domain.vector({"*": 0.1, "*bias": 0.3})
+    torch.testing.assert_close(found.prior_precision, expected, rtol=1e-6, atol=0)
+
+
 def test_a_subsample_stands_for_the_population():
     model, X, y = regression(n=40)
     data = [(x[None], t[None]) for x, t in zip(X, y, strict=True)]
@@ -207,8 +229,6 @@ def test_what_does_not_fit_is_said(objective, given, said):
 
 
 def test_a_penalty_that_is_no_normal_prior_is_refused_as_a_default():
-    from frechet.objective import Penalty
-
     lasso = Penalty(lambda blocks: sum(p.abs().sum() for p in blocks.values()))
     with pytest.raises(ValueError, match="pass prior_precision="):
         laplace(objective_of(penalty=lasso))

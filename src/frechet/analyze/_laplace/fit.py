@@ -20,8 +20,10 @@ from frechet.analyze._single_examples import refuse_group
 from frechet.objective import Objective, Part, Snapshot
 from frechet.operators.derivatives._kfac_sums import Sharing
 from frechet.operators.derivatives._products import grads
+from frechet.space import Space
 
 WHAT = "laplace"
+ROUNDING = 1e-4  # of the gradient of a penalty in single precision, divided by small numbers
 Prior = float | Mapping[str, float] | Tensor
 
 
@@ -160,9 +162,22 @@ def _of_penalty(snapshot: Snapshot) -> Tensor | None:
     together = (slope(V.sum(1)) - zero) / V.sum(1).double()
     size = float(rows[0].abs().max())
     off = max(float((row - together).abs().max()) for row in rows)
-    if float(zero.abs().max()) > 1e-4 * size or not off <= 1e-4 * max(size, 1e-300):
+    if float(zero.abs().max()) > ROUNDING * size or not off <= ROUNDING * max(size, 1e-300):
         raise ValueError(
             "laplace: the default of prior_precision needs a penalty sum_i c_i x_i^2 / 2 such as l2(c), got another "
             "one; pass prior_precision="
         )
-    return (rows[0] + rows[1]) / 2
+    return _without_rounding(space, (rows[0] + rows[1]) / 2)
+
+
+def _without_rounding(space: Space, diagonal: Tensor) -> Tensor:
+    """One number for each block whose entries differ by rounding alone, and for blocks whose numbers do."""
+    found, kept = diagonal.clone(), []
+    for name in space.names:
+        block = diagonal[space.block(name)]
+        middle = float(block.median())
+        if float((block - middle).abs().max()) <= ROUNDING * abs(middle):
+            middle = next((c for c in kept if abs(c - middle) <= ROUNDING * abs(c)), middle)
+            kept.append(middle)
+            found[space.block(name)] = middle
+    return found
