@@ -38,6 +38,7 @@ def laplace(
     rank: int = 50,
     sharing: Sharing = "expand",
     joint: bool = True,
+    samples: int | None = None,
     seed: int = 0,
     x: Tensor | None = None,
     restrict: str | list[str] | None = None,
@@ -61,7 +62,9 @@ def laplace(
         rank: how many eigenpairs ``"low_rank"`` keeps. Default: 50.
         sharing: how ``"kron"`` and ``"ekfac"`` treat positions of an example, as in `kfac`.
         joint: whether the weight and the bias of a layer are one block of ``"kron"`` and ``"ekfac"``.
-        seed: of the first vector of the eigenvalue solver of ``"low_rank"``.
+        samples: how many sets of labels ``"kron"`` and ``"ekfac"`` draw, for models with many outputs. Default: none,
+            the exact expectation over labels, with a backward pass for each output of an example.
+        seed: of the labels, and of the first vector of the eigenvalue solver of ``"low_rank"``.
         x: the point ``(n,)``. Default: the model's present parameters.
         restrict: a glob pattern, or several, of the parameters that have a posterior, such as ``"head.*"``. The others
             are taken for known. Default: all trainable ones.
@@ -86,6 +89,8 @@ def laplace(
     snapshot, part = _one_part(WHAT, objective, x)
     refuse_group(snapshot, WHAT)
     part.criterion.require_likelihood()
+    if snapshot.dropout_seed is not None:
+        raise ValueError("laplace: examples must not depend on their batch, got dropout_seed; call model.eval()")
     if part.weight != 1.0:
         raise ValueError(
             f"laplace: the objective's weight must be 1, got {part.weight:.4g}: a likelihood has none; divide it out"
@@ -103,7 +108,7 @@ def laplace(
     at = snapshot.space.indices(space)
     total = float(plain.value(snapshot.x)) * terms * grown
     slope = plain.gradient(snapshot.x)[at].double() * terms * grown
-    asked = Asked(structure, rank, sharing, joint, seed)
+    asked = Asked(structure, rank, sharing, joint, samples, seed)
     H = curvature_of(WHAT, plain, snapshot, space, asked, terms, grown)
     problem = Problem(plain, snapshot, part, space, H, snapshot.x[at].double(), total, slope, terms * grown)
     sigma = noise if problem.normal else None
