@@ -185,3 +185,9 @@ def test_inputs_that_give_no_number_are_named():
     X[2, 0] = math.nan
     with pytest.raises(NonFinite, match="example 2"):
         predict(posterior("squared_error"), X)
+
+
+def test_no_inputs_are_refused():
+    for given in ({}, {"how": "sampled", "seed": 0}):
+        with pytest.raises(ValueError, match="at least one example"):
+            predict(posterior("squared_error"), inputs(4)[:0], **given)

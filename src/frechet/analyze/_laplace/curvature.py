@@ -34,6 +34,7 @@ class Asked:
     rank: int
     sharing: Sharing
     joint: bool
+    samples: int | None
     seed: int
 
 
@@ -43,6 +44,8 @@ def curvature_of(
     """The Fisher matrix of the sum of `count` terms, times `grown`, at the snapshot's point."""
     structure, count = asked.structure, count * grown
     double, names = space.with_dtype(torch.float64), list(space.names)
+    if asked.samples is not None and structure not in ("kron", "ekfac"):
+        raise ValueError(f"{what}: samples are drawn for structure='kron' and 'ekfac' alone, got {structure!r}")
     if structure in ("full", "diagonal"):
         if structure == "full" and space.dim > MOST:
             raise ValueError(
@@ -63,6 +66,8 @@ def curvature_of(
             joint=asked.joint,
             x=snapshot.x,
             restrict=names,
+            seed=None if asked.samples is None else asked.seed,
+            samples=1 if asked.samples is None else asked.samples,
         )
         return of_kfac(K, corrected, count, double)
     if structure == "low_rank":

@@ -1,10 +1,9 @@
 """Gradients of single examples along given cotangents in the outputs, as rows: J_i'u_i for each example i of a batch.
 
 Where all parameters belong to layers of known kinds, one backward pass to the layers' outputs gives the slopes b of all
-examples, and an example's gradient is the sum of b a' over its positions
-(`operators/derivatives/_kfac_layers.py`). On every batch that sum
-is compared with the gradient of the parameters, and one example alone with its output in the batch. Else rows come by
-`vmap`, or one example after the other where that cannot go through the model (`_single_examples.py`).
+examples, and an example's gradient is the sum of b a' over its positions, see `derivatives/_kfac_layers.py`. On every
+batch that sum is compared with the gradient of the parameters, and one example alone with its output in the batch. Else
+rows come by `vmap`, or one example after the other where that cannot go through the model (`_single_examples.py`).
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from frechet.analyze._single_examples import refuse_group
 from frechet.objective import Objective, Part, Snapshot
 from frechet.operators.derivatives._kfac_sums import Sharing
 from frechet.operators.derivatives._products import grads
+from frechet.space import Space
 
 WHAT = "laplace"
+ROUNDING = 1e-4  # of the gradient of a penalty in single precision, divided by small numbers
 Prior = float | Mapping[str, float] | Tensor
 
 
@@ -36,6 +38,7 @@ def laplace(
     rank: int = 50,
     sharing: Sharing = "expand",
     joint: bool = True,
+    samples: int | None = None,
     seed: int = 0,
     x: Tensor | None = None,
     restrict: str | list[str] | None = None,
@@ -59,7 +62,9 @@ def laplace(
         rank: how many eigenpairs ``"low_rank"`` keeps. Default: 50.
         sharing: how ``"kron"`` and ``"ekfac"`` treat positions of an example, as in `kfac`.
         joint: whether the weight and the bias of a layer are one block of ``"kron"`` and ``"ekfac"``.
-        seed: of the first vector of the eigenvalue solver of ``"low_rank"``.
+        samples: how many sets of labels ``"kron"`` and ``"ekfac"`` draw, for models with many outputs. Default: none,
+            the exact expectation over labels, with a backward pass for each output of an example.
+        seed: of the labels, and of the first vector of the eigenvalue solver of ``"low_rank"``.
         x: the point ``(n,)``. Default: the model's present parameters.
         restrict: a glob pattern, or several, of the parameters that have a posterior, such as ``"head.*"``. The others
             are taken for known. Default: all trainable ones.
@@ -84,6 +89,8 @@ def laplace(
     snapshot, part = _one_part(WHAT, objective, x)
     refuse_group(snapshot, WHAT)
     part.criterion.require_likelihood()
+    if snapshot.dropout_seed is not None:
+        raise ValueError("laplace: examples must not depend on their batch, got dropout_seed; call model.eval()")
     if part.weight != 1.0:
         raise ValueError(
             f"laplace: the objective's weight must be 1, got {part.weight:.4g}: a likelihood has none; divide it out"
@@ -101,7 +108,7 @@ def laplace(
     at = snapshot.space.indices(space)
     total = float(plain.value(snapshot.x)) * terms * grown
     slope = plain.gradient(snapshot.x)[at].double() * terms * grown
-    asked = Asked(structure, rank, sharing, joint, seed)
+    asked = Asked(structure, rank, sharing, joint, samples, seed)
     H = curvature_of(WHAT, plain, snapshot, space, asked, terms, grown)
     problem = Problem(plain, snapshot, part, space, H, snapshot.x[at].double(), total, slope, terms * grown)
     sigma = noise if problem.normal else None
@@ -160,9 +167,22 @@ def _of_penalty(snapshot: Snapshot) -> Tensor | None:
     together = (slope(V.sum(1)) - zero) / V.sum(1).double()
     size = float(rows[0].abs().max())
     off = max(float((row - together).abs().max()) for row in rows)
-    if float(zero.abs().max()) > 1e-4 * size or not off <= 1e-4 * max(size, 1e-300):
+    if float(zero.abs().max()) > ROUNDING * size or not off <= ROUNDING * max(size, 1e-300):
         raise ValueError(
             "laplace: the default of prior_precision needs a penalty sum_i c_i x_i^2 / 2 such as l2(c), got another "
             "one; pass prior_precision="
         )
-    return (rows[0] + rows[1]) / 2
+    return _without_rounding(space, (rows[0] + rows[1]) / 2)
+
+
+def _without_rounding(space: Space, diagonal: Tensor) -> Tensor:
+    """One number for each block whose entries differ by rounding alone, and for blocks whose numbers do."""
+    found, kept = diagonal.clone(), []
+    for name in space.names:
+        block = diagonal[space.block(name)]
+        middle = float(block.median())
+        if float((block - middle).abs().max()) <= ROUNDING * abs(middle):
+            middle = next((c for c in kept if abs(c - middle) <= ROUNDING * abs(c)), middle)
+            kept.append(middle)
+            found[space.block(name)] = middle
+    return found

@@ -178,6 +178,8 @@ def _drawn_outputs(posterior: Posterior, batch: Batch, samples: int, seed: int) 
 
 
 def _finite(y: Tensor) -> Tensor:
+    if not y.numel():
+        raise ValueError(f"predict: inputs must hold at least one example, got outputs of shape {tuple(y.shape)}")
     if not bool(torch.isfinite(y).all()):
         row = int((~torch.isfinite(y)).flatten(1).any(1).nonzero()[0])
         raise NonFinite(f"predict: the model must give finite outputs, got NaN or infinity for example {row}")

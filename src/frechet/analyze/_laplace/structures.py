@@ -82,7 +82,14 @@ class Full(Structure):
     def precision(self, scale: float, prior: Tensor) -> LinearOperator:
         if _constant(prior) and "_eigenvectors" in self.__dict__:
             return self._eigenvectors.precision(scale, prior)
-        return from_matrix(scale * self.H + prior.diag(), domain=self.domain, facts="positive_definite")
+        P = scale * self.H + prior.diag()
+        if int(torch.linalg.cholesky_ex(P)[1]):
+            raise ValueError(
+                "laplace: the precision must be positive definite to working precision, got a prior precision of "
+                f"{float(prior.min()):.3g} beside curvatures up to {float(P.diagonal().max()):.3g}; raise "
+                "prior_precision"
+            )
+        return from_matrix(P, domain=self.domain, facts="positive_definite")
 
     def root(self, scale: float, prior: Tensor) -> LinearOperator:
         triangle = torch.linalg.cholesky(scale * self.H + prior.diag(), upper=True)  # P = U'U

@@ -52,10 +52,10 @@ class Layer:
         parts = []
         if self.weight is not None:
             at = positions[space.block(self.weight)]
-            out = space.shapes[space.names.index(self.weight)][0]
             if self.kind in ("embedding", "scale", "other"):
                 parts.append(at.view(self.groups, -1))
             else:
+                out = space.shapes[space.names.index(self.weight)][0]
                 parts.append(at.view(out, -1).T if self.transposed else at.view(out, -1))
         if self.bias is not None:
             at = positions[space.block(self.bias)]
