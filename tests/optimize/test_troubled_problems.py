@@ -352,7 +352,7 @@ def test_an_overflowing_start_is_never_a_fit_of_nothing(method, rate):
 
     x0 = torch.tensor([1.0, rate, 1.0], dtype=F64)
     if method == "many":
-        s = least_squares_batch(r, x0, y[None])
+        s = least_squares_batch(r, x0, y[None], max_evaluations=400)
         x, cost, converged, cosine = s.x[0], float(s.cost[0]), bool(s.converged[0]), float(s.optimality[0])
     else:
         s = least_squares(r, x0, method=method, max_evaluations=400)

@@ -1,8 +1,8 @@
 """Conjugate gradients: A x = b for A symmetric positive definite, from products with A alone.
 
 Iterate i minimizes the energy x'Ax/2 - b'x over the Krylov space K_i(A, r_0), so the error in the A-norm falls in every
-iteration, and A with j distinct eigenvalues takes at most j iterations in exact arithmetic. Columns of a block b are
-independent systems that share each product.
+iteration. A matrix A with j distinct eigenvalues takes at most j iterations in exact arithmetic. Columns of a block b
+are independent systems that share each product.
 
 **Source.** M. R. Hestenes and E. Stiefel (1952), Methods of conjugate gradients for solving linear systems, section 3,
 doi 10.6028/jres.049.044; preconditioned as in Y. Saad (2003), Iterative methods for sparse linear systems, algorithm
