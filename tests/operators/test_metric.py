@@ -219,3 +219,21 @@ def test_a_product_metric_has_the_names_of_the_variables():
     x0 = metric.space.unflatten(torch.zeros(5, dtype=F64))
     s = minimize(lambda x: (x["q"] - 1).square().sum() + x["v"].square().sum(), x0, metric=metric)
     torch.testing.assert_close(s.x["q"], torch.ones(3, dtype=F64))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1.0, 1e160, 1e200])
+def test_norms_of_small_and_large_vectors_stay_in_range(size):
+    metric, c = METRICS["dense"](), gaussian(12)
+    assert float(metric.norm(size * c)) == pytest.approx(size * float(metric.norm(c)), rel=1e-12)
+    assert float(metric.dual_norm(size * c)) == pytest.approx(size * float(metric.dual_norm(c)), rel=1e-12)
+    both = torch.stack([size * c, 0 * c, c], 1)
+    assert metric.dual_norm(both).tolist() == pytest.approx(
+        [size * float(metric.dual_norm(c)), 0.0, float(metric.dual_norm(c))], rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-100, 1.0, 1e100, 1e200])
+def test_minimize_in_a_metric_does_not_depend_on_the_unit_of_f(unit):
+    s = minimize(lambda x: unit * ((x - 1) ** 2).sum(), torch.zeros(12, dtype=F64), metric=METRICS["H1"]())
+    assert s.converged
+    torch.testing.assert_close(s.x, torch.ones(12, dtype=F64), rtol=1e-9, atol=0)
