@@ -181,6 +181,12 @@ def check_metric(caller: str, metric: object, space: Space) -> Metric:
         raise TypeError(f"{caller}: metric must be a Metric, got {type(metric).__name__}; write Metric(mass)")
     if metric.space.dim != space.dim or metric.space.dtype != space.dtype or metric.space.device != space.device:
         raise ValueError(f"{caller}: metric must be one on {space!r}, got {metric!r}")
+    mine, theirs = (list(zip(s.names, s.sizes, strict=True)) for s in (metric.space, space))
+    if len(mine) > 1 and len(theirs) > 1 and mine != theirs:
+        raise ValueError(
+            f"{caller}: metric must have the blocks of the variables in their order, {dict(theirs)}, got {dict(mine)}; "
+            "name them so in product_metric"
+        )
     return metric
 
 
