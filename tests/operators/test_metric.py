@@ -219,3 +219,43 @@ def test_a_product_metric_has_the_names_of_the_variables():
     x0 = metric.space.unflatten(torch.zeros(5, dtype=F64))
     s = minimize(lambda x: (x["q"] - 1).square().sum() + x["v"].square().sum(), x0, metric=metric)
     torch.testing.assert_close(s.x["q"], torch.ones(3, dtype=F64))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1.0, 1e160, 1e200])
+def test_norms_of_small_and_large_vectors_stay_in_range(size):
+    metric, c = METRICS["dense"](), gaussian(12)
+    assert float(metric.norm(size * c)) == pytest.approx(size * float(metric.norm(c)), rel=1e-12)
+    assert float(metric.dual_norm(size * c)) == pytest.approx(size * float(metric.dual_norm(c)), rel=1e-12)
+    both = torch.stack([size * c, 0 * c, c], 1)
+    assert metric.dual_norm(both).tolist() == pytest.approx(
+        [size * float(metric.dual_norm(c)), 0.0, float(metric.dual_norm(c))], rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-100, 1.0, 1e100, 1e200])
+def test_minimize_in_a_metric_does_not_depend_on_the_unit_of_f(unit):
+    s = minimize(lambda x: unit * ((x - 1) ** 2).sum(), torch.zeros(12, dtype=F64), metric=METRICS["H1"]())
+    assert s.converged
+    torch.testing.assert_close(s.x, torch.ones(12, dtype=F64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_bounds_hold_in_a_metric_that_is_not_diagonal(order, seed):
+    B, b = gaussian(30, 30, seed=seed), gaussian(30, seed=seed + 50)
+    A = B @ B.T / 30 + 0.01 * torch.eye(30, dtype=F64)
+    metric = sobolev(30, 1 / 30, order=order, boundary="neumann")
+    f = lambda x: 0.5 * x @ A @ x - b @ x  # noqa: E731
+    plain = minimize(f, torch.zeros(30, dtype=F64), bounds=(-0.5, 0.5))
+    s = minimize(f, torch.zeros(30, dtype=F64), bounds=(-0.5, 0.5), metric=metric, max_iterations=150)
+    assert s.converged
+    torch.testing.assert_close(s.x, plain.x, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_in_another_order_than_the_variables_are_refused():
+    one = lambda n: Metric(from_diagonal(torch.ones(n, dtype=F64)))  # noqa: E731
+    x0 = {"b": torch.zeros(3, dtype=F64), "a": torch.ones(2, dtype=F64)}
+    f = lambda x: x["a"].square().sum() + x["b"].square().sum()  # noqa: E731
+    with pytest.raises(ValueError, match="metric must have the blocks of the variables in their order"):
+        minimize(f, x0, metric=product_metric({"a": one(2), "b": one(3)}))
+    assert minimize(f, x0, metric=product_metric({"b": one(3), "a": one(2)})).converged

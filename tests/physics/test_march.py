@@ -450,3 +450,35 @@ def test_no_steps_are_the_start(checkpoints):
     run = march(lambda y, u: y + u, ONE, torch.ones(0, 2, dtype=F64), checkpoints=checkpoints)
     assert torch.equal(run.final, ONE)
     assert torch.equal(run.outputs, ONE[None])
+
+
+# --- steps that run again ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpoints", [1, 3, 6])
+def test_random_steps_draw_the_same_again(checkpoints):
+    def gradient(checkpoints):
+        torch.manual_seed(3)
+        y = torch.ones(50, dtype=F64, requires_grad=True)
+        run = march(lambda y: y + 0.1 * torch.dropout(y, 0.5, True), y, steps=6, checkpoints=checkpoints)
+        (g,) = torch.autograd.grad(run.final.square().sum(), y, create_graph=True)
+        (h,) = torch.autograd.grad(g.sum(), y)
+        return run.final.detach(), g.detach(), h, torch.rand(2)
+
+    for a, b in zip(gradient(checkpoints), gradient(0), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=0)  # and what is drawn afterwards is the same
+
+
+def test_steps_that_do_otherwise_when_they_run_again_are_refused():
+    calls = []
+
+    def step(y):
+        calls.append(1)
+        return y * len(calls)
+
+    y = torch.ones(2, dtype=F64, requires_grad=True)
+    run = march(step, y, steps=4, checkpoints=2)
+    with pytest.raises(
+        ValueError, match="step must do the same when it runs again, got another result in the steps 2 to 3"
+    ):
+        torch.autograd.grad(run.final.sum(), y)

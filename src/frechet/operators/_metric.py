@@ -111,7 +111,8 @@ class Metric:
 
     def norm(self, v: Tensor) -> Tensor:
         """Return sqrt(v'M v) of a vector."""
-        return self.inner(v, v).clamp(min=0).sqrt()
+        unit = _unit(v)
+        return unit * self.inner(v / unit, v / unit).clamp(min=0).sqrt()
 
     def riesz(self, covector: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return the gradient ``(n,)``: the vector r with r'M h = covector'h for all h."""
@@ -125,9 +126,13 @@ class Metric:
 
     def dual_norm(self, covector: Tensor) -> Tensor:
         """Return sqrt(c'M^-1 c) of a covector ``(n,)``, or those of the columns of a block ``(n, k)``."""
-        columns, raised = (t.T if t.ndim > 1 else t[None] for t in (covector, applied(self.inverse, covector)))
+        unit = _unit(covector)  # squares of small and of large covectors leave the range of the dtype
+        scaled = covector / unit
+        columns, raised = (t.T if t.ndim > 1 else t[None] for t in (scaled, applied(self.inverse, scaled)))
         squares = [self.space.inner(c, r) for c, r in zip(columns, raised, strict=True)]
-        roots = torch.stack(squares).clamp(min=0).sqrt() if squares else self.space.norm(covector)
+        if not squares:
+            return self.space.norm(covector)
+        roots = unit.reshape(-1) * torch.stack(squares).clamp(min=0).sqrt()
         return roots if covector.ndim > 1 else roots[0]
 
 
@@ -176,7 +181,21 @@ def check_metric(caller: str, metric: object, space: Space) -> Metric:
         raise TypeError(f"{caller}: metric must be a Metric, got {type(metric).__name__}; write Metric(mass)")
     if metric.space.dim != space.dim or metric.space.dtype != space.dtype or metric.space.device != space.device:
         raise ValueError(f"{caller}: metric must be one on {space!r}, got {metric!r}")
+    mine, theirs = (list(zip(s.names, s.sizes, strict=True)) for s in (metric.space, space))
+    if len(mine) > 1 and len(theirs) > 1 and mine != theirs:
+        raise ValueError(
+            f"{caller}: metric must have the blocks of the variables in their order, {dict(theirs)}, got {dict(mine)}; "
+            "name them so in product_metric"
+        )
     return metric
+
+
+def _unit(v: Tensor) -> Tensor:
+    """A power of two near the largest entry of each column, by which squares stay in range; a constant."""
+    with torch.no_grad():
+        largest = v.abs().amax(0) if v.numel() else v.new_ones(v.shape[1:])
+        usable = (largest > 0) & largest.isfinite()
+        return torch.where(usable, torch.exp2(torch.where(usable, largest, 1.0).log2().round()), 1.0)
 
 
 def _check_definite(name: str, given: object) -> None:

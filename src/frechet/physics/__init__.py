@@ -9,6 +9,7 @@ from frechet.physics._march import Trajectory, march
 from frechet.physics._mesh import Mesh, monge_ampere_mesh
 from frechet.physics._metric_descent import Descent, DescentState, metric_descent
 from frechet.physics._objective import as_objective
+from frechet.physics._operator_collocation import ProcessSolution, operator_collocation
 from frechet.physics._posterior import Posterior, low_rank_posterior
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LatentVelocity",
     "Mesh",
     "Posterior",
+    "ProcessSolution",
     "Trajectory",
     "as_objective",
     "collocation",
@@ -30,4 +32,5 @@ __all__ = [
     "march",
     "metric_descent",
     "monge_ampere_mesh",
+    "operator_collocation",
 ]

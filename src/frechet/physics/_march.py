@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,8 +30,9 @@ from torch import Tensor
 from frechet.calculus.solutions._equations import tensors_among
 from frechet.calculus.solutions._plain_function import Nested
 from frechet.errors import NonFinite, NotConverged
-from frechet.objective._torch_internals import in_forward_mode, in_transform
+from frechet.objective._torch_internals import in_dispatch_mode, in_forward_mode, in_transform
 from frechet.physics._closed_over import arguments_alone
+from frechet.physics._repetition import Repetition
 from frechet.space import Point, named
 
 FEW = 64  # steps whose graphs are kept: products with second derivatives are then three to five times as fast
@@ -201,7 +202,7 @@ class _Problem:
                 got = f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
                 place = f" in {name!r}" if name else ""
                 raise ValueError(f"{where} must return a state like the first, {self._told()}, got {got}{place}")
-        if not in_transform() and not all(bool(t.isfinite().all()) for t in after):
+        if not in_transform() and not in_dispatch_mode() and not all(bool(t.isfinite().all()) for t in after):
             size = max(float(t.detach().abs().max()) for t in y if t.numel())
             raise NonFinite(
                 f"{where} gave NaN or infinity from a state whose largest entry is {size:.3g}; take shorter steps, or "
@@ -226,10 +227,13 @@ class _Segment:
     problem: _Problem
     a: int
     b: int
+    first: Repetition = field(default_factory=Repetition)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         opened = any(t.requires_grad for t in tensors)  # in a derivative of the segment
-        found = self.problem.run(list(tensors), self.a, self.b, alone=self.problem.followed and not opened)
+        with self.first.same_draws(tensors):
+            found = self.problem.run(list(tensors), self.a, self.b, alone=self.problem.followed and not opened)
+        self.first.compare(tensors, found, f"the steps {self.a} to {self.b - 1}")
         if not opened and any(t.requires_grad for t in found):
             raise ValueError(
                 "march: step must use tensors that require grad only as its arguments, got one that is closed over and "
