@@ -41,6 +41,7 @@ SMALL_DENSE: dict[tuple[str, str], str] = {
     ("calculus/distances/_bures.py", "torch.linalg.qr(L)"): "a factor of the covariance of features",
     ("calculus/matrices/_guarded.py", "torch.linalg.qr(A)"): "the QR of the user's own matrix",
     ("calculus/taylor/_factors.py", "torch.linalg.qr(a[0])"): "the rule for a QR of the user's own matrix",
+    ("train/_jacobian_penalties.py", "torch.linalg.qr(Z)"): "directions in the outputs of each example",
     ("optimize/_constrained/interior.py", "np.linalg.norm(at.J, 2)"): "a small problem as arrays, formed whole",
     ("optimize/_constrained/interior.py", "np.linalg.norm(moved - x)"): "a small problem as arrays, formed whole",
     ("optimize/_constrained/interior.py", "np.linalg.norm(v)"): "a small problem as arrays, formed whole",

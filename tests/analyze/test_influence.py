@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from frechet import Objective, cross_entropy, gauss_newton, identity, l2, minimize, squared_error
+from frechet import Objective, cross_entropy, gauss_newton, hessian, identity, l2, minimize, squared_error
 from frechet.analyze import influence, leave_one_out
 from frechet.errors import NonFinite, NotConverged
+from frechet.operators.derivatives import kfac
 
 F64 = torch.float64
 
@@ -117,7 +118,9 @@ def test_wrong_arguments_are_named():
     for arguments, sentence in (
         ((v, -1.0, "gauss_newton"), "influence: damping must be a number >= 0, got -1"),
         ((v[:3], 1.0, "gauss_newton"), r"influence: functions must be gradients \(15,\) or \(15, k\), got \(3,\)"),
-        ((v, 1.0, "fisher"), "influence: curvature must be 'gauss_newton', 'hessian', 'kfac', 'ekfac' or an operator"),
+        ((v, 1.0, "fisher"), "influence: curvature must be 'gauss_newton', 'hessian', .* or an operator"),
+        ((v, 1.0, "nystrom"), "influence: curvature='nystrom' needs rank= and seed=, got rank=None"),
+        ((v, 0.0, "arnoldi"), "influence: curvature='arnoldi' needs rank= and seed="),
     ):
         with pytest.raises(ValueError, match=sentence):
             influence(objective, arguments[0], damping=arguments[1], curvature=arguments[2], x=x)
@@ -132,3 +135,50 @@ def test_wrong_arguments_are_named():
     wide = Objective(nn.Linear(4, 1000), squared_error(), [(X.float(), torch.zeros(40, 1000))])
     with pytest.raises(ValueError, match="leave_one_out: at most 4000 parameters are served, got 5000"):
         leave_one_out(wide)
+
+
+@pytest.mark.parametrize("curvature", ["arnoldi", "nystrom"])
+def test_low_rank_curvatures_are_exact_at_full_rank_and_say_how_far_off_they_are(curvature):
+    X, y, made, criterion = softmax()
+    objective, x = fitted(X, y, made, criterion)
+    V = torch.randn(objective.space.dim, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    exact = influence(objective, V, damping=0.05, rtol=1e-10, x=x)
+    full = influence(objective, V, damping=0.05, curvature=curvature, rank=15, seed=0, x=x)
+    torch.testing.assert_close(full.scores, exact.scores, rtol=1e-5, atol=1e-8)
+    assert full.gauss_newton_residual < 1e-5
+    part = influence(objective, V, damping=0.05, curvature=curvature, rank=5, seed=0, x=x)
+    assert part.gauss_newton_residual > 0.01
+    assert part.residual == 0.0
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian", "kfac", "ekfac", "operator"])
+def test_the_residual_with_the_exact_matrix_is_the_dense_one(curvature):
+    X, y, made, criterion = softmax()
+    objective, x = fitted(X, y, made, criterion)
+    v = torch.randn(15, generator=torch.Generator().manual_seed(1), dtype=F64)
+    G = gauss_newton(objective, x=x)
+    given = G + identity(G.domain) if curvature == "operator" else curvature
+    found = influence(objective, v, damping=0.1, curvature=given, rtol=1e-10, x=x)
+    used = {
+        "gauss_newton": lambda: G, "hessian": lambda: hessian(objective, x=x), "operator": lambda: given,
+        "kfac": lambda: kfac(objective, kind="gauss_newton", x=x),
+        "ekfac": lambda: kfac(objective, kind="gauss_newton", corrected=True, x=x),
+    }[curvature]().dense()  # fmt: skip
+    eye = 0.1 * torch.eye(15, dtype=F64)
+    u = torch.linalg.solve(used + eye, v)
+    expected = float((v - (G.dense() + eye) @ u).norm() / v.norm())
+    assert found.gauss_newton_residual == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+def test_the_scores_of_a_group_are_the_sums_of_its_members():
+    X, y, made, criterion = softmax()
+    objective, x = fitted(X, y, made, criterion)
+    V = torch.randn(15, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    found = influence(objective, V, damping=0.1, x=x)
+    groups = torch.arange(40) % 3
+    torch.testing.assert_close(found.grouped(groups), torch.stack([found.scores[groups == j].sum(0) for j in range(3)]))
+    single = influence(objective, V[:, 0], damping=0.1, x=x)
+    torch.testing.assert_close(single.grouped(groups), found.grouped(groups)[:, 0], rtol=1e-5, atol=1e-9)
+    for wrong in (groups[:3], groups.double(), groups - 1):
+        with pytest.raises(ValueError, match="numbers >= 0 for the 40 examples"):
+            found.grouped(wrong)

@@ -3,23 +3,26 @@
 from frechet.analyze._annealing_law import AnnealingLaw, fit_annealing_law
 from frechet.analyze._barrier import Barrier, barrier
 from frechet.analyze._batch_curvature import BatchCurvature, BatchTop, batch_curvature
+from frechet.analyze._calibration import Calibration, calibration
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
-from frechet.analyze._examples import (
-    ExampleCurvatures,
-    ExampleGradients,
-    example_curvatures,
-    example_gradients,
-)
+from frechet.analyze._examples import ExampleCurvatures, ExampleGradients, example_curvatures, example_gradients
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
+from frechet.analyze._intrinsic_dimension import IntrinsicDimension, intrinsic_dimension, random_subspace
+from frechet.analyze._laplace.evidence import EvidenceGradient, evidence_gradient, tune_evidence, with_prior
+from frechet.analyze._laplace.fit import laplace
+from frechet.analyze._laplace.posterior import Posterior
+from frechet.analyze._laplace.prediction import LaplacePrediction, draw, predict
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze._ntk_prediction import NtkDrift, NtkPrediction, ntk_drift, ntk_prediction
+from frechet.analyze._outliers import Outliers, outliers
 from frechet.analyze._plan import Job, Plan, plan
 from frechet.analyze._power_law import PowerLaw, fit_power_law
+from frechet.analyze._roughness import Roughness, roughness
 from frechet.analyze._run.batch_sharpness import BatchSharpness, batch_sharpness
 from frechet.analyze._run.critical_rate import CriticalRate, critical_rate
 from frechet.analyze._run.monitor import Monitor, probe_batches
@@ -34,7 +37,10 @@ from frechet.analyze._scaling_rules import (
     weight_decay_for,
     width_exponent,
 )
+from frechet.analyze._self_distillation import SelfDistillation, self_distillation
+from frechet.analyze._self_influence import SelfInfluence, self_influence
 from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
+from frechet.analyze._smoothness import Smoothness, fit_smoothness
 from frechet.analyze._spectral_check import MatrixNorms, SpectralCheck, spectral_check
 from frechet.analyze._stability import (
     Interpolation,
@@ -60,8 +66,10 @@ __all__ = [
     "BatchCurvature",
     "BatchSharpness",
     "BatchTop",
+    "Calibration",
     "CriticalRate",
     "CurvatureNoiseScale",
+    "EvidenceGradient",
     "ExampleCurvatures",
     "ExampleFrobenius",
     "ExampleGradients",
@@ -72,7 +80,9 @@ __all__ = [
     "Hyperparameters",
     "Influence",
     "Interpolation",
+    "IntrinsicDimension",
     "Job",
+    "LaplacePrediction",
     "LayerTops",
     "LayerTraces",
     "LeaveOneOut",
@@ -82,12 +92,18 @@ __all__ = [
     "NoiseScale",
     "NtkDrift",
     "NtkPrediction",
+    "Outliers",
     "Plan",
     "Plane",
+    "Posterior",
     "PowerLaw",
     "Quantity",
     "Reading",
+    "Roughness",
+    "SelfDistillation",
+    "SelfInfluence",
     "Slices",
+    "Smoothness",
     "SpectralCheck",
     "Stability",
     "StepMetric",
@@ -99,8 +115,11 @@ __all__ = [
     "barrier",
     "batch_curvature",
     "batch_sharpness",
+    "calibration",
     "critical_rate",
     "curvature_noise_scale",
+    "draw",
+    "evidence_gradient",
     "exact_mean_square_limit",
     "example_curvatures",
     "example_frobenius",
@@ -109,9 +128,12 @@ __all__ = [
     "example_slopes",
     "fit_annealing_law",
     "fit_power_law",
+    "fit_smoothness",
     "gradient_gram",
     "influence",
     "interpolation",
+    "intrinsic_dimension",
+    "laplace",
     "layer_tops",
     "layer_traces",
     "leave_one_out",
@@ -123,11 +145,17 @@ __all__ = [
     "ntk_matrix",
     "ntk_prediction",
     "optimizer_metric",
+    "outliers",
     "plan",
+    "predict",
     "probe_batches",
+    "random_subspace",
     "read_history",
+    "roughness",
     "scale_for_batch",
     "scale_for_width",
+    "self_distillation",
+    "self_influence",
     "sgd_update",
     "spectral_check",
     "stability",
@@ -136,6 +164,8 @@ __all__ = [
     "training_jacobian",
     "trajectory",
     "trajectory_influence",
+    "tune_evidence",
     "weight_decay_for",
     "width_exponent",
+    "with_prior",
 ]

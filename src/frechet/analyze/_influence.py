@@ -32,18 +32,17 @@ from torch import Tensor
 
 from frechet.analyze._example_slopes import _slopes
 from frechet.analyze._examples import _one_part
+from frechet.analyze._influence_systems import Curvature, systems_of
 from frechet.analyze._single_examples import refuse_group
 from frechet.errors import NonFinite
-from frechet.linalg import Status, solve
+from frechet.linalg import Status
 from frechet.linalg._shown import Result, Rows
 from frechet.objective import Batch, Objective, Part, Snapshot
 from frechet.objective._coupling import check_additive
-from frechet.operators import Fact, LinearOperator, identity
+from frechet.operators import LinearOperator
 from frechet.operators.derivatives import gauss_newton, hessian, jacobian
-from frechet.operators.derivatives._kfac import kfac
 from frechet.operators.derivatives._modes import Way, chosen
 
-Curvature = Literal["gauss_newton", "hessian", "kfac", "ekfac"]
 MOST = 4000  # parameters of which the dense matrix is formed
 
 
@@ -51,13 +50,15 @@ MOST = 4000  # parameters of which the dense matrix is formed
 class Influence(Result):
     """`scores` ``(N,)`` or ``(N, k)``: the change of each function when an example is left out, by its first order.
 
-    ``residual`` is the largest relative residual of the linear systems with the curvature that was asked for.
+    ``residual`` is the largest relative residual of the linear systems with the curvature that was asked for, and
+    ``gauss_newton_residual`` with the exact damped Gauss-Newton matrix: 1 where an approximation is no better than 0.
     """
 
     scores: Tensor  # float64
     damping: float
     curvature: str
     residual: float
+    gauss_newton_residual: float
     status: Status
     message: str
     products: int
@@ -71,6 +72,19 @@ class Influence(Result):
         column = self.scores if self.scores.ndim == 1 else self.scores[:, function]
         return [(int(i), float(column[i])) for i in column.argsort(descending=True)[:k]]
 
+    def grouped(self, groups: Tensor) -> Tensor:
+        """The change of each function when a group is left out, ``(groups,)`` or ``(groups, k)``: its first order.
+
+        `groups` ``(N,)`` holds the number of each example's group, from 0.
+        """
+        if groups.shape != self.scores.shape[:1] or groups.is_floating_point() or bool((groups < 0).any()):
+            raise ValueError(
+                f"Influence.grouped: groups must be numbers >= 0 for the {len(self.scores)} examples, got "
+                f"{groups.dtype} of shape {tuple(groups.shape)}"
+            )
+        total = self.scores.new_zeros(int(groups.max()) + 1, *self.scores.shape[1:])
+        return total.index_add_(0, groups.to(total.device).long(), self.scores)
+
     def _table(self) -> Rows:
         return ("example", "change when left out"), [(str(i), f"{c:.4g}") for i, c in self.top()]
 
@@ -81,6 +95,8 @@ def influence(
     *,
     damping: float,
     curvature: Curvature | LinearOperator = "gauss_newton",
+    rank: int | None = None,
+    seed: int | None = None,
     rtol: float = 1e-6,
     max_iterations: int | None = None,
     x: Tensor | None = None,
@@ -92,8 +108,10 @@ def influence(
         functions: an objective whose loss is the function, such as one on the test data; or gradients of functions, a
             vector ``(n,)`` or columns ``(n, k)``.
         damping: what is added to the curvature, >= 0. Give the one that makes the solution well defined.
-        curvature: ``"gauss_newton"`` or ``"hessian"`` with the penalties, ``"kfac"`` or ``"ekfac"`` without; or a
-            symmetric operator.
+        curvature: ``"gauss_newton"`` or ``"hessian"`` with the penalties, ``"kfac"`` or ``"ekfac"`` without,
+            ``"arnoldi"`` or ``"nystrom"`` of low rank, see `_influence_systems.py`; or a symmetric operator.
+        rank: how many eigenpairs ``"arnoldi"``, or random vectors ``"nystrom"``, takes.
+        seed: of their first or of all their vectors.
         rtol: ``norm(v - (H + damping I) u) <= rtol norm(v)`` for each system.
         max_iterations: the most iterations of a system.
         x: the point ``(n,)``. Default: the model's present parameters.
@@ -134,13 +152,10 @@ def influence(
         raise ValueError(f"influence: functions must be gradients ({n},) or ({n}, k), got {tuple(V.shape)}")
     if not space.finite(V if V.ndim == 2 else V[:, None]):
         raise NonFinite("influence: functions must have finite gradients, got NaN or infinity")
-    name, H = _curvature(objective, curvature, snapshot.x)
-    A = H + damping * identity(H.domain) if damping else H
     columns = V if V.ndim == 2 else V[:, None]
-    together = Fact.POSITIVE_DEFINITE in A.facts
-    given = [columns] if together else list(columns.T)
-    solved = [solve(A, v, rtol=rtol, max_iterations=max_iterations) for v in given]
-    U = solved[0].x if together else torch.stack([s.x for s in solved]).T
+    systems = systems_of("influence", objective, curvature, damping, snapshot.x, rank, seed)
+    solved = systems.solve(columns, rtol, max_iterations)
+    U = solved.U
     way = Way(chosen(None, snapshot.model, "influence", gauss_newton=True), False)
     plain = replace(snapshot, penalties=())
     slopes = way.along(lambda: _slopes(objective, plain, part, U, way.route))
@@ -148,29 +163,13 @@ def influence(
     return Influence(
         scores=scores if V.ndim == 2 else scores[:, 0],
         damping=damping,
-        curvature=name,
-        residual=max(s.residual / max(float(space.norm(v).max()), 1e-300) for s, v in zip(solved, given, strict=True)),
-        status=solved[0].status,
-        message=solved[0].message,
-        products=sum(s.products for s in solved),
+        curvature=systems.name,
+        residual=solved.residual,
+        gauss_newton_residual=float(systems.exact_residuals(columns, U).max()),
+        status=solved.status,
+        message=solved.message,
+        products=solved.products,
     )
-
-
-def _curvature(objective: Objective, curvature: Curvature | LinearOperator, x: Tensor) -> tuple[str, LinearOperator]:
-    match curvature:
-        case LinearOperator():
-            return "the given operator", curvature
-        case "gauss_newton":
-            return "Gauss-Newton", gauss_newton(objective, x=x)
-        case "hessian":
-            return "Hessian", hessian(objective, x=x)
-        case "kfac" | "ekfac":
-            return curvature.upper(), kfac(objective, kind="gauss_newton", corrected=curvature == "ekfac", x=x)
-        case _:
-            raise ValueError(
-                "influence: curvature must be 'gauss_newton', 'hessian', 'kfac', 'ekfac' or an operator, got "
-                f"{curvature!r}"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +223,9 @@ def leave_one_out(
     snapshot, part = _one_part("leave_one_out", objective, x)
     refuse_group(snapshot, "leave_one_out")
     snapshot.refuse_coupled("leave_one_out")
-    _, A = _curvature(objective, curvature, snapshot.x)
+    if curvature not in ("gauss_newton", "hessian"):
+        raise ValueError(f"leave_one_out: curvature must be 'gauss_newton' or 'hessian', got {curvature!r}")
+    A = (gauss_newton if curvature == "gauss_newton" else hessian)(objective, x=snapshot.x)
     M = A.dense().double() + damping * torch.eye(space.dim, dtype=torch.float64, device=space.device)
     factor, info = torch.linalg.ldl_factor((M + M.T) / 2)
     values = torch.linalg.eigvalsh((M + M.T) / 2).abs()

@@ -37,8 +37,10 @@ from frechet.linalg._sequential import (
 )
 from frechet.linalg._xdiag import xdiag
 from frechet.operators._canonical import normal_form
+from frechet.operators._closed_form import Proved
+from frechet.operators._constructors import from_diagonal
 from frechet.operators._inverse_fisher import InverseFisher, inverse_diagonal
-from frechet.operators._operator import Adjoint, LinearOperator, Product, Scaled, Sum
+from frechet.operators._operator import NONE, Adjoint, LinearOperator, Product, Scaled, Sum
 from frechet.operators._structured import (
     BlockDiagonal,
     Diagonal,
@@ -135,17 +137,7 @@ def shifted(sampler: Sampler, known: Tensor, scale: float) -> Sampler:
 def closed_diagonal(A: LinearOperator) -> Tensor | None:
     """The diagonal ``(n,)`` where the structure of A shows it without a product."""
     match A:
-        case Identity(space):
-            return space.zeros() + 1.0
-        case Diagonal(diagonal=d):
-            return d
-        case Matrix(matrix=M):
-            return M.diagonal().clone()
-        case LowRank(U=U, s=s):
-            return (U * U) @ s
-        case Eigendecomposed() | InverseFisher():
-            return _of_decomposed(A)
-        case Scaled(operator=B) | Adjoint(operator=B) | Permuted(operator=B):
+        case Scaled(operator=B) | Adjoint(operator=B) | Permuted(operator=B) | Proved(operator=B):
             return _around(A, closed_diagonal(B))
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
             left, right = closed_diagonal(B), closed_diagonal(C)
@@ -158,16 +150,47 @@ def closed_diagonal(A: LinearOperator) -> Tensor | None:
             known = normal_form(A)
             return None if isinstance(known, Product) else closed_diagonal(known)
         case _:
+            return _held_diagonal(A)
+
+
+def _held_diagonal(A: LinearOperator) -> Tensor | None:
+    """The diagonal of what is held by its numbers."""
+    match A:
+        case Identity(space):
+            return space.zeros() + 1.0
+        case Diagonal(diagonal=d):
+            return d
+        case Matrix(matrix=M):
+            return M.diagonal().clone()
+        case LowRank(U=U, s=s):
+            return (U * U) @ s
+        case InverseFisher():
+            return inverse_diagonal(A)
+        case Eigendecomposed(Q, values):
+            squares = _squared(Q)
+            return None if squares is None else squares @ values.to(A.domain.dtype)
+        case _:
             return None
 
 
-def _of_decomposed(A: Eigendecomposed | InverseFisher) -> Tensor | None:
-    """The diagonal of what is held by its eigenvectors, or by the gradients of a Fisher matrix."""
-    match A:
-        case Eigendecomposed(Q=Kronecker(A=Matrix(matrix=B), B=Matrix(matrix=C)), values=values):
-            return (B.square() @ values.to(B).view(B.shape[1], -1) @ C.square().T).reshape(-1)
-        case InverseFisher():
-            return inverse_diagonal(A)
+def _squared(Q: LinearOperator) -> LinearOperator | None:
+    """The matrix of the squares of a structure's entries."""
+    match Q:
+        case Identity():
+            return Q
+        case Matrix(matrix=M):
+            return Matrix(M.square(), Q.domain, Q.codomain, NONE)
+        case Diagonal(diagonal=d):
+            return from_diagonal(d.square(), domain=Q.domain)
+        case Permuted(operator, order, domain):
+            inner = _squared(operator)
+            return None if inner is None else Permuted(inner, order, domain)
+        case Kronecker(B, C):
+            left, right = _squared(B), _squared(C)
+            return None if left is None or right is None else Kronecker(left, right)
+        case BlockDiagonal(blocks, domain, codomain):
+            found = complete(map(_squared, blocks))
+            return None if found is None else BlockDiagonal(tuple(found), domain, codomain)
         case _:
             return None
 

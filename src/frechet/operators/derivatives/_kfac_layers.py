@@ -52,10 +52,10 @@ class Layer:
         parts = []
         if self.weight is not None:
             at = positions[space.block(self.weight)]
-            out = space.shapes[space.names.index(self.weight)][0]
             if self.kind in ("embedding", "scale", "other"):
                 parts.append(at.view(self.groups, -1))
             else:
+                out = space.shapes[space.names.index(self.weight)][0]
                 parts.append(at.view(out, -1).T if self.transposed else at.view(out, -1))
         if self.bias is not None:
             at = positions[space.block(self.bias)]
@@ -176,7 +176,7 @@ def known_layers(model: nn.Module, modules: Iterable[nn.Module], wanted: Sequenc
         weight, bias = (n if n in wanted else None for n in own)
         if weight is not None or bias is not None:
             groups: Any = m.groups if kind == "convolution" else 1
-            found.append(Layer(m, kind, weight, bias, groups, _transposed(m)))
+            found.append(Layer(m, kind, weight, bias, groups, is_transposed(m)))
     return found
 
 
@@ -184,7 +184,7 @@ def _kind(m: nn.Module) -> Kind | None:
     """How a module uses its weight, where that is known and nobody changed it."""
     if "forward" in m.__dict__:
         return None
-    if _transposed(m):
+    if is_transposed(m):
         return "linear"
     for base, kind in ((nn.Linear, "linear"), (nn.Embedding, "embedding")):
         if isinstance(m, base):
@@ -197,7 +197,7 @@ def _kind(m: nn.Module) -> Kind | None:
     return None
 
 
-def _transposed(m: nn.Module) -> bool:
+def is_transposed(m: nn.Module) -> bool:
     """Whether this is the linear layer of GPT-2 in transformers, whose weight is (in, out)."""
     return (type(m).__module__, type(m).__name__) == ("transformers.pytorch_utils", "Conv1D")
 

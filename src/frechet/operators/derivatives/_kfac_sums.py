@@ -140,6 +140,17 @@ def _tokens(call: Call) -> int:
     return module.num_embeddings
 
 
+def example_gradients(call: Call, b: Tensor, at: slice = slice(None)) -> Tensor:
+    """Each example's gradient ``(examples, size)`` of the layer's block, for the examples at `at`."""
+    if call.layer.kind == "scale":
+        return call.gradients(b)[at]
+    rows, inputs = _kept(call, call.slopes(b))[at], call.inputs[at]
+    if call.layer.kind == "embedding":
+        g = rows.new_zeros(len(rows), _tokens(call), rows.shape[-1])
+        return g.scatter_add_(1, inputs[:, :, None].expand(-1, -1, rows.shape[-1]), rows[:, :, 0]).flatten(1)
+    return torch.einsum("ntgo,ntgi->ngoi", rows, inputs).flatten(1)
+
+
 def gradient(call: Call, b: Tensor) -> Tensor:
     """The sum of the examples' gradients, in the order of the layer's block."""
     if call.layer.kind == "scale":

@@ -168,7 +168,7 @@ def projected_newton(f: SmoothFunction, point: Point, rules: Rules, box: Box, *,
 
 
 def _largest(point: Point, free: Tensor) -> float:
-    return float((free * point.gradient).abs().max()) if point.gradient.numel() else 0.0
+    return point.sized(free * point.gradient)
 
 
 def _bent(
