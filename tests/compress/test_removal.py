@@ -82,6 +82,16 @@ def test_the_first_weight_that_goes_is_the_one_that_brute_force_finds(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_each_next_weight_is_the_one_that_brute_force_finds_among_those_left(kind):
+    (B, H), (_, w) = KINDS[kind], quadratic()
+    order = removed_in_order(w, B, 8).removed.tolist()
+    for k in range(8):
+        left = [q for q in range(N) if q not in order[:k]]
+        losses = {q: best(H, w, [*order[:k], q], 0 * w)[0] for q in left}
+        assert order[k] == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_single_removals_end_where_their_set_ends(kind):
     (B, H), (_, w) = KINDS[kind], quadratic()
     one_by_one = removed_in_order(w, B, 7)

@@ -40,6 +40,19 @@ def test_the_loss_of_the_plan_is_that_of_the_model_that_torchao_quantizes(group)
     assert len(set(plan.bits.values())) == 2
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_rounded_row_has_as_many_values_as_the_bits_can_tell(bits):
+    pytest.importorskip("torchao.quantization")
+    weight = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = torchao_rounding(weight, bits)
+    assert found.dtype == torch.float64
+    for row in found:
+        assert 2 ** (bits - 1) < len(row.unique()) <= 2**bits
+    worst = weight.abs().amax(1) / (2 ** (bits - 1) - 0.5)
+    assert bool(((found - weight).abs().amax(1) <= worst * 1.01).all())
+
+
 def test_the_plan_is_a_plain_dictionary_without_torchao(monkeypatch):
     assert module_bits({"0.weight": 4, "weight": 2}) == {"0": 4, "": 2}
     real = builtins.__import__

@@ -53,7 +53,7 @@ class Pruned(Result):
         return {n: m for n, m in self.space.unflatten(self.kept).items() if not bool(m.all())}
 
     def _line(self) -> str:
-        return f"{self.ranking}, {self.sparsities[-1]:.0%} of the weights gone, loss +{self.measured[-1]:.4g}"
+        return f"{self.ranking}, {self.sparsities[-1]:.0%} of the weights gone, loss {self.measured[-1]:+.4g}"
 
     def _table(self) -> Rows:
         rows = [

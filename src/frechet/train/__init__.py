@@ -28,6 +28,7 @@ from frechet.train._kfac import KFAC
 from frechet.train._levenberg_marquardt import levenberg_marquardt
 from frechet.train._maxout import Maxout, initialize_maxout, maxout_variance
 from frechet.train._mfac import MFAC
+from frechet.train._mfac_step import MfacState, mfac_init, mfac_step
 from frechet.train._minimax import MinimaxCheck, MinimaxState, is_local_minimax, minimax_step
 from frechet.train._prox_linear import ProxLinearStep, prox_linear_step
 from frechet.train._refined_schedule import refined_schedule
@@ -50,6 +51,7 @@ __all__ = [
     "JacobianMoments",
     "Joint",
     "Maxout",
+    "MfacState",
     "MinimaxCheck",
     "MinimaxState",
     "ProxLinearStep",
@@ -76,6 +78,8 @@ __all__ = [
     "joint_backward",
     "levenberg_marquardt",
     "maxout_variance",
+    "mfac_init",
+    "mfac_step",
     "min_norm",
     "minimax_step",
     "nash",
