@@ -148,6 +148,16 @@ def test_the_default_prior_is_that_of_the_penalty_so_that_the_minimum_is_the_mea
     torch.testing.assert_close(found.prior_precision, torch.full((15,), 0.02 * count, dtype=F64))
 
 
+def test_a_penalty_enters_by_the_default_prior_alone():
+    model, X, y = regression()
+    with_penalty, without = (
+        laplace(Objective(model, squared_error(), [(X, y)], penalty=p), structure="full", prior_precision=0.7)
+        for p in (l2(3.0), None)
+    )
+    assert with_penalty.evidence == without.evidence
+    assert with_penalty.decrement == without.decrement
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("structure", ["kron", "full"])
 def test_the_default_prior_is_one_number_where_the_penalty_has_one(dtype, structure):
