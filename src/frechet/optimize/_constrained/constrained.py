@@ -137,7 +137,7 @@ def _minimized(
     sized = torch.as_tensor(program.lengths)
     while True:  # tolerances are relative to sizes at the result, which may not be those at the start
         measure, sizes = measures(start, 1.0, 1.0)
-        measure = max(1.0, loose) if loose else measure
+        measure = loose or measure
         begun += 1
         mild = chosen in ("auto", "interior")
         small = replace(program, measure=measure, measures=sizes).scaled(*scales(start, mild=mild))
@@ -147,7 +147,7 @@ def _minimized(
         run = _restored(small, _run(small, begin, left, watch, chosen, drawn), left, watch, chosen, drawn)
         iterations, history = iterations + run.iterations, (*history, *run.history[bool(history) :])
         judged = judged_by_sizes(program, run, sized, rules, mild)
-        run, loose = judged.run, largest(judged.there.g) if judged.loose else 0.0
+        run, loose = judged.run, judged.next_measure(rules) if judged.loose else 0.0
         grown = largest(judged.found.y * small.units) / max(small.unit, largest(judged.point.g))
         again = judged.again(rules) if grown <= RUNAWAY and judged.found.infeasibility <= LESS * least else None
         least = judged.found.infeasibility if run.status is Status.INFEASIBLE else math.inf

@@ -36,7 +36,7 @@ from frechet.optimize._constrained.scaling import (
 )
 
 LITTLE = 1e-4  # of a violation: less is taken for stationary
-ROUNDINGS = 1e4  # unit roundoffs of the Hessian times x that a gradient may be off by: sums of 1e4 terms
+ROUNDINGS = 100.0  # unit roundoffs of the Hessian times x that a gradient is off by: sums of some 100 terms
 
 
 def reached(program: Program, start: Point) -> tuple[Program, Point]:
@@ -80,12 +80,17 @@ class Judged:
 
     def holds(self, rules: Rules) -> bool:
         both = self.found.hold(rules.gtol, rules.ctol) and self.stricter.hold(rules.gtol, rules.ctol)
-        return both and (not self.loose or self._is_rounding())
+        left = max(self.found.scaled, self.found.complementarity)
+        return both and (not self.loose or left <= self._rounding)
 
-    def _is_rounding(self) -> bool:
-        """Whether what the conditions lack is no more than the rounding of a gradient with this Hessian."""
-        left, rounding = max(self.found.scaled, self.found.complementarity), ROUNDINGS * self.program.eps
-        return left <= rounding * self.found.measure
+    @property
+    def _rounding(self) -> float:
+        """What a gradient with this Hessian is off by."""
+        return ROUNDINGS * self.program.eps * self.found.measure
+
+    def next_measure(self, rules: Rules) -> float:
+        """The size of f for a run that goes on: by its gradient, or by the rounding of its gradient."""
+        return max(1.0, largest(self.there.g), self._rounding / rules.gtol)
 
     def again(self, rules: Rules) -> Point | None:
         """Where another run begins, if the conditions of this one fail in the lengths of its result.
@@ -93,8 +98,7 @@ class Judged:
         It is moved off the bounds as a start is: from a bound itself an interior point method takes no step.
         """
         status, program = self.run.status, self.other
-        solved = self.holds(rules) and not self.loose
-        if solved if status is None else not _falls(program, self.there, status):
+        if self.holds(rules) if status is None else not _falls(program, self.there, status):
             return None
         x = pushed_inside(self.there.x, program.lower, program.upper)
         return program.point(program.rounded(x, strict=True))
