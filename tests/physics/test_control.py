@@ -43,7 +43,7 @@ def euclidean(M):
 def test_products_do_not_depend_on_the_grid_in_the_metric_of_the_penalty():
     counts = {"h1": [], "euclidean": []}
     for metric in (h1, euclidean):
-        for M in (20, 60):
+        for M in (16, 48):
             control, q = controlled(M, metric), torch.zeros(M, dtype=F64)
             H = control.hessian(q)
             s = cg(H, -control.derivative(q), metric=control.metric, rtol=1e-4).checked()
