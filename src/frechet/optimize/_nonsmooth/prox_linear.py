@@ -125,8 +125,8 @@ def prox_linear(
     Returns:
         A `ProxLinearSolution`. Its status is `converged` or one of these, with a sentence in `message`: `stagnated`
             (no step, however short, reduces h(c(x)): c is discontinuous there, or its rounding errors are larger than
-            they should be; x is at the edge of where c is finite; or J is zero), `unbounded`, `max_iterations`, `stopped`. A trial point at which c is not
-            finite refuses the step.
+            they should be; x is at the edge of where c is finite; or J is zero), `unbounded`, `max_iterations`,
+            `stopped`. A trial point at which c is not finite refuses the step.
 
     Raises:
         NonFinite: c or J is not finite at x0.
