@@ -283,7 +283,7 @@ def decomposition_of(op: OpOverload) -> Callable[..., Any] | None:
 
 def derivative_levels(t: torch.Tensor) -> int:
     """How many derivatives of torch.func are being taken of `t` where this is called."""
-    levels, inner = 0, torch._C._functorch
+    levels, inner = 0, torch._C._functorch  # type: ignore[attr-defined]
     while inner.is_functorch_wrapped_tensor(t):  # type: ignore[attr-defined]
         levels += inner.is_gradtrackingtensor(t)  # type: ignore[attr-defined]
         t = inner.get_unwrapped(t)  # type: ignore[attr-defined]
