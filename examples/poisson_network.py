@@ -74,8 +74,8 @@ def run(seconds: float = 60.0, width: int = 64, points: int = 900, goal: float =
     return Found(solution, error, before, float(weight))
 
 
-def main(*seconds: float) -> None:
-    found = run(*seconds)
+def main(seconds: float | None = None) -> None:
+    found = run() if seconds is None else run(seconds)
     print(f"before, with the boundary at a thousandth: {found.before}")
     print(f"weight of the boundary after balancing: {found.boundary_weight:.3g}")
     print(f"{found.solution.method}: {found.solution.iterations} steps, norm(r) = {found.solution.residual:.1e}")
@@ -83,4 +83,4 @@ def main(*seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:]))
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else None)

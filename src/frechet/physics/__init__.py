@@ -7,6 +7,7 @@ from frechet.physics._galerkin import LatentVelocity, galerkin_velocity
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
 from frechet.physics._mesh import Mesh, monge_ampere_mesh
+from frechet.physics._mesh_points import mesh_points
 from frechet.physics._metric_descent import Descent, DescentState, metric_descent
 from frechet.physics._objective import as_objective
 from frechet.physics._operator_collocation import ProcessSolution, operator_collocation
@@ -30,6 +31,7 @@ __all__ = [
     "implicit_step",
     "low_rank_posterior",
     "march",
+    "mesh_points",
     "metric_descent",
     "monge_ampere_mesh",
     "operator_collocation",
