@@ -404,6 +404,7 @@ def table(lines: list[Cell], seeds: int) -> None:
             middle = reached[len(reached) // 2]
             times.setdefault(task, {})[name] = middle
             shown = [f"{t:.2g}" if math.isfinite(t) else "-" for t in (middle, cells[0]["gradients"])]
+            shown[1] = "not counted" if name in WHOLE else shown[1]
             best = sorted(c["best"] for c in cells)[len(cells) // 2]
             first = f"| {task} ({cells[0]['target']}) | {name} | {cells[0]['rate']}"
             print(f"{first} | {shown[0]} | {shown[1]} | {best:.2g} |")
