@@ -50,7 +50,7 @@ def errors(field: Field, u: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
 
 def run(seed: int, equilibrium: bool, weight: float) -> tuple[float, float]:
-    order = torch.manual_seed(seed) and torch.randperm(1797)
+    order = torch.randperm(1797, generator=torch.manual_seed(seed))
     X, Y = (torch.from_numpy(a)[order] for a in load_digits(return_X_y=True))
     X = X.float() / 16
     optimizer = torch.optim.Adam((field := Field()).parameters(), 3e-3)
