@@ -30,17 +30,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import timing
 import torch
 from scipy.optimize import least_squares as scipy_least_squares
-from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from frechet import least_squares
 from frechet.calculus.taylor import differential_operator, laplacian
+from frechet.optimize import LeastSquaresState
 from frechet.physics import Collocation, collocation
 from frechet.space import Variables
 
@@ -67,7 +68,7 @@ class Problem:
     net: nn.Sequential
     test: Tensor
     exact: Tensor
-    method: str = "auto"
+    method: Literal["auto", "target-ratio"] = "auto"
     part: dict[str, int] | None = None  # points of a step, where not all
 
     @property
@@ -105,8 +106,8 @@ def problem(name: str, seed: int) -> Problem:
     if name == "poisson1":
         X, E = torch.linspace(0, 1, inside)[:, None], torch.linspace(0, 1, 2001)[:, None]
         with torch.no_grad():  # slopes of the scale of the solution, as the source of this problem has them
-            net[0].weight.uniform_(-3, 3)
-            net[0].bias.uniform_(-3, 3)
+            for p in net[0].parameters():
+                p.uniform_(-3, 3)
     if name == "heat":
         k = torch.arange(sides)
         B = torch.rand(sides, 2)
@@ -146,14 +147,17 @@ def problem(name: str, seed: int) -> Problem:
 def frechet_steps(p: Problem, seen: Callable[[dict[str, Tensor]], None]) -> None:
     x, variables = p.start, Variables.of(p.start)
 
-    def observe(state: object) -> bool:
-        seen(variables.unflatten(state.x))  # type: ignore[attr-defined]
-        return p.part is not None and state.iteration >= 4  # type: ignore[attr-defined]
+    def blocks(flat: Tensor) -> dict[str, Tensor]:
+        return dict(zip(variables.space.names, variables.space.split(flat), strict=True))
+
+    def observe(state: LeastSquaresState) -> bool:
+        seen(blocks(state.x))
+        return p.part is not None and state.iteration >= 4
 
     for seed in itertools.count():
         residual = p.residual if p.part is None else p.residual.sample(p.part, seed=seed)
         s = least_squares(residual, x, method=p.method, max_evaluations=10**6, observe=observe)
-        x = s.x
+        x = blocks(variables.flatten(s.x))
         if p.part is None:
             seen(x)
             return
@@ -196,9 +200,8 @@ def trf(p: Problem, seen: Callable[[dict[str, Tensor]], None]) -> None:
         with torch.no_grad():
             return torch.cat([r.reshape(-1) for r in p.residual(at(x)).values()]).numpy()
 
-    def jacobian(x: np.ndarray) -> ScipyOperator:
-        J = p.residual.jacobian(at(x)).numpy()
-        return ScipyOperator(J.shape, matvec=lambda v: J @ v, rmatvec=lambda u: J.T @ u, dtype=np.float64)
+    def jacobian(x: np.ndarray) -> np.ndarray:
+        return p.residual.jacobian(at(x)).numpy()
 
     options = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15, "max_nfev": 10**6}
     x0 = variables.flatten(p.start).numpy()
