@@ -1,6 +1,7 @@
 """Problems of the CUTEst collection as functions that remember and count, for solvers of constrained minimization.
 
-`Functions` are NumPy functions; `ValueOf` and `RowsOf` are the same to autograd, with their derivatives.
+`Functions` are NumPy functions; `ValueOf` and `RowsOf` are the same to autograd, with their derivatives. What runs in
+any of them, or in the callbacks of a peer, is counted as time inside of the functions: a solver's own time is the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Functions:
 
     name: str
     counts: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # inside of the functions
+    entered: bool = False
     memory: dict[tuple[str, bytes], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,11 +52,20 @@ class Functions:
         key = (what, x.tobytes())
         if key in self.memory:
             return self.memory[key]
-        begin = time.process_time()
         found = self.memory[key] = function()
-        self.seconds += time.process_time() - begin
         self.counts[what] = self.counts.get(what, 0) + 1
         return found
+
+    def inside(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return what `function` returns, with the processor's time that it takes counted once."""
+        if self.entered:
+            return function(*args)
+        self.entered, begin = True, time.process_time()
+        try:
+            return function(*args)
+        finally:
+            self.seconds += time.process_time() - begin
+            self.entered = False
 
     def value(self, x: Array) -> float:
         return self._told("value", x, lambda: float(self.raw.fun(x)))
@@ -105,12 +116,12 @@ class ValueOf(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: Functions) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p = p
-        return torch.tensor(p.value(x.detach().numpy()), dtype=torch.float64)
+        return p.inside(lambda: torch.tensor(p.value(x.detach().numpy()), dtype=torch.float64))
 
     @staticmethod
     def backward(ctx: Any, *us: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return us[0] * GradientOf.apply(x, ctx.p), None
+        return ctx.p.inside(lambda: us[0] * GradientOf.apply(x, ctx.p)), None
 
 
 class GradientOf(torch.autograd.Function):
@@ -118,12 +129,12 @@ class GradientOf(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: Functions) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p = p
-        return torch.from_numpy(p.gradient(x.detach().numpy()))
+        return p.inside(lambda: torch.from_numpy(p.gradient(x.detach().numpy())))
 
     @staticmethod
     def backward(ctx: Any, *us: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return us[0] @ torch.from_numpy(ctx.p.curvature(x.detach().numpy())), None
+        return ctx.p.inside(lambda: us[0] @ torch.from_numpy(ctx.p.curvature(x.detach().numpy()))), None
 
 
 class RowsOf(torch.autograd.Function):
@@ -133,12 +144,12 @@ class RowsOf(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: Functions) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p = p
-        return torch.from_numpy(p.rows(x.detach().numpy())[p.linear :])
+        return p.inside(lambda: torch.from_numpy(p.rows(x.detach().numpy())[p.linear :]))
 
     @staticmethod
     def backward(ctx: Any, *us: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return PulledOf.apply(x, us[0], ctx.p), None
+        return ctx.p.inside(lambda: PulledOf.apply(x, us[0], ctx.p)), None
 
 
 class PulledOf(torch.autograd.Function):
@@ -146,14 +157,19 @@ class PulledOf(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, u: Tensor, p: Functions) -> Tensor:
         ctx.save_for_backward(x, u)
         ctx.p = p
-        return torch.from_numpy(p.jacobian(x.detach().numpy())[p.linear :].T) @ u.detach()
+        return p.inside(lambda: torch.from_numpy(p.jacobian(x.detach().numpy())[p.linear :].T) @ u.detach())
 
     @staticmethod
     def backward(ctx: Any, *ws: Tensor) -> tuple[Tensor, Tensor, None]:
         x, u = ctx.saved_tensors
-        p, at, w = ctx.p, x.detach().numpy(), ws[0]
-        curved = torch.from_numpy(np.tensordot(u.detach().numpy(), p.bent(at), 1))
-        return w @ curved, w @ torch.from_numpy(p.jacobian(at)[p.linear :].T), None
+        p, w = ctx.p, ws[0]
+
+        def products() -> tuple[Tensor, Tensor]:
+            at = x.detach().numpy()
+            curved = torch.from_numpy(np.tensordot(u.detach().numpy(), p.bent(at), 1))
+            return w @ curved, w @ torch.from_numpy(p.jacobian(at)[p.linear :].T)
+
+        return *p.inside(products), None
 
 
 def sized(side: Array) -> Array:

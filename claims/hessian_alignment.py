@@ -1,4 +1,5 @@
-"""S. Hemati, G. Zhang, A. Estiri, X. Chen (2023), Understanding Hessian alignment for domain generalization, ICCV.
+"""S. Hemati, G. Zhang, A. Estiri, X. Chen (2023), Understanding Hessian alignment for domain generalization,
+ICCV, arXiv 2308.11778.
 
 Claim: matching the gradients and Hessians of the classifier's head between training domains raises the accuracy out of
 domain over empirical risk minimization under a severe shift of correlations.

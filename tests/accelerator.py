@@ -12,9 +12,8 @@ NAME = "emulated"
 
 def install() -> Any:
     """Make the device `NAME` exist; the module returned has `readings()`, the times that the host read its values."""
-    extension = load("accelerator", [str(Path(__file__).with_suffix(".cpp"))], extra_cflags=["-O1"])
-    assert isinstance(extension, types.ModuleType)
-    extension.install()
+    load("accelerator", [str(Path(__file__).with_suffix(".cpp"))], extra_cflags=["-O1"], is_python_module=False)
+    torch.ops.accelerator.install()
     torch.utils.rename_privateuse1_backend(NAME)
     module = types.ModuleType(NAME)
     module.__dict__.update(
@@ -31,4 +30,4 @@ def install() -> Any:
     torch.utils.generate_methods_for_privateuse1_backend()
     # parameters moved to another kind of device would be made anew, and tied ones come apart
     torch.__future__.set_swap_module_params_on_conversion(True)
-    return extension
+    return torch.ops.accelerator

@@ -16,6 +16,7 @@ from frechet.operators._constructors import (
     kronecker,
     restriction,
 )
+from frechet.operators._inverse_fisher import inverse_fisher
 from frechet.operators._operator import LinearOperator
 from frechet.space import Space, euclidean
 
@@ -62,6 +63,9 @@ def structured_cases():
     named = random(7, 7, 6)
     kept = [0, 1, 2, 3, 6]
     shifted = U @ U.T + 0.5 * I5
+    fisher = named[:3].T @ named[:3] / 3 + 0.1 * torch.eye(7, dtype=F64)
+    stretch = torch.arange(7) // 3
+    same = stretch[:, None] == stretch
     eigenvalues, Q = torch.linalg.eigh(torch.kron(P3, P5) + 0.3 * I15)
     pairs = {
         "identity": (identity(euclidean(4, F64)), torch.eye(4, dtype=F64)),
@@ -99,6 +103,8 @@ def structured_cases():
         "symmetric callable": (from_callable(lambda V: V.flip(0), euclidean(4, F64), facts="symmetric"), _flip(4)),
         "inverse of a shifted low rank": (inverse(from_factors(U) + 0.5 * E5), torch.linalg.inv(shifted)),
         "root of a shifted kronecker": (square_root(K + 0.3 * EK), (Q * eigenvalues.sqrt()) @ Q.T),
+        "inverse of a fisher": (inverse_fisher(named[:3], 0.1, domain=NAMED), torch.linalg.inv(fisher)),
+        "inverse of a fisher in blocks": (inverse_fisher(named[:3], 0.1, block=3), torch.linalg.inv(fisher * same)),
     }
     return [Case(name, A, M) for name, (A, M) in pairs.items()]
 

@@ -35,6 +35,7 @@ from frechet import (
     trace,
 )
 from frechet.calculus import root_conditions
+from frechet.compress import compensated, removed_in_order
 from frechet.linalg import (
     apply_function,
     arnoldi,
@@ -51,8 +52,10 @@ from frechet.linalg import (
     pivoted_cholesky,
     sparse_sign_sketch,
 )
+from frechet.operators import inverse_fisher, submatrix
 from frechet.optimize import Constraint, fixed_point, least_squares_batch, prox_linear, studies
 from frechet.space import euclidean
+from frechet.train import MFAC
 from frechet.transport import monge_gap, sparse_transport, transport_plan, transport_value
 
 F64 = torch.float64
@@ -142,6 +145,20 @@ def batch(d: str) -> Any:
     return least_squares_batch(lambda x, y: x[0] * torch.exp(-x[1] * t) + x[2] - y, ones(3, d), several).x
 
 
+def window(d: str) -> LinearOperator:
+    return inverse_fisher(M[:8].to(d), 0.1).removed(2).added(M[9].to(d))
+
+
+def trained(d: str) -> Tensor:
+    weight = torch.nn.Parameter(B.clone().to(d))
+    optimizer = MFAC([weight], lr=0.1, window=3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (weight @ S.to(d) @ weight).backward()
+        optimizer.step()
+    return weight.detach()
+
+
 def slope_of_root(d: str) -> Any:
     theta = torch.tensor([2.0, 3.0], dtype=F64).to(d).requires_grad_()
     solver = implicit(lambda c: root(lambda x: x**3 - c, ones(2, d)).x, root_conditions(lambda x, c: x**3 - c))
@@ -182,6 +199,14 @@ ALGORITHMS: dict[str, Callable[[str], Any]] = {
     "pivoted_cholesky": lambda d: (
         pivoted_cholesky(from_matrix(S.to(d), facts="positive_definite"), rank=8, damping=0.1) @ B.to(d)
     ),
+    "inverse_fisher": lambda d: window(d) @ B.to(d),
+    "inverse_fisher in blocks": lambda d: inverse_fisher(M[:8].to(d), 0.1, block=7) @ B.to(d),
+    "diagonal of inverse_fisher": lambda d: diagonal(window(d)),
+    "submatrix": lambda d: submatrix(window(d), [3, 20, 7]),
+    "compensated": lambda d: compensated(B.to(d), window(d), [3, 20, 7]),
+    "compensated by products": lambda d: compensated(B.to(d), definite(d), [3, 20, 7], gradient=M[0].to(d)),
+    "removed_in_order": lambda d: removed_in_order(B.to(d), window(d), 5),
+    "MFAC": trained,
     "cg": lambda d: cg(definite(d), B.to(d)),
     "minres": lambda d: minres(indefinite(d), B.to(d)),
     "gmres": lambda d: gmres(definite(d), B.to(d)),

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -16,6 +17,7 @@ from module_cases import old_weight_norm
 from objective_cases import tanh_mlp
 
 Answer = dict[str, Any]
+Place = Callable[[Any], bool]  # is this result where it should be?
 
 
 def difference(here: list[Tensor], there: list[Tensor]) -> float:
@@ -30,11 +32,11 @@ def difference(here: list[Tensor], there: list[Tensor]) -> float:
     return worst
 
 
-def compared(f: Callable[[str], Any], device: str, readings: Callable[[], int], where: Callable[[Any], bool]) -> Answer:
-    here = f("cpu")
+def compared(here: Any, work: Callable[[str], Any], device: str, readings: Callable[[], int], where: Place) -> Answer:
+    """What `work` gives on the device, beside what it gave on the processor."""
     before = readings()
     try:
-        there = f(device)
+        there = work(device)
     except Exception as error:  # any failure is the answer
         return {"failure": f"{type(error).__name__}: {error}"[:300]}
     spent = readings() - before
@@ -74,21 +76,20 @@ def main(device: str) -> None:
         if make is old_weight_norm and device == accelerator.NAME:
             continue  # PyTorch cannot move its parameters to a device that shares no tensor type with the processor
         for name, derivative in DERIVATIVES.items():
+            work = partial(product, make, derivative)
             try:
-                product(make, derivative, "cpu")
+                here = work("cpu")
             except (ValueError, NotDifferentiable, MemoryError):  # a derivative that this case does not have anywhere
                 continue
-            answers[f"{make.__name__}: {name}"] = compared(
-                lambda d, m=make, f=derivative: product(m, f, d), device, readings, on_device
-            )
-    answers["tanh_mlp: kept hessian, twice"] = compared(
-        lambda d: product(tanh_mlp, DERIVATIVES["kept hessian"], d, times=2), device, readings, on_device
-    )
+            answers[f"{make.__name__}: {name}"] = compared(here, work, device, readings, on_device)
+    work = partial(product, tanh_mlp, DERIVATIVES["kept hessian"], times=2)
+    answers["tanh_mlp: kept hessian, twice"] = compared(work("cpu"), work, device, readings, on_device)
+    mixed = torch.ones(2)
     answers["two devices"] = compared(
-        lambda d: torch.ones(2) + torch.ones(2, device=d), device, readings, lambda result: False
+        mixed, lambda d: mixed + torch.ones(2, device=d), device, readings, lambda result: False
     )
     for name, algorithm in ALGORITHMS.items():
-        answers[name] = compared(algorithm, device, readings, lambda result: True)
+        answers[name] = compared(algorithm("cpu"), algorithm, device, readings, lambda result: True)
     print(json.dumps(answers))
 
 

@@ -32,6 +32,7 @@ def answers(device: str) -> dict[str, dict]:
         **os.environ,
         "PATH": path,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent / "src"), str(HERE)]),
+        "PYTHONDONTWRITEBYTECODE": "",
         "TORCH_EXTENSIONS_DIR": str(HERE.parent / ".pytest_cache" / "extensions"),
     }
     command = [sys.executable, str(HERE / "device_worker.py"), device]

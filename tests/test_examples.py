@@ -264,3 +264,22 @@ def test_vertices_of_an_iso_surface_carry_the_derivative_of_the_field(monkeypatc
     assert found.parts == (1, 2)
     assert found.distances[-1] < 0.02 * found.distances[0]
     assert "parts of the inside" in printed(module, found, monkeypatch, capsys)
+
+
+def test_a_network_solves_poissons_equation(monkeypatch, capsys):
+    """A small network; the script's own size reaches 1e-8 in ten seconds."""
+    module = script("poisson_network", monkeypatch)
+    found = module.run(seconds=1e9, width=16, points=150, goal=1e-3)
+    assert found.error < 1e-3
+    assert found.boundary_weight > 0.01  # the first guess was a thousandth
+    assert found.solution.method.startswith("adaptive-damping")
+    assert "relative error" in printed(module, found, monkeypatch, capsys)
+
+
+def test_a_conductivity_lies_in_its_interval(monkeypatch, capsys):
+    module = script("conductivity", monkeypatch)
+    found = module.run()
+    assert found.solution.converged
+    assert abs(found.k - module.TRUE) < 4 * found.error
+    assert 0.002 < found.error < 0.005  # that of a fit of the exact solution is 0.0032
+    assert "k = " in printed(module, found, monkeypatch, capsys)

@@ -1,10 +1,13 @@
 import itertools
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from frechet.compress import Sensitivity, _allocate, allocate_bits, pareto_front
+from frechet.compress import Sensitivity, _allocate, allocate_bits, pareto_front, plot_front
 
+matplotlib.use("Agg")
 F64 = torch.float64
 
 
@@ -114,3 +117,15 @@ def test_wrong_arguments_are_named():
     )
     with pytest.raises(ValueError, match="losses must be 'predicted', or 'measured' of a table with measured=True"):
         allocate_bits(bare, 1e9, losses="measured")
+
+
+def test_a_front_is_drawn():
+    table = table_of(0, layers=3)
+    front = pareto_front(table)
+    figure, axes = plt.subplots()
+    assert plot_front(front, axes, measured=[plan.predicted for plan in front]) is axes
+    assert len(axes.lines) == 2
+    assert list(axes.lines[0].get_xdata()) == [plan.bytes for plan in front]
+    plt.close(figure)
+    with pytest.raises(ValueError, match=r"plot_front: measured must have \d+ numbers, one for each plan, got 1"):
+        plot_front(front, axes, measured=[0.0])

@@ -73,13 +73,19 @@ def test_unshifted_labels_of_a_language_model_are_refused():
 def test_batches_of_another_form_are_refused():
     with pytest.raises(ValueError, match=r"needs the key 'labels', got \['x', 'y'\]; pass split="):
         default_split({"x": X, "y": Y})
-    for batch, got in ((X, "Tensor"), ((X, Y, Y), "tuple of length 3"), ("ab", "str of length 2")):
+    for batch, got in ((X, "Tensor.*"), ((X, Y, Y), "tuple of length 3"), ("ab", "str of length 2.*")):
         with pytest.raises(TypeError, match=rf"a batch must be a pair .* got {got}; pass split="):
             default_split(batch)
     with pytest.raises(TypeError, match=r"causal_lm: batch must be a dict with 'input_ids', got \['labels'\]"):
         causal_lm({"labels": Y})
     with pytest.raises(TypeError, match="causal_lm: batch must be a dict with 'input_ids', got tuple"):
         causal_lm((X, Y))
+
+
+@pytest.mark.parametrize("data", [(X, Y), [X, Y], X, {"input_ids": X, "labels": Y}], ids=["pair", "list", "X", "dict"])
+def test_data_that_is_one_batch_is_told_to_go_into_a_list(data):
+    with pytest.raises(TypeError, match=r"data that is one batch goes into a list: \[\(inputs, targets\)\]"):
+        list(map(default_split, data))
 
 
 def test_nested_structures_and_inference_tensors_are_moved():

@@ -20,6 +20,7 @@ from frechet.report._settings import Settings
 
 ORIGIN = ("title", "source", "2026-01-01T00:00:00+00:00", "frechet report", "none")
 SETTINGS = Settings(top=3, probes=10, steps=30, batch_sizes=(1, 4, 10_000))
+FEW = Settings(top=2, probes=4, steps=8, batch_sizes=(1, 8), points=5)  # every section, by few products
 
 
 def objective():
@@ -30,10 +31,10 @@ def objective():
     return Objective(model, cross_entropy(), [(X[:40], y[:40]), (X[40:], y[40:])], penalty=l2(1e-3))
 
 
-def measured(o, **run):
+def measured(o, settings=SETTINGS, **run):
     r = Run(o.space.device, WEIGHTS, **run)
-    measure(o, SETTINGS, r)
-    return assemble(o, SETTINGS, r, ORIGIN, "0"), r
+    measure(o, settings, r)
+    return assemble(o, settings, r, ORIGIN, "0"), r
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +252,7 @@ def broken(kind):
 )
 def test_whatever_a_stage_fails_by_costs_its_own_section_alone(monkeypatch, kind, module, name, lost):
     monkeypatch.setattr(f"frechet.report._{module}.{name}", broken(kind))
-    report, run = measured(objective())
+    report, run = measured(objective(), FEW)
     assert {x.what for x in report.left_out if x.what in WEIGHTS} == lost
     assert set(WEIGHTS) - set(run.results) == lost
     for entry in report.left_out:
@@ -263,7 +264,7 @@ def test_whatever_a_stage_fails_by_costs_its_own_section_alone(monkeypatch, kind
 @pytest.mark.parametrize("kind", [AssertionError, AttributeError, RecursionError, NotImplementedError, Exception])
 def test_failures_of_every_kind_are_kept_in_their_section(monkeypatch, kind):
     monkeypatch.setattr("frechet.report._sections.loss_slices", broken(kind))
-    report, _ = measured(objective())
+    report, _ = measured(objective(), FEW)
     assert [x.what for x in report.left_out] == ["loss slices"]
 
 
@@ -271,7 +272,7 @@ def test_failures_of_every_kind_are_kept_in_their_section(monkeypatch, kind):
 def test_an_interrupt_is_not_a_failure(monkeypatch, kind):
     monkeypatch.setattr("frechet.report._sections.stability", broken(kind))
     with pytest.raises(kind):
-        measured(objective())
+        measured(objective(), FEW)
 
 
 def test_a_model_that_fails_in_the_check_is_one_sentence():

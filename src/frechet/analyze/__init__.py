@@ -7,14 +7,10 @@ from frechet.analyze._calibration import Calibration, calibration
 from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobenius
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
-from frechet.analyze._examples import (
-    ExampleCurvatures,
-    ExampleGradients,
-    example_curvatures,
-    example_gradients,
-)
+from frechet.analyze._examples import ExampleCurvatures, ExampleGradients, example_curvatures, example_gradients
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
+from frechet.analyze._intrinsic_dimension import IntrinsicDimension, intrinsic_dimension, random_subspace
 from frechet.analyze._laplace.evidence import EvidenceGradient, evidence_gradient, tune_evidence, with_prior
 from frechet.analyze._laplace.fit import laplace
 from frechet.analyze._laplace.posterior import Posterior
@@ -23,8 +19,10 @@ from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_tr
 from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
 from frechet.analyze._ntk_prediction import NtkDrift, NtkPrediction, ntk_drift, ntk_prediction
+from frechet.analyze._outliers import Outliers, outliers
 from frechet.analyze._plan import Job, Plan, plan
 from frechet.analyze._power_law import PowerLaw, fit_power_law
+from frechet.analyze._roughness import Roughness, roughness
 from frechet.analyze._run.batch_sharpness import BatchSharpness, batch_sharpness
 from frechet.analyze._run.critical_rate import CriticalRate, critical_rate
 from frechet.analyze._run.monitor import Monitor, probe_batches
@@ -39,8 +37,10 @@ from frechet.analyze._scaling_rules import (
     weight_decay_for,
     width_exponent,
 )
+from frechet.analyze._self_distillation import SelfDistillation, self_distillation
 from frechet.analyze._self_influence import SelfInfluence, self_influence
 from frechet.analyze._slices import Plane, Slices, loss_plane, loss_slices
+from frechet.analyze._smoothness import Smoothness, fit_smoothness
 from frechet.analyze._spectral_check import MatrixNorms, SpectralCheck, spectral_check
 from frechet.analyze._stability import (
     Interpolation,
@@ -80,6 +80,7 @@ __all__ = [
     "Hyperparameters",
     "Influence",
     "Interpolation",
+    "IntrinsicDimension",
     "Job",
     "LaplacePrediction",
     "LayerTops",
@@ -91,14 +92,18 @@ __all__ = [
     "NoiseScale",
     "NtkDrift",
     "NtkPrediction",
+    "Outliers",
     "Plan",
     "Plane",
     "Posterior",
     "PowerLaw",
     "Quantity",
     "Reading",
+    "Roughness",
+    "SelfDistillation",
     "SelfInfluence",
     "Slices",
+    "Smoothness",
     "SpectralCheck",
     "Stability",
     "StepMetric",
@@ -123,9 +128,11 @@ __all__ = [
     "example_slopes",
     "fit_annealing_law",
     "fit_power_law",
+    "fit_smoothness",
     "gradient_gram",
     "influence",
     "interpolation",
+    "intrinsic_dimension",
     "laplace",
     "layer_tops",
     "layer_traces",
@@ -138,12 +145,16 @@ __all__ = [
     "ntk_matrix",
     "ntk_prediction",
     "optimizer_metric",
+    "outliers",
     "plan",
     "predict",
     "probe_batches",
+    "random_subspace",
     "read_history",
+    "roughness",
     "scale_for_batch",
     "scale_for_width",
+    "self_distillation",
     "self_influence",
     "sgd_update",
     "spectral_check",

@@ -9,8 +9,8 @@ S1 is the area under the schedule, and S2 counts how far and how long ago the ra
 **Differs from the source.** (1) The parameters carry a covariance. It treats the residuals as independent, and those of
 one curve are not: give points that lie far apart. (2) lam is the best of a few values, without an error.
 **Known.** On public curves of 100M and 400M parameters, fitted on two schedules of 24 000 steps, a third was predicted
-to 0.08 % and 0.15 % on average, with a final loss that was too low by 0.5 % and 1.3 %: enough to see a curve coming,
-not to choose between schedules that are closer than that.
+to 0.08 % and 0.15 % on average. The final loss was too low by 0.5 % and 1.3 %: enough to see a curve coming, not to
+choose between schedules that are closer than that.
 """
 
 from __future__ import annotations

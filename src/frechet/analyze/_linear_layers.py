@@ -1,7 +1,7 @@
 """Gradients of single examples in linear layers, kept as factors.
 
-Where a linear layer sees one vector a_i of example i, and b_i is the slope of f_i in the layer's output, the gradient
-of f_i in the weight is b_i a_i' and in the bias b_i. So in this layer
+Let a linear layer see one vector a_i of example i, and let b_i be the slope of f_i in the layer's output. Then the
+gradient of f_i in the weight is b_i a_i' and in the bias b_i. So in this layer
 
     <g_i, g_j> = (a_i'a_j + 1) (b_i'b_j),    <(V, v), g_i> = b_i'(V a_i + v)
 

@@ -6,14 +6,14 @@ With batches much smaller than B, twice the batch allows nearly twice the step; 
 From n examples, S = n/(n-1) (mean |g_i|^2 - |g|^2) and |g|^2 - S/n, g the mean, are unbiased for tr(Sigma), |G|^2.
 
 The interval takes the examples as independent draws from a population and B as the population's. It is the set of
-ratios r at which S - r |G|^2 is not significantly different from zero (Fieller), with the jackknife's variance of that
-difference, or the variance that |G|^2 = S/r would give it, whichever is larger. Near a minimum |g|^2 is mostly noise,
-the second is what holds then, and the interval has no upper end where |G| cannot be told from zero. For a part of a
-finite data set drawn without replacement it is on the safe side. Where few examples carry the sum of |g_i|^2 or of
-|g_i'g| (fewer than 5, or than n/6, of equal ones), their number in another sample is anyone's guess: no interval is
-given, it is [0, inf]. What no example shows cannot be told: a kind of 1 % is missing in 100 examples with probability
-0.37. Examples that the model was trained on are no draws:
-their mean gradient is smaller than even G = 0 would leave it, every r is rejected, and the interval is [0, inf].
+ratios r at which S - r |G|^2 is not significantly different from zero (Fieller). The variance of that difference is the
+jackknife's, or the one that |G|^2 = S/r would give it, whichever is larger. Near a minimum |g|^2 is mostly noise, the
+second is what holds then, and the interval has no upper end where |G| cannot be told from zero. For a part of a finite
+data set drawn without replacement it is on the safe side. Where few examples carry the sum of |g_i|^2 or of |g_i'g|
+(fewer than 5, or than n/6, of equal ones), their number in another sample is anyone's guess: no interval is given, it
+is [0, inf]. What no example shows cannot be told: a kind of 1 % is missing in 100 examples with probability 0.37.
+Examples that the model was trained on are no draws: their mean gradient is smaller than even G = 0 would leave it,
+every r is rejected, and the interval is [0, inf].
 
 **Source.** McCandlish, Kaplan, Amodei and the OpenAI Dota Team, "An empirical model of large-batch training" (2018),
 arXiv 1812.06162, sections 2.2 and A.1. Fieller, "Some problems in interval estimation", JRSS B 16 (1954). Efron and

@@ -123,6 +123,33 @@ def pareto_front(table: Sensitivity, *, costs: Tensor | None = None, losses: Los
     return [_plan(table, loss, chosen, [cost]) for chosen in front]
 
 
+def plot_front(front: Sequence[BitPlan], axes: Any, *, measured: Sequence[float] | None = None) -> Any:
+    """Draw the increase of the loss over the bytes of each plan into matplotlib's `axes`; return them.
+
+    Args:
+        front: the plans, from `pareto_front`.
+        axes: where it is drawn.
+        measured: the measured increase of each plan, drawn beside the predicted one. Default: none.
+
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> from frechet.compress import BitPlan, plot_front
+        >>> figure, axes = plt.subplots()
+        >>> _ = plot_front([BitPlan({"w": 2}, 0.5, 10.0, (10.0,)), BitPlan({"w": 4}, 0.1, 20.0, (20.0,))], axes)
+        >>> plt.close(figure)
+    """
+    if measured is not None and len(measured) != len(front):
+        raise ValueError(f"plot_front: measured must have {len(front)} numbers, one for each plan, got {len(measured)}")
+    at = [plan.bytes for plan in front]
+    axes.step(at, [plan.predicted for plan in front], where="post", label="predicted")
+    if measured is not None:
+        axes.plot(at, list(measured), "x", label="measured")
+    axes.set_xlabel("bytes")
+    axes.set_ylabel("increase of the loss")
+    axes.legend()
+    return axes
+
+
 def _front(loss: np.ndarray, cost: np.ndarray, most: float) -> list[list[int]] | None:
     """The choices of all plans of the front with costs up to `most`, cheapest first; None where states are too many."""
     cheapest_rest = np.concatenate([np.cumsum(cost.min(1)[::-1])[::-1][1:], [0.0]])

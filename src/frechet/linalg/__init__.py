@@ -4,6 +4,7 @@ from frechet.linalg._density import Density, DensityState, spectral_density
 from frechet.linalg._diagonal import diagonal
 from frechet.linalg._eigsh import eigsh
 from frechet.linalg._eigsh_run import EigshState
+from frechet.linalg._entrywise import EntrywiseNorm, entrywise_norm
 from frechet.linalg._frobenius import frobenius_norm
 from frechet.linalg._function import apply_function
 from frechet.linalg._krylov import Arnoldi, GolubKahan, Lanczos, arnoldi, golub_kahan, lanczos
@@ -27,6 +28,7 @@ __all__ = [
     "Density",
     "DensityState",
     "EigshState",
+    "EntrywiseNorm",
     "Estimate",
     "EstimateState",
     "GmresState",
@@ -43,6 +45,7 @@ __all__ = [
     "cg",
     "diagonal",
     "eigsh",
+    "entrywise_norm",
     "frobenius_norm",
     "gaussian_sketch",
     "gmres",

@@ -1,10 +1,10 @@
 """The eigenvalue distribution of a symmetric A, and any tr f(A), from a few short Lanczos runs.
 
 With v uniform on the unit sphere E v'f(A) v = tr f(A) / n, and m Lanczos steps from v give nodes theta_i and weights
-w_i with v'f(A) v ~ sum_i w_i f(theta_i), exactly where f is a polynomial of degree up to 2 m - 1. Averaged over probes
-this is stochastic Lanczos quadrature; f = a Gaussian around t gives the smoothed density at t. Known eigenpairs
-(Q, lambda) are taken out first: probes are drawn in the complement of Q, of dimension N = n - k, and sum_i f(lambda_i)
-is added.
+w_i. They satisfy v'f(A) v ~ sum_i w_i f(theta_i), exactly where f is a polynomial of degree up to 2 m - 1. Averaged
+over probes this is stochastic Lanczos quadrature; f = a Gaussian around t gives the smoothed density at t. Known
+eigenpairs (Q, lambda) are taken out first: probes are drawn in the complement of Q, of dimension N = n - k, and sum_i
+f(lambda_i) is added.
 
 Errors. (1) Probes. v is uniform on a sphere, so that the variance of one probe is known,
 

@@ -39,6 +39,7 @@ from frechet.linalg._xdiag import xdiag
 from frechet.operators._canonical import normal_form
 from frechet.operators._closed_form import Proved
 from frechet.operators._constructors import from_diagonal
+from frechet.operators._inverse_fisher import InverseFisher, inverse_diagonal
 from frechet.operators._operator import NONE, Adjoint, LinearOperator, Product, Scaled, Sum
 from frechet.operators._structured import (
     BlockDiagonal,
@@ -136,17 +137,6 @@ def shifted(sampler: Sampler, known: Tensor, scale: float) -> Sampler:
 def closed_diagonal(A: LinearOperator) -> Tensor | None:
     """The diagonal ``(n,)`` where the structure of A shows it without a product."""
     match A:
-        case Identity(space):
-            return space.zeros() + 1.0
-        case Diagonal(diagonal=d):
-            return d
-        case Matrix(matrix=M):
-            return M.diagonal().clone()
-        case LowRank(U=U, s=s):
-            return (U * U) @ s
-        case Eigendecomposed(Q, values):
-            squares = _squared(Q)
-            return None if squares is None else squares @ values.to(A.domain.dtype)
         case Scaled(operator=B) | Adjoint(operator=B) | Permuted(operator=B) | Proved(operator=B):
             return _around(A, closed_diagonal(B))
         case Kronecker(B, C) if B.domain == B.codomain and C.domain == C.codomain:
@@ -159,6 +149,26 @@ def closed_diagonal(A: LinearOperator) -> Tensor | None:
         case Product():
             known = normal_form(A)
             return None if isinstance(known, Product) else closed_diagonal(known)
+        case _:
+            return _held_diagonal(A)
+
+
+def _held_diagonal(A: LinearOperator) -> Tensor | None:
+    """The diagonal of what is held by its numbers."""
+    match A:
+        case Identity(space):
+            return space.zeros() + 1.0
+        case Diagonal(diagonal=d):
+            return d
+        case Matrix(matrix=M):
+            return M.diagonal().clone()
+        case LowRank(U=U, s=s):
+            return (U * U) @ s
+        case InverseFisher():
+            return inverse_diagonal(A)
+        case Eigendecomposed(Q, values):
+            squares = _squared(Q)
+            return None if squares is None else squares @ values.to(A.domain.dtype)
         case _:
             return None
 

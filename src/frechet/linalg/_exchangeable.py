@@ -12,7 +12,7 @@ j; so all cross terms of E[d_ij d_ji] but one vanish, and E[d_ij d_ji] = E[(e_i 
 with two probes left out cost no product: they are small algebra on the same sketch.
 
 Geometry: the sketch is Q with k columns; leaving probe i out removes one direction Q s_i, leaving i and j out removes
-the plane of Q s_i and Q s_j. Where the sketch has decaying singular values all s_i are nearly parallel, and the second
+the plane of Q s_i and Q s_j. Where the sketch has decaying singular values all s_i are nearly parallel. The second
 direction of the plane is what two passes of Gram-Schmidt leave in the basis of singular vectors, in which the s_i are
 accurate entry by entry.
 
@@ -22,7 +22,7 @@ jackknife estimate of variance, doi 10.1214/aos/1176345462.
 
 **Differs from the source.** (1) The article's error estimate is the sample variance alone; the covariance is added
 here. (2) Efron and Stein's jackknife is an upper bound (2 to 40 times the variance for these estimators); this one is
-unbiased up to the one standard error that is added to the covariance, without which intervals are too short where the
+unbiased up to the one standard error that is added to the covariance. Without it intervals are too short where the
 number of probes is just the number of dominating eigenvalues (88 to 90 % of seeds).
 
 Cost: no products; with m = min(k, `PAIRED`) probes paired, O(k^2 m^2) small operations and m^2 k numbers.

@@ -4,9 +4,9 @@ m Lanczos steps from b give A V = V T + r e', and f(A) b ~ ||b|| V f(T) e_1: f i
 m - 1 that interpolates it at the eigenvalues of T. Exact for polynomials of lower degree and where the Krylov space
 ends; otherwise within twice the best polynomial approximation of f on the spectrum.
 
-The error is estimated from the coefficients y_m = ||b|| f(T_m) e_1, padded with zeros: V is orthonormal, so that
-||y_m - y_l|| is the distance of two iterates, and where these shrink by a factor rho < 1 over a few steps, what is
-still to come is about rho / (1 - rho) times the last one.
+The error is estimated from the coefficients y_m = ||b|| f(T_m) e_1, padded with zeros: V is orthonormal, so that ||y_m
+- y_l|| is the distance of two iterates. Where these shrink by a factor rho < 1 over a few steps, what is still to come
+is about rho / (1 - rho) times the last one.
 
 **Source.** Y. Saad 1992, "Analysis of some Krylov subspace approximations to the matrix exponential operator",
 doi 10.1137/0729014; N. Higham 2008, "Functions of matrices", section 13.2, doi 10.1137/1.9780898717778.

@@ -33,6 +33,7 @@ from frechet.linalg._result import Estimate, exact_estimate
 from frechet.linalg._sequential import LEVEL_FACTOR, Reading, Sampler, check_request, run
 from frechet.operators._canonical import normal_form
 from frechet.operators._eigendecomposition import double, eigendecomposition, orthonormal_factors
+from frechet.operators._inverse_fisher import InverseFisher, inverse_log_determinant
 from frechet.operators._operator import Fact, LinearOperator, Scaled, Sum
 from frechet.operators._structured import (
     BlockDiagonal,
@@ -124,8 +125,8 @@ def closed_log_determinant(A: LinearOperator) -> float | None:
             return float(double(d).log().sum())
         case Matrix(matrix=M):
             return _cholesky(M)
-        case Eigendecomposed(values=values):
-            return float(values.log().sum())
+        case Eigendecomposed() | InverseFisher() as B:
+            return float(B.values.log().sum()) if isinstance(B, Eigendecomposed) else inverse_log_determinant(B)
         case Scaled(c, B):
             inner = closed_log_determinant(B)
             return None if inner is None else A.domain.dim * math.log(c) + inner

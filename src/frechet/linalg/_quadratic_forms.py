@@ -1,7 +1,7 @@
 """The standard error of an average of quadratic forms z'A z over few random probes.
 
-The sample variance of x_j = z_j'A z_j is the usual choice and the worst: where one eigenvalue c dominates, x is about
-c chi-square(1), the probes that miss its eigenvector give a small mean and a small variance together, and Student's
+The sample variance of x_j = z_j'A z_j is the usual choice and the worst: where one eigenvalue c dominates, x is about c
+chi-square(1). The probes that miss its eigenvector give a small mean and a small variance together, and Student's
 interval from 10 probes covers 88 % instead of 95 %. The products y_j = A z_j know more. For a symmetric A
 
     signs:                    Var x = 2 sum_{i != k} A_ik^2        = 2 sum_i Var (z_i y_i)

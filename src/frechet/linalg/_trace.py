@@ -36,6 +36,7 @@ from frechet.linalg._result import Estimate, exact_estimate
 from frechet.linalg._sequential import EstimateState, Observe, Sampler, check_request, run
 from frechet.linalg._xtrace import xnystrace, xtrace
 from frechet.operators._canonical import normal_form
+from frechet.operators._inverse_fisher import InverseFisher, inverse_trace
 from frechet.operators._operator import Adjoint, Fact, LinearOperator, Product, Scaled, Sum
 from frechet.operators._structured import (
     BlockDiagonal,
@@ -167,6 +168,8 @@ def closed_trace(A: LinearOperator) -> float | None:
             return _total_of(A, space)
         case LowRank(U=U, s=s):
             return float((A.domain.norm(U).square() * s.to(torch.float64)).sum()) if s.numel() else 0.0
+        case InverseFisher():
+            return inverse_trace(A)
         case Scaled(c, B):
             inner = closed_trace(B)
             return None if inner is None else c * inner

@@ -67,8 +67,9 @@ def default_split(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2:
         return batch[0], batch[1]
     got = f"{type(batch).__name__} of length {len(batch)}" if isinstance(batch, Sequence) else type(batch).__name__
+    one = " (data that is one batch goes into a list: [(inputs, targets)])" if isinstance(batch, Tensor | str) else ""
     raise TypeError(
-        f"Objective: a batch must be a pair (inputs, targets) or a dict with 'labels', got {got}; "
+        f"Objective: a batch must be a pair (inputs, targets) or a dict with 'labels', got {got}{one}; "
         "pass split=lambda batch: (inputs, targets)"
     )
 

@@ -33,6 +33,7 @@ _BACKWARD = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
 _DERIVATIVES = _BACKWARD | {make_dual}
 _HOOKS = {Tensor.register_hook}
 _NOTICED = _DERIVATIVES | _HOOKS
+_SPECIAL = frozenset({*_FORMULAS, *NORMS, *_NOTICED})
 
 
 class Functions(TorchFunctionMode):
@@ -83,6 +84,8 @@ class Functions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func not in _SPECIAL and not self._live:
+            return func(*args, **kwargs) if kwargs else func(*args)
         keywords = kwargs or {}
         if self._live:
             args = self._installed(args)

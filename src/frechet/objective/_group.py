@@ -1,9 +1,9 @@
 """One objective whose data lie on several processes: totals and counts are added up in one exchange per data term.
 
-Each rank sends the flat sums of its own batches and, behind them, a row of a small table that only it writes, so that
-adding up the ranks' messages delivers every rank's row as it is: how many terms and examples it has counted, whether
-and in which batch it failed, and a number by which vectors that differ between the ranks are seen. A row holds
-float64 numbers as three float32 ones, whatever the sums' type, so counts stay exact.
+Each rank sends the flat sums of its own batches and, behind them, a row of a small table that only it writes. So adding
+up the ranks' messages delivers every rank's row as it is: how many terms and examples it has counted, whether and in
+which batch it failed, and a number by which vectors that differ between the ranks are seen. A row holds float64 numbers
+as three float32 ones, whatever the sums' type, so counts stay exact.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An output layer that is never multiplied out: the sum of terms of h W' + b, in chunks of the rows of h.
 
-A language model's last layer turns hidden states h ``(rows, d)`` into logits ``(rows, V)``, which with a vocabulary of
-V = 50 000 are by far the largest tensor there is, and derivatives take several of them. With a criterion that is a sum
-over rows, phi(h, W, b) = sum_t f(W h_t + b), and s, C its score and Hessian in the logits z of a chunk,
+A language model's last layer turns hidden states h ``(rows, d)`` into logits ``(rows, V)``. With a vocabulary of
+V = 50 000 these are by far the largest tensor there is, and derivatives take several of them. With a criterion that is
+a sum over rows, phi(h, W, b) = sum_t f(W h_t + b), and s, C its score and Hessian in the logits z of a chunk,
 
     d phi        = <s, dz>,    dz = dh W' + h dW' + db
     grad phi     = (s W, s'h, sum s)

@@ -89,6 +89,36 @@ def vmap_without_loops() -> Iterator[None]:
         functorch._set_vmap_fallback_enabled(loops)
 
 
+def unchecked_grad(
+    outs: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor], *, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return what `torch.autograd.grad` returns for cotangents that are known to fit; None for an unused x.
+
+    For graphs of a few operations, where its checks cost more than the pass. The graph is kept. Function modes stay
+    entered: they do not see this call, only what runs again in it. Calls `torch.autograd.graph._engine_run_backward`.
+    """
+    return torch.autograd.graph._engine_run_backward(
+        tuple(outs), tuple(us), True, create_graph, tuple(xs), True, accumulate_grad=False
+    )
+
+
+def unchecked_batched_grad(outs: Sequence[Tensor], xs: Sequence[Tensor], us: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return what `torch.autograd.grad(is_grads_batched=True)` returns for batches of cotangents that are known to fit.
+
+    An operation without a rule for batches raises. As `torch._vmap_internals._vmap`, without its walks through trees.
+    """
+    size, loops = len(us[0]), functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    level = torch._C._vmapmode_increment_nesting()  # type: ignore[attr-defined]
+    try:
+        batches = [torch._add_batch_dim(u, 0, level) for u in us]  # type: ignore[attr-defined]
+        found = unchecked_grad(outs, xs, batches)
+        return [None if g is None else torch._remove_batch_dim(g, level, size, 0) for g in found]  # type: ignore[attr-defined]
+    finally:
+        torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined]
+        functorch._set_vmap_fallback_enabled(loops)
+
+
 @contextmanager
 def autocast_left_out() -> Iterator[None]:
     """``torch.autocast`` regions entered inside change nothing: a model's own would round derivatives.
@@ -159,6 +189,16 @@ def in_transform() -> bool:
 def in_forward_mode() -> bool:
     """Whether a level of dual numbers is open."""
     return forward_ad._current_level >= 0
+
+
+def is_followed(t: Tensor) -> bool:
+    """Whether a torch.func transform or a level of dual numbers follows `t`."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):  # type: ignore[attr-defined]
+        return True
+    if not in_forward_mode():
+        return False
+    with forward_mode_of_rules():
+        return forward_ad.unpack_dual(t).tangent is not None
 
 
 def without_needless_graph(t: Tensor) -> Tensor:
@@ -279,3 +319,12 @@ def decomposition_of(op: OpOverload) -> Callable[..., Any] | None:
     from torch._decomp import decomposition_table  # a second of imports, which most programs do not need
 
     return decomposition_table.get(op)
+
+
+def derivative_levels(t: torch.Tensor) -> int:
+    """How many derivatives of torch.func are being taken of `t` where this is called."""
+    levels, inner = 0, torch._C._functorch  # type: ignore[attr-defined]
+    while inner.is_functorch_wrapped_tensor(t):  # type: ignore[attr-defined]
+        levels += inner.is_gradtrackingtensor(t)  # type: ignore[attr-defined]
+        t = inner.get_unwrapped(t)  # type: ignore[attr-defined]
+    return levels

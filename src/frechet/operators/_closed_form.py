@@ -48,6 +48,7 @@ from frechet.operators._eigendecomposition import (
     sign,
     spectral,
 )
+from frechet.operators._inverse_fisher import InverseFisher, before_inversion
 from frechet.operators._operator import PD, PSD, SYMMETRIC, Adjoint, Fact, LinearOperator, Product, Scaled, Sum
 from frechet.operators._structured import (
     BlockDiagonal,
@@ -117,7 +118,7 @@ def structured_inverse(A: LinearOperator) -> LinearOperator:
     match normal_form(A):
         case Sum(terms=(first, second)):
             return _inverse_of_sum(A, first, second)
-        case Identity() | Restriction() | Diagonal() | Matrix() | LowRank() | Eigendecomposed() as B:
+        case Identity() | Restriction() | Diagonal() | Matrix() | LowRank() | Eigendecomposed() | InverseFisher() as B:
             return _inverse_of_arrays(B)
         case B:
             return _inverse_of_parts(A, B)
@@ -144,6 +145,8 @@ def _inverse_of_arrays(A: LinearOperator) -> LinearOperator:
             return _low_rank(V, 1 / mu, A.domain)
         case Eigendecomposed(Q, values):
             return spectral(Q, _reciprocal(values, A.domain))
+        case InverseFisher():
+            return before_inversion(A)
         case _:
             raise no_closed_form("inverse", A)
 
@@ -280,6 +283,8 @@ def _root_of_shifted(c: float, L: LowRank) -> LinearOperator:
 def _root_by_eigenvectors(A: LinearOperator, B: LinearOperator) -> LinearOperator:
     """The square root of A, in normal form B, where its eigenvectors are known."""
     match B:
+        case InverseFisher():
+            return structured_inverse(square_root(before_inversion(B)))
         case (
             Kronecker()
             | Scaled()

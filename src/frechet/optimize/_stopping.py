@@ -10,7 +10,7 @@ where one of these holds
 
 No test refers to the start, and all are unchanged by the units of x and y. The third is measured where no step helps
 any more: if y(x + t p) agrees with y + t A p to a quarter of t norm(A p) on both sides, for some t, then the solution
-lies within about t p, and what is left of y is the rounding error of its evaluation, which parts of p must show too. A
+lies within about t p. What is left of y is the rounding error of its evaluation, which parts of p must show too. A
 wrong derivative or a jump does not pass.
 
 A function that falls for ever, such as exp(-x), has no solution, but gradients as small as you like. There p does not

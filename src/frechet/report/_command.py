@@ -1,4 +1,4 @@
-"""The command line: ``frechet report``, ``frechet check``, ``frechet compare`` and ``frechet history``.
+"""The command line: ``frechet report``, ``check``, ``compare``, ``history`` and ``quantize``.
 
 Whatever the user got wrong ends in one sentence on standard error and exit code 2, and changes no file. A defect of
 this program shows its traceback.
@@ -30,6 +30,7 @@ from frechet.errors import LostRank, NonFinite, NotConverged, NotDifferentiable,
 from frechet.objective import Objective
 from frechet.operators.derivatives._hessian import hessian
 from frechet.report import _problems as problems
+from frechet.report import _quantize as planning
 from frechet.report._assemble import ALLOCATOR, assemble
 from frechet.report._compare import Compared, compared
 from frechet.report._files import ensure_writable, locked, write_atomic
@@ -183,6 +184,37 @@ def history(
     for sentence in sentences(found):
         console.print(sentence, markup=False, highlight=False)
     console.print(f"\n{target / 'history.html'}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def quantize(
+    source: SourceArgument,
+    budget: Annotated[str, typer.Option(help="Most bytes of all parameters: 4MB, 300kB, 1.5MiB.")],
+    bits: Annotated[str, typer.Option(help="Numbers of bits that are tried, separated by commas.")] = "2,3,4,6,8",
+    method: Annotated[str, typer.Option(help="quadratic, taylor or trace.")] = "quadratic",
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Plan by the measured loss of each weight quantized alone.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for plan.json and front.svg.")] = Path("quantized"),
+    seed: SeedOption = 0,
+    restrict: RestrictOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Plan how many bits each weight gets within a budget of bytes, and measure the loss of the plan."""
+    if method not in ("quadratic", "taylor", "trace"):
+        raise ValueError(f"--method must be quadratic, taylor or trace, got '{method}'")
+    most, tried = planning.byte_count(budget), planning.widths(bits)
+    with _threads(threads):
+        objective, title = load(source)
+        objective = restricted(objective, tuple(restrict or ()))
+        folder = ensure_writable(out, ("plan.json", "front.svg"))
+        found = planning.planned(objective, title, most, tried, method, seed, measured)
+    write_atomic(folder / "plan.json", planning.as_json(found))
+    write_atomic(folder / "front.svg", planning.drawn(found))
+    console = Console()
+    for line in planning.lines(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\n{folder / 'plan.json'}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

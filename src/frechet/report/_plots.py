@@ -1,6 +1,6 @@
 """The pictures of the report: each function takes one section and returns one inline SVG element.
 
-Lines differ in dash and marker as well as in color, error bars are drawn wherever a number has one, and names come from
+Lines differ in dash and marker as well as in color, and error bars are drawn wherever a number has one. Names come from
 the user's model, so they are never read as mathematics (``$``) or markup.
 """
 

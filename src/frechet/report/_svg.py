@@ -1,7 +1,7 @@
 """A matplotlib figure as an inline SVG element that lives inside any page.
 
-Colors are written as CSS variables of the page (so that dark mode needs no second figure), text takes the page's font,
-identifiers carry the figure's name (several figures share one document), and everything that names an outside address
+Colors are written as CSS variables of the page, so that dark mode needs no second figure. Text takes the page's font.
+Identifiers carry the figure's name, since several figures share one document. Everything that names an outside address
 is left out. matplotlib's global state is not touched: figures are made without pyplot, under default settings.
 """
 

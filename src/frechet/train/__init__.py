@@ -1,5 +1,6 @@
 """Second-order and multi-objective training: pure update rules, and thin optimizers around them."""
 
+from frechet.train._adahessian import AdaHessian, AdaHessianState, adahessian_init, adahessian_step
 from frechet.train._aggregate import (
     Aggregate,
     cagrad,
@@ -12,34 +13,80 @@ from frechet.train._aggregate import (
     pcgrad,
     upgrad,
 )
+from frechet.train._gauss_newton import GaussNewtonState, GaussNewtonStep, gauss_newton_init, gauss_newton_step
+from frechet.train._gauss_newton_optimizer import GaussNewton
+from frechet.train._gradient_regularized import (
+    GradientRegularizedState,
+    GradientRegularizedStep,
+    gradient_regularized_step,
+)
 from frechet.train._hessian_alignment import hessian_alignment
 from frechet.train._jacobian_moments import JacobianMoments, jacobian_moments
 from frechet.train._jacobian_penalties import jacobian_asymmetry, jacobian_frobenius, jacobian_nuclear
 from frechet.train._joint import Joint, joint_backward
 from frechet.train._kfac import KFAC
+from frechet.train._levenberg_marquardt import levenberg_marquardt
 from frechet.train._maxout import Maxout, initialize_maxout, maxout_variance
+from frechet.train._mfac import MFAC
+from frechet.train._mfac_step import MfacState, mfac_init, mfac_step
+from frechet.train._minimax import MinimaxCheck, MinimaxState, is_local_minimax, minimax_step
+from frechet.train._prox_linear import ProxLinearStep, prox_linear_step
+from frechet.train._refined_schedule import refined_schedule
+from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
+from frechet.train._sharpness import SAM, ascent
 
 __all__ = [
     "KFAC",
+    "MFAC",
+    "SAM",
+    "AdaHessian",
+    "AdaHessianState",
     "Aggregate",
+    "Condition",
+    "GaussNewton",
+    "GaussNewtonState",
+    "GaussNewtonStep",
+    "GradientRegularizedState",
+    "GradientRegularizedStep",
     "JacobianMoments",
     "Joint",
     "Maxout",
+    "MfacState",
+    "MinimaxCheck",
+    "MinimaxState",
+    "ProxLinearStep",
+    "ResidualState",
+    "ResidualStep",
+    "adahessian_init",
+    "adahessian_step",
+    "ascent",
     "cagrad",
     "cosines",
     "dual_cone",
     "dual_projection",
+    "gauss_newton_init",
+    "gauss_newton_step",
+    "gradient_regularized_step",
     "hessian_alignment",
     "imtl",
     "initialize_maxout",
+    "is_local_minimax",
     "jacobian_asymmetry",
     "jacobian_frobenius",
     "jacobian_moments",
     "jacobian_nuclear",
     "joint_backward",
+    "levenberg_marquardt",
     "maxout_variance",
+    "mfac_init",
+    "mfac_step",
     "min_norm",
+    "minimax_step",
     "nash",
     "pcgrad",
+    "prox_linear_step",
+    "refined_schedule",
+    "spring_init",
+    "spring_step",
     "upgrad",
 ]

@@ -4,7 +4,7 @@ The gradient of the value is known at the solution, without a system (the envelo
 
     dV/dC = P,    dV/da = f,    dV/db = g
 
-All other derivatives follow from the marginal equations of (f, g) by the implicit function theorem, on the rows and
+All other derivatives follow from the marginal equations of (f, g) by the implicit function theorem. On the rows and
 columns with mass, with E = exp((f + g - C) / epsilon) and Q_ij = a_i b_j E_ij:
 
     [diag(Q1) Q; Q' diag(Q'1)] (df, dg) = [(Q dC) 1; (Q dC)' 1] - epsilon [a (E - 1) db; b (E - 1)' da]

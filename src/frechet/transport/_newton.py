@@ -2,10 +2,10 @@
 
     (S + shift diag(b)) y = b - P'1,    g <- g + epsilon y,    shift = damping * (error of the columns)
 
-The shift follows the error, so that a group of columns that is all but cut off from the rest is not thrown far away by
-a mass that it lacks, and so that convergence is quadratic at the end. The gain is compared with that of the model;
-`damping` falls by 4 where they agree and rises by 4 where they do not. Below the rounding of the dual function a step
-is taken if it lessens the error. Entries of P are dropped while their sum in a column is below a tenth of the shift.
+The shift follows the error. So a group of columns that is all but cut off from the rest is not thrown far away by a
+mass that it lacks, and convergence is quadratic at the end. The gain is compared with that of the model; `damping`
+falls by 4 where they agree and rises by 4 where they do not. Below the rounding of the dual function a step is taken if
+it lessens the error. Entries of P are dropped while their sum in a column is below a tenth of the shift.
 
 **Source.** Z. Tang and Y. Qiu (2024), Safe and sparse Newton method for entropic-regularized optimal transport,
 NeurIPS 2024; X. Tang et al. (2024), Accelerating Sinkhorn algorithms with sparse Newton iterations, arXiv

@@ -87,3 +87,39 @@ def test_infeasible_rows_are_named_and_the_point_is_shown_in_its_own_variables()
     )
     assert s.status is Status.INFEASIBLE
     assert shapes == {(2,)}
+
+
+# a point in a narrow valley is no solution: the Hessian is large there, and the gradient small beside it
+
+
+def chain(c, bend):
+    return lambda x: ((x[:-1] - 1) ** 2).sum() + c * ((x[1:] - bend(x[:-1])) ** 2).sum()
+
+
+BENDS = {"square": torch.square, "cube": lambda x: x**3}
+
+
+@pytest.mark.parametrize("bounds", [False, True])
+@pytest.mark.parametrize(
+    ("bend", "c", "n"),
+    [("square", 1e4, 6), ("square", 1e6, 2), ("square", 1e6, 6), ("square", 1e8, 6), ("cube", 1e4, 2)],
+)
+def test_converged_is_said_at_the_end_of_a_valley_alone(bend, c, n, bounds):
+    f, x0 = chain(c, BENDS[bend]), torch.full((n,), -1.2, dtype=F64)
+    rows = Constraint(lambda x: x.sum(), -math.inf, 100.0)
+    s = minimize(f, x0, constraints=rows, bounds=(-10.0, 10.0) if bounds else None)
+    far = float((s.x - 1).abs().max())
+    assert (s.status.value == "converged") == (far < 1e-6), (s.status, far, s.residual)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6, 1e12])
+@pytest.mark.parametrize("power", [2, 4])
+def test_units_of_f_with_a_gradient_that_vanishes_at_the_solution(unit, power):
+    a = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    s = minimize(
+        lambda x: unit * (((x - a) ** power).sum() + (x[0] * x[1] - 2) ** 2),
+        torch.zeros(3, dtype=F64) + 0.5,
+        constraints=lambda x: x[0] + x[1] + x[2] - 6.0,
+    )
+    assert s.status.value == "converged", s.message
+    assert float((s.x - a).abs().max()) < (1e-6 if power == 2 else 2e-2)

@@ -192,3 +192,29 @@ def test_messages():
         prox_linear("l1", lambda x: x, one, t0=0)
     with pytest.raises(ValueError, match="prox_linear: max_iterations must be >= 0, got -1"):
         prox_linear("l1", lambda x: x, one, max_iterations=-1)
+
+
+EDGES = {
+    "root": (lambda x: x.sqrt() + 1.0, 1.0),
+    "root and slope": (lambda x: x + 0.5 * x.sqrt() + 1.0, 1.0),
+    "root from above": (lambda x: (2.0 - x).sqrt() + 0.5, 0.0),
+    "third root": (lambda x: (x * x.sqrt()) ** (1 / 4) + 1.0, 1.0),
+    "edge of another function": (lambda x: x + 1.0 + 0.0 * x.log(), 1.0),
+}
+
+
+@pytest.mark.parametrize("t0", [None, 1.0, 1e-3])
+@pytest.mark.parametrize("case", EDGES)
+def test_the_edge_of_the_domain_is_no_stationary_point(case, t0):
+    c, start = EDGES[case]
+    s = prox_linear("l1", c, torch.full((1,), start, dtype=F64), t0=t0)
+    assert s.status is Status.STAGNATED, s.message
+
+
+@pytest.mark.parametrize("power", [2, 6, 12])
+@pytest.mark.parametrize("t0", [None, 100.0])
+def test_a_solution_near_the_edge_is_one(power, t0):
+    goal = 10.0**-power
+    s = prox_linear("l1", lambda x: x.sqrt() - goal**0.5, torch.ones(1, dtype=F64), t0=t0)
+    assert s.converged
+    assert float(s.x) == pytest.approx(goal, rel=1e-6)

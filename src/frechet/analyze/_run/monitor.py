@@ -5,7 +5,7 @@ objective. Weights, gradients, buffers, training flags, random generators and th
 bit for bit, so a run with a monitor is the run without it. What cannot be measured is a note in the reading; nothing
 that goes wrong here stops a training run.
 
-During a reading every module is in eval mode, except those that normalize by the statistics of a batch, so that the
+During a reading every module is in eval mode, except those that normalize by the statistics of a batch. So the
 curvature is that of the loss that is trained, without the noise of dropout. An objective with `dropout_seed` is
 measured in the model's own mode.
 

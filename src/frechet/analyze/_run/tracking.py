@@ -6,8 +6,8 @@ the tolerance is met, one with the residual of the leading pair. The two best Ri
 One vector is not enough: where two eigenvalues cross, the old top vector still has a small residual and is not the top
 any more. On the network of examples/sharpness_during_training.py over 900 steps, refreshed every 10, 25 or 60 steps,
 one vector at a tolerance of 5 % missed the top eigenvalue by up to 12 %; so did two to five Ritz vectors, and a cold
-start each time by 11 %. Two Ritz vectors and the gradient, which holds what is about to turn unstable, at 2 %, missed
-it by at most 2.2 %, with 57 % (25 steps) or 50 % (10 steps) of the cold starts' products at the same tolerance.
+start each time by 11 %. Two Ritz vectors and the gradient, which holds what is about to turn unstable, missed it by at
+most 2.2 % at a tolerance of 2 %. They took 57 % (25 steps) or 50 % (10 steps) of the cold starts' products there.
 
 **Source.** Davidson, "The iterative calculation of a few of the lowest eigenvalues and corresponding eigenvectors"
 (1975), doi 10.1016/0021-9991(75)90065-0, without a preconditioner.

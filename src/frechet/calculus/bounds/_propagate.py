@@ -4,7 +4,7 @@
 
 **Linear functions.** An upper bound of a linear function of a node, w' z, is carried back to the input: through an
 affine map by its transpose, through an elementwise function by the upper line where the coefficient is positive and by
-the lower line where it is negative, until it is a linear function of the input, whose maximum over the region is
+the lower line where it is negative. At last it is a linear function of the input, whose maximum over the region is
 closed. The two lines need the interval of the function's argument, which is found in the same way first. Whatever is
 smaller counts, the interval or the linear bound.
 

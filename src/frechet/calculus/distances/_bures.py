@@ -2,9 +2,9 @@
 
 d^2 = tr L'L + tr K'K - 2 tr (L'L K'K)^(1/2) = |L|^2 + |K|^2 - 2 |L K'|_*: the root of a product of d x d matrices is
 the sum of the singular values of an r x q matrix. With the thin decomposition L K' = U S V', d^2 = |U'L - V'K|^2 + |L -
-UU'L|^2 + |K - VV'K|^2, which has no cancellation, and the gradient in L is 2 (L - W K) with the polar factor W = U V'.
-Its derivative is dW = U ((P - P')_ij / (s_i + s_j)) V' + (I - UU') E V S^-1 V' + U S^-1 U' E (I - VV'), P = U' E V, E =
-dL K' + L dK'.
+UU'L|^2 + |K - VV'K|^2, which has no cancellation. The gradient in L is 2 (L - W K) with the polar factor W = U V'. Its
+derivative is dW = U ((P - P')_ij / (s_i + s_j)) V' + (I - UU') E V S^-1 V' + U S^-1 U' E (I - VV'), P = U' E V, E = dL
+K' + L dK'.
 
 **Source.** Mathiasen and Hvilshøj, "Backpropagating through Fréchet Inception Distance" (2020), for the small matrix.
 **Differs from the source:** (1) singular values and not eigenvalues of the product, so that small ones keep their

@@ -4,9 +4,9 @@ With random v, E[v v'] = I, and width h,
 
     (f(x + h v) - f(x - h v)) / (2 h) v    or    (f(x + h v) - f(x)) / h v.
 
-For Gaussian v its mean is the gradient of f averaged over N(x, h^2 I), for v on the sphere of radius sqrt(d) that of f
-averaged over the ball of radius h sqrt(d), whether f has a gradient or not. With a gradient of Lipschitz constant L,
-and a Hessian of Lipschitz constant M, that is off by at most
+For Gaussian v its mean is the gradient of f averaged over N(x, h^2 I). For v on the sphere of radius sqrt(d) it is that
+of f averaged over the ball of radius h sqrt(d). Both hold whether f has a gradient or not. With a gradient of Lipschitz
+constant L, and a Hessian of Lipschitz constant M, that is off by at most
 
     min( L h sqrt(d), M h^2 d / 2 ),
 

@@ -20,11 +20,51 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from frechet.operators import LinearOperator, from_callable
+from frechet.operators import LinearOperator, Metric, from_callable
 from frechet.space import euclidean
 
 Boundary = Literal["dirichlet", "neumann", "periodic"]
 Weights = Literal["sobolev", "besov"]
+
+
+def sobolev(
+    shape: int | Sequence[int],
+    spacing: float | Sequence[float],
+    *,
+    order: float = 1.0,
+    boundary: Boundary = "dirichlet",
+    length: float = 1.0,
+    mass: float = 1.0,
+    weights: Weights = "sobolev",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> Metric:
+    """Return the inner product of a Sobolev space on node values, with its Riesz map and its factor M^-1/2.
+
+    Args:
+        shape: see `riesz_map`.
+        spacing: see `riesz_map`.
+        order: see `riesz_map`.
+        boundary: see `riesz_map`.
+        length: see `riesz_map`.
+        mass: see `riesz_map`.
+        weights: see `riesz_map`.
+        dtype: see `riesz_map`.
+        device: see `riesz_map`.
+
+    Example:
+        >>> import torch
+        >>> from frechet.calculus.functionals import sobolev
+        >>> H1 = sobolev(100, 0.01, boundary="neumann")
+        >>> u = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+        >>> H1.inner(u, u)  # 1/3 of u^2, and 1 of the slope
+        tensor(1.3233, dtype=torch.float64)
+    """
+    M, inverse, factor = (
+        _diagonal("sobolev", power, shape, spacing, order, boundary, length, mass, weights, dtype, device)
+        for power in (1.0, -1.0, -0.5)
+    )
+    return Metric(M, inverse, factor=factor)
 
 
 def riesz_map(
@@ -41,8 +81,8 @@ def riesz_map(
 ) -> LinearOperator:
     """Return the Riesz map M^-1 of a Sobolev metric: from derivatives in node values to gradients, positive definite.
 
-    It is the `preconditioner` for `minimize` of a functional whose second variation is like the metric, which makes the
-    number of iterations independent of the grid.
+    It is ``sobolev(...).inverse``, and as a `preconditioner` for `minimize` of a functional whose second variation is
+    like the metric it makes the number of iterations independent of the grid.
 
     Args:
         shape: nodes of each axis. The vectors are values at the nodes, flattened row by row.
@@ -79,7 +119,7 @@ def sobolev_metric(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> LinearOperator:
-    """Return the metric M of a Sobolev space on node values: u'M v is the inner product of u and v.
+    """Return the metric M of a Sobolev space on node values, ``sobolev(...).mass``: u'M v is the inner product.
 
     Args:
         shape: see `riesz_map`.

@@ -1,7 +1,7 @@
 """Eigenvectors, singular vectors, Cholesky and QR factors whose derivatives are refused where they do not exist.
 
 The derivative of an eigenvector divides by gaps of eigenvalues. In a group of equal eigenvalues the vectors are
-arbitrary, and a loss determines its gradient only if it does not see the vectors of the group one by one and weighs its
+arbitrary. A loss determines its gradient only if it does not see the vectors of the group one by one and weighs its
 eigenvalues alike, as tr f(A) does. tr(A C) and tr(A^0 C), written with eigenvectors, have the same first derivatives in
 (Lambda, V) at A = I and different ones in A: so a loss that sees vectors of a group is refused, and
 `spectral_projector` and `matrix_function` serve instead. Singular values at 0 have a kink. Guards look in the backward,

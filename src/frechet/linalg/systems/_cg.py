@@ -1,8 +1,8 @@
 """Conjugate gradients: A x = b for A symmetric positive definite, from products with A alone.
 
 Iterate i minimizes the energy x'Ax/2 - b'x over the Krylov space K_i(A, r_0), so the error in the A-norm falls in every
-iteration, and A with j distinct eigenvalues takes at most j iterations in exact arithmetic. Columns of a block b are
-independent systems that share each product.
+iteration. A matrix A with j distinct eigenvalues takes at most j iterations in exact arithmetic. Columns of a block b
+are independent systems that share each product.
 
 **Source.** M. R. Hestenes and E. Stiefel (1952), Methods of conjugate gradients for solving linear systems, section 3,
 doi 10.6028/jres.049.044; preconditioned as in Y. Saad (2003), Iterative methods for sparse linear systems, algorithm
@@ -39,6 +39,7 @@ from frechet.linalg.systems._arguments import (
     vector,
 )
 from frechet.linalg.systems._protocol import Course, Ending, System, iterate, system, verdict
+from frechet.operators._metric import Metric
 from frechet.operators._operator import LinearOperator
 from frechet.space import Space
 
@@ -72,6 +73,7 @@ def cg(
     *,
     x0: Tensor | Mapping[str, Tensor] | None = None,
     preconditioner: LinearOperator | None = None,
+    metric: Metric | None = None,
     rtol: float = 1e-6,
     atol: float = 0.0,
     max_iterations: int | None = None,
@@ -87,6 +89,9 @@ def cg(
             has the shape of b, and is flat for a dict: ``A.domain.unflatten(s.x)`` names its blocks.
         x0: where the iteration starts, shaped like b. A column of b that is zero ignores it. Default: zero.
         preconditioner: a symmetric positive definite operator near the inverse of A. Default: none.
+        metric: the inner product of x. Then b and residuals are covectors, the norms of the tolerances are their dual
+            norms, and the preconditioner is the Riesz map unless one is given: the run is that in the variables in
+            which the metric is the Euclidean one. Default: the Euclidean one.
         rtol: relative tolerance. Converged means ``norm(b - A x) <= max(rtol * norm(b), atol)`` in every column, for
             the residual recomputed from its definition. Default: 1e-6.
         atol: absolute tolerance on the same norm, in the unit of b. Default: 0.
@@ -117,7 +122,7 @@ def cg(
     check_numbers("cg", rtol=rtol, atol=atol, max_iterations=max_iterations, check_every=check_every)
     b = vector("cg", "b", A.domain, b, block=True)
     block = b.T.contiguous().T if b.ndim == 2 else b.unsqueeze(1)
-    problem = system("cg", A, block, preconditioner, rtol, atol)
+    problem = system("cg", A, block, preconditioner, rtol, atol, metric=metric)
     state = _begin(problem, b, x0) if resume is None else resume
     check_resume("cg", state.fingerprint, problem.fingerprint)
     state = replace(state, x=state.x.reshape(block.shape))
@@ -140,8 +145,10 @@ def _begin(problem: System, b: Tensor, x0: Tensor | Mapping[str, Tensor] | None)
         # keep a NaN in b visible: only an exact zero has the known answer
         x = torch.where((problem.norm_b == 0).to(x.device), x, x0.reshape(r.shape))
         r, products = problem.residual(x), r.shape[1]
-    p, norm = problem.preconditioned(r), space.norm(r)
-    rz, curvature = _inner(space, r, p), torch.ones_like(norm)
+    p = problem.preconditioned(r)
+    rz = _inner(space, r, p)
+    norm = _size(problem, r, rz)
+    curvature = torch.ones_like(norm)
     return CGState(problem.fingerprint, 0, math.inf, x, r, p, rz, curvature, norm, math.inf, products)
 
 
@@ -159,7 +166,7 @@ def _step(problem: System, s: CGState) -> tuple[CGState, None]:
     rz = torch.where(moving, _inner(space, r, z), s.rz)
     beta = torch.where(moving, rz / s.rz, 0.0).to(x)
     p = torch.where(mask, z + beta * s.p, s.p)
-    told = (rz, curvature, space.norm(r), s.confirmed, s.products + r.shape[1])
+    told = (rz, curvature, _size(problem, r, rz), s.confirmed, s.products + r.shape[1])
     return CGState(s.fingerprint, s.iteration + 1, s.residual, x, r, p, *told), None
 
 
@@ -201,7 +208,7 @@ def _judge(problem: System, course: Course[CGState], look: _Look, s: CGState) ->
 def _recomputed(problem: System, s: CGState) -> tuple[CGState, Tensor]:
     """The state with the true norms in it, and the true residual."""
     r = problem.residual(s.x)
-    norm = problem.space.norm(r)
+    norm = problem.size(r)
     return replace(s, norm=norm, products=s.products + r.shape[1], true=tuple(norm.tolist())), r
 
 
@@ -216,6 +223,14 @@ def _confirmed(problem: System, s: CGState) -> tuple[CGState, Ending | None]:
     p = problem.preconditioned(r)
     rz = _inner(problem.space, r, p)
     return replace(s, r=r, p=p, rz=rz, curvature=torch.ones_like(rz), confirmed=excess), None
+
+
+def _size(problem: System, r: Tensor, rz: Tensor) -> Tensor:
+    """The norms of the residuals; r'M r has the dual ones, where M is the Riesz map of the metric."""
+    metric = problem.metric
+    if metric is None or problem.M is not metric.inverse:
+        return problem.size(r)
+    return torch.where(rz >= 0, rz, math.inf).sqrt()
 
 
 def _inner(space: Space, U: Tensor, V: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.linalg.systems._arguments import Fingerprint, fingerprint, vector
+from frechet.operators._metric import Metric, check_metric
 from frechet.operators._operator import LinearOperator
 from frechet.space import Space
 
@@ -117,6 +118,11 @@ class System:
     target: Tensor  # (k,), of the residuals
     goals: list[float]  # the targets on the host
     fingerprint: Fingerprint
+    metric: Metric | None = None
+
+    def size(self, r: Tensor) -> Tensor:
+        """The sizes (k,) of residuals ``(n, k)``: their norms, or dual norms in a metric."""
+        return self.space.norm(r) if self.metric is None else self.metric.dual_norm(r)
 
     def residual(self, x: Tensor) -> Tensor:
         return self.b - self.A @ x
@@ -126,14 +132,23 @@ class System:
 
 
 def system(
-    method: str, A: LinearOperator, b: Tensor, M: LinearOperator | None, rtol: float, atol: float, *more: str
+    method: str,
+    A: LinearOperator,
+    b: Tensor,
+    M: LinearOperator | None,
+    rtol: float,
+    atol: float,
+    *more: str,
+    metric: Metric | None = None,
 ) -> System:
-    """The system with the targets ``max(rtol * norm(b), atol)``."""
+    """The system with the targets ``max(rtol * norm(b), atol)``; in a metric norms are dual, and M is its inverse."""
     space = A.domain
-    norm_b = space.norm(b).reshape(-1)
+    if metric is not None:
+        M, more = check_metric(method, metric, space).inverse if M is None else M, (*more, "in a metric")
+    norm_b = (space.norm(b) if metric is None else metric.dual_norm(b)).reshape(-1)
     target = torch.clamp(rtol * norm_b, min=atol)
     label = fingerprint(method, A, norm_b.tolist(), M, *more)
-    return System(A, space, b, M, rtol, norm_b, target, target.tolist(), label)
+    return System(A, space, b, M, rtol, norm_b, target, target.tolist(), label, metric)
 
 
 def origin(

@@ -44,23 +44,25 @@ class Measured:
 def measured(dense: ProgramAsDense, trial: Trial, g: Array, J: Array, y: Array) -> Measured:
     """The measures of `kkt.conditions`, with these multipliers of the rows."""
     x, c, low, high = trial.x, trial.c, dense.low, dense.high
-    y = np.where(dense.needs_low, np.minimum(y, 0.0), np.where(dense.needs_high, np.maximum(y, 0.0), y))
+    if dense.one_sided:
+        y = np.where(dense.needs_low, np.minimum(y, 0.0), np.where(dense.needs_high, np.maximum(y, 0.0), y))
     r = g + J.T @ y
-    distance = np.maximum(np.where(r > 0, x - dense.lower, dense.upper - x), 0.0)
-    z = -r / (1 + distance)
-    slack = np.where(y == 0, 0.0, np.abs(y) * np.where(y == 0, 0.0, np.where(y > 0, high - c, c - low)))
-    slack = np.where(low == high, 0.0, np.abs(slack))
-    held = np.abs(z) * np.where(z == 0, 0.0, distance)
-    outside = np.maximum(np.maximum(dense.lower - x, x - dense.upper), 0.0)
-    past = np.maximum(np.maximum(c - high, low - c), 0.0) * dense.past
+    z, outside, slack = np.zeros_like(r), 0.0, 0.0
+    if dense.bounded:
+        distance = np.maximum(np.where(r > 0, x - dense.lower, dense.upper - x), 0.0)
+        z = -r / (1 + distance)
+        slack = _largest(z * np.where(z == 0, 0.0, distance))
+        outside = float(np.maximum(dense.lower - x, x - dense.upper).max(initial=0.0))
+    if dense.sided:
+        away = np.where(y == 0, 0.0, np.where(y > 0, high - c, c - low))
+        slack = max(slack, _largest(np.where(low == high, 0.0, y * away)))
+    past = float((np.maximum(np.maximum(c - high, low - c), 0.0) * dense.past).max(initial=0.0))
     unit = dense.of_f
-    return Measured(
-        *(trial, g, J, y, z),
-        float(np.abs(r + z).max(initial=0.0)) * unit,
-        max(float(past.max(initial=0.0)), float(outside.max(initial=0.0))),
-        max(float(slack.max(initial=0.0)), float(held.max(initial=0.0))) * unit,
-        float(np.abs(g).max(initial=0.0)) * unit,
-    )
+    return Measured(*(trial, g, J, y, z), _largest(r + z) * unit, max(past, outside), slack * unit, _largest(g) * unit)
+
+
+def _largest(v: Array) -> float:
+    return float(np.abs(v).max(initial=0.0))
 
 
 @dataclass(frozen=True, eq=False)

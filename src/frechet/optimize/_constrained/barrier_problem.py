@@ -85,6 +85,8 @@ class BarrierProblem:
         self.U = np.concatenate([dense.upper[self.free], dense.high[self.slack]])
         self.has_L, self.has_U = np.isfinite(self.L), np.isfinite(self.U)
         self.only_L, self.only_U = self.has_L & ~self.has_U, self.has_U & ~self.has_L
+        self.where_L, self.where_U = np.flatnonzero(self.has_L), np.flatnonzero(self.has_U)
+        self.pulls = self.only_L.astype(float) - self.only_U  # where the damping pushes to
         self.inner_L, self.inner_U = np.nextafter(self.L, self.U), np.nextafter(self.U, self.L)
         self.target = dense.low[self.equal]
         self.barred = bool(self.has_L.any() or self.has_U.any())
@@ -106,8 +108,10 @@ class BarrierProblem:
         C[: self.e] -= self.target
         C[self.e :] -= w[self.n :]
         dL, dU = w - self.L, self.U - w
-        logs = np.log(dL[self.has_L]).sum() + np.log(dU[self.has_U]).sum()
-        damped = DAMPING * (dL[self.only_L].sum() + dU[self.only_U].sum())
+        logs = damped = 0.0
+        if self.barred:
+            logs = np.log(dL[self.where_L]).sum() + np.log(dU[self.where_U]).sum()
+            damped = DAMPING * (dL[self.only_L].sum() + dU[self.only_U].sum())
         return Place(w, trial, C, float(np.abs(C).sum()), float(logs - damped), dL, dU)
 
     def following(self, q: Place, p: Place) -> Place | None:
@@ -178,9 +182,9 @@ class BarrierProblem:
         """How far the conditions are from holding: of the gradient, and of the products with both distances."""
         p = it.place
         dual = self._slope(it) + self.pulled(it, it.y) - it.zL + it.zU
-        dual += mu * DAMPING * (self.only_L.astype(float) - self.only_U)
-        low = np.where(self.has_L, it.zL * np.where(self.has_L, p.dL, 0.0) - mu, 0.0)
-        return dual, low, np.where(self.has_U, it.zU * np.where(self.has_U, p.dU, 0.0) - mu, 0.0)
+        dual += mu * DAMPING * self.pulls
+        L, U = self.where_L, self.where_U
+        return dual, it.zL[L] * p.dL[L] - mu, it.zU[U] * p.dU[U] - mu
 
     def error(self, it: Iterate, mu: float) -> float:
         """The largest of the residuals, with multipliers beyond 100 scaled down."""
@@ -222,7 +226,7 @@ class BarrierProblem:
         return None if found is None else self._step(it, found, r, sigma, mu, step.factors)
 
     def _barrier_slope(self, p: Place, mu: float) -> Array:
-        return -mu / p.dL + mu / p.dU + mu * DAMPING * (self.only_L.astype(float) - self.only_U)
+        return -mu / p.dL + mu / p.dU + mu * DAMPING * self.pulls
 
     def _step(
         self, it: Iterate, found: Array, r: Array, sigma: Array, mu: float, factors: Factors | Condensed | Condensed
@@ -237,10 +241,14 @@ class BarrierProblem:
 
     def room(self, p: Place, dw: Array, tau: float) -> float:
         """The part of a step that stays inside the sides."""
+        if not self.barred:
+            return 1.0
         return min(_share(p.dL, -dw, tau), _share(p.dU, dw, tau))
 
     def moved_duals(self, it: Iterate, step: Step, p: Place, mu: float, tau: float) -> tuple[Array, Array]:
         """The multipliers of the sides after their own step, within a factor of mu / distance at the new point."""
+        if not self.barred:
+            return it.zL, it.zU
         t = min(_share(it.zL, -step.dzL, tau), _share(it.zU, -step.dzU, tau))
         zL, zU = it.zL + t * step.dzL, it.zU + t * step.dzU
         return self.kept(zL, p.dL, self.has_L, mu), self.kept(zU, p.dU, self.has_U, mu)
@@ -252,7 +260,7 @@ class BarrierProblem:
 
 def _share(room: Array, towards: Array, tau: float) -> float:
     """The largest t <= 1 at which ``t towards <= tau room``."""
-    falls = towards > 0
-    if not falls.any():
+    falls = np.flatnonzero(towards > 0)
+    if not len(falls):
         return 1.0
     return min(1.0, float((tau * room[falls] / towards[falls]).min()))

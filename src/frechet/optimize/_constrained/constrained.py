@@ -14,6 +14,7 @@ f and each row are divided by their gradients at the start; all that is reported
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -110,6 +111,20 @@ def constrained(
     program, x, shapes = _program(f, x0, constraints, bounds)
     rules = _rules(program, gtol, ctol, max_iterations)
     chosen = _chosen(method, program, seed)
+    assert program.asked is not None
+    with program.asked.held_open() if program.small else nullcontext():
+        return _minimized(program, x, shapes, rules, chosen, seed, observe)
+
+
+def _minimized(
+    program: Program,
+    x: Tensor,
+    shapes: list[tuple[int, ...]],
+    rules: Rules,
+    chosen: str,
+    seed: int | None,
+    observe: Observe | None,
+) -> MinimizeSolution:
     program, start = lengthened(*reached(program, _start(program, x)))
     drawn = seed if chosen == "sketched" else None
 
@@ -118,10 +133,11 @@ def constrained(
         return observe(replace(state, x=state.x * program.lengths))
 
     watch = None if observe is None else shown
-    iterations, history, begun, least = 0, (), 0, math.inf
+    iterations, history, begun, least, loose = 0, (), 0, math.inf, 0.0
     sized = torch.as_tensor(program.lengths)
     while True:  # tolerances are relative to sizes at the result, which may not be those at the start
         measure, sizes = measures(start, 1.0, 1.0)
+        measure = loose or measure
         begun += 1
         mild = chosen in ("auto", "interior")
         small = replace(program, measure=measure, measures=sizes).scaled(*scales(start, mild=mild))
@@ -131,7 +147,7 @@ def constrained(
         run = _restored(small, _run(small, begin, left, watch, chosen, drawn), left, watch, chosen, drawn)
         iterations, history = iterations + run.iterations, (*history, *run.history[bool(history) :])
         judged = judged_by_sizes(program, run, sized, rules, mild)
-        run = judged.run
+        run, loose = judged.run, judged.next_measure(rules) if judged.loose else 0.0
         grown = largest(judged.found.y * small.units) / max(small.unit, largest(judged.point.g))
         again = judged.again(rules) if grown <= RUNAWAY and judged.found.infeasibility <= LESS * least else None
         least = judged.found.infeasibility if run.status is Status.INFEASIBLE else math.inf

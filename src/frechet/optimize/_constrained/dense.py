@@ -65,17 +65,22 @@ class ProgramAsDense:
         self.low, self.high = host(program.low), host(program.high)
         self.lengths = np.broadcast_to(host(torch.as_tensor(program.lengths)), self.lower.shape)
         self.units = np.broadcast_to(host(torch.as_tensor(program.units)), self.low.shape)
+        self.plain = bool((self.lengths == 1.0).all())  # products with lengths of one change nothing
+        self.bare = bool((self.units == 1.0).all())
         measures = np.broadcast_to(host(torch.as_tensor(program.measures)), self.low.shape)
         self.past, self.of_f = self.units / measures, program.unit / program.measure
         self.needs_low = np.isinf(self.high) & (self.low != self.high)  # rows whose multipliers have one sign
+        self.one_sided = bool(((np.isinf(self.low) | np.isinf(self.high)) & (self.low != self.high)).any())
+        self.sided = bool((self.low != self.high).any())
+        self.bounded = bool(np.isfinite(self.lower).any() or np.isfinite(self.upper).any())
         self.needs_high = np.isinf(self.low) & (self.low != self.high)
 
     def trial(self, x: Array) -> ScaledTrial | None:
         p = self.program
-        raw = p.raw(torch.from_numpy(x).to(p.domain.device))
+        raw = p.raw_at(p.narrow(torch.from_numpy(x if self.plain else x * self.lengths)))
         if not math.isfinite(raw.f):
             return None
-        c = host(raw.c) / self.units
+        c = raw.rows if self.bare else raw.rows / self.units
         return ScaledTrial(self, x, raw.f / p.unit, c, raw) if np.isfinite(c).all() else None
 
 
@@ -88,6 +93,7 @@ class ScaledTrial:
     f: float
     c: Array
     raw: Raw
+    last: tuple[float, Array, Array] | None = None  # a weight, multipliers, and their Hessian
 
     def first(self, y: Array | None = None, weight: float = 1.0) -> tuple[Array, Array] | None:
         problem, p = self.problem, self.problem.program
@@ -95,13 +101,20 @@ class ScaledTrial:
         if new and y is not None:
             self.second(y, weight)
         p.counted_first(self.raw, new)
-        g = host(self.raw.g) * problem.lengths / p.unit
-        J = host(self.raw.J) * problem.lengths / problem.units[:, None]
+        g, J = (host(t) for t in self.raw.first_derivatives())
+        if not problem.plain:
+            g, J = g * problem.lengths, J * problem.lengths
+        g, J = g / p.unit, J if problem.bare else J / problem.units[:, None]
         return (g, J) if np.isfinite(g).all() and np.isfinite(J).all() else None
 
     def second(self, y: Array, weight: float = 1.0) -> Array:
         problem, p = self.problem, self.problem.program
         p.ledger.products += len(self.x)
-        H = host(self.raw.hessian(weight / p.unit, torch.from_numpy(y / problem.units)))
-        H = H * problem.lengths[:, None] * problem.lengths
-        return 0.5 * (H + H.T)
+        if self.last is not None and self.last[0] == weight and np.array_equal(self.last[1], y):
+            return self.last[2]
+        H = host(self.raw.hessian(weight / p.unit, torch.from_numpy(y if problem.bare else y / problem.units)))
+        if not problem.plain:
+            H = H * problem.lengths[:, None] * problem.lengths
+        H = 0.5 * (H + H.T)
+        self.last = weight, y.copy(), H
+        return H

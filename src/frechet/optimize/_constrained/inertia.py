@@ -84,7 +84,9 @@ def factored(W: Array, J: Array, E: Array, a: float, b: float) -> tuple[Factors,
     n, m = len(W), len(J)
     K = np.zeros((n + m, n + m), order="F")
     K[:n, :n], K[n:, :n], K[:n, n:] = W, J, J.T
-    K[range(n + m), range(n + m)] += np.concatenate([np.full(n, a), -E - b])
+    diagonal = K.reshape(-1, order="F")[:: n + m + 1]  # a view
+    diagonal[:n] += a
+    diagonal[n:] += -E - b
     ldl, pivots, info = scipy.linalg.lapack.dsytrf(K, lower=1)
     up, down = signs(ldl, pivots)
     whole = info == 0 and bool(np.isfinite(ldl).all())

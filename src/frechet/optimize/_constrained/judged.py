@@ -36,6 +36,7 @@ from frechet.optimize._constrained.scaling import (
 )
 
 LITTLE = 1e-4  # of a violation: less is taken for stationary
+ROUNDINGS = 100.0  # unit roundoffs of the Hessian times x that a gradient is off by: sums of some 100 terms
 
 
 def reached(program: Program, start: Point) -> tuple[Program, Point]:
@@ -75,9 +76,21 @@ class Judged:
     other: Program
     there: Point
     stricter: Conditions
+    loose: bool = False  # the conditions hold, but by the size of the Hessian alone
 
     def holds(self, rules: Rules) -> bool:
-        return self.found.hold(rules.gtol, rules.ctol) and self.stricter.hold(rules.gtol, rules.ctol)
+        both = self.found.hold(rules.gtol, rules.ctol) and self.stricter.hold(rules.gtol, rules.ctol)
+        left = max(self.found.scaled, self.found.complementarity)
+        return both and (not self.loose or left <= self._rounding)
+
+    @property
+    def _rounding(self) -> float:
+        """What a gradient with this Hessian is off by."""
+        return ROUNDINGS * self.program.eps * self.found.measure
+
+    def next_measure(self, rules: Rules) -> float:
+        """The size of f for a run that goes on: by its gradient, or by the rounding of its gradient."""
+        return max(1.0, largest(self.there.g), self._rounding / rules.gtol)
 
     def again(self, rules: Rules) -> Point | None:
         """Where another run begins, if the conditions of this one fail in the lengths of its result.
@@ -95,19 +108,32 @@ def judged_by_sizes(program: Program, run: Run, sized: Tensor, rules: Rules, sma
     """The result of a run in both lengths; `small` ones are sharpened in the second where they fail in it alone."""
     program, point, found = _measured(program, run.x, run.y, rules)
     own = lengths(without_zeros(point, sized), program.lower * program.lengths, program.upper * program.lengths)
+    loose = by_curvature_alone(point, found, rules)
     if not bool((own != program.lengths).any()):
-        return Judged(run, program, point, found, program, point, found)
+        return Judged(run, program, point, found, program, point, found, loose)
     other = program.stretched(own)
     at = other.point(point.x * program.lengths / own)
     assert at is not None  # the same point
     other, at = lengthened(other, at)  # a zero that is known to rounding has no size
     other, there, stricter = _measured(other, at.x, run.y, rules)
-    judged = Judged(run, program, point, found, other, there, stricter)
+    judged = Judged(run, program, point, found, other, there, stricter, loose)
     if run.status is not None or not small or judged.holds(rules) or not program.small:
         return judged
     x, y = on_active_rows(other, there, stricter.y, rules)
     sharper = judged_by_sizes(program, replace(run, x=x * other.lengths / program.lengths, y=y), sized, rules, False)
     return sharper if sharper.holds(rules) else judged
+
+
+def by_curvature_alone(point: Point, found: Conditions, rules: Rules) -> bool:
+    """Whether the conditions hold by the size of f by its Hessian, and not by its gradient.
+
+    In a narrow valley the Hessian is large and the solution far away. The smallest residual that rounding leaves may be
+    as large, though: so this says that a solver has to go on, and not that it has failed.
+    """
+    steep = max(1.0, largest(point.g))
+    return found.hold(rules.gtol, rules.ctol) and not replace(found, measure=min(found.measure, steep)).hold(
+        rules.gtol, rules.ctol
+    )
 
 
 def _falls(program: Program, point: Point, status: Status) -> bool:

@@ -126,11 +126,11 @@ class Program:
         n, equal = self.space.dim, int((self.low == self.high).sum())
         return n + equal <= SMALL and n * len(self.low) <= NUMBERS and self.space.dtype == torch.float64
 
-    @property
+    @cached_property
     def domain(self) -> Space:
         return euclidean(self.space.dim, torch.float64, _wide(self.space.device))
 
-    @property
+    @cached_property
     def codomain(self) -> Space:
         return euclidean(len(self.low), torch.float64, _wide(self.space.device))
 
@@ -261,8 +261,12 @@ class Program:
 
     def raw(self, x: Tensor) -> Raw:
         """What is kept at x."""
+        return self.raw_at(self.outer(x))
+
+    def raw_at(self, x: Tensor) -> Raw:
+        """What is kept at x, which is as f and c take it."""
         assert self.asked is not None
-        found, new = self.asked.at(self.outer(x))
+        found, new = self.asked.at(x)
         self.ledger.evaluations += new
         return found
 

@@ -14,24 +14,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.objective import Objective
 from frechet.objective._functions import Functions as UserFunctions
 from frechet.objective._kernels import ordinary, recurrence_without_cudnn, unfused_attention
-from frechet.objective._torch_internals import autocast_left_out
+from frechet.objective._torch_internals import autocast_left_out, unchecked_grad
 from frechet.operators._constructors import from_matrix
 from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import differentiating, grads, second_order
 from frechet.optimize._constrained.affine_rows import Affine, affine_rows
-from frechet.optimize._constrained.backward_passes import COLUMNS, Batches
+from frechet.optimize._constrained.backward_passes import COLUMNS, Batches, strided
 from frechet.space import Space
 
 KEPT = 3  # points
@@ -82,27 +84,31 @@ class Functions:
     single: bool
     kept: dict[bytes, Raw] = field(default_factory=dict)
     seen: Seen = field(default_factory=Seen)
+    mode: UserFunctions = field(default_factory=lambda: UserFunctions(nested=True))  # made once, entered many times
 
     @contextmanager
     def held_open(self) -> Iterator[None]:
         """One entry into what `second_order` consists of, but for its mode that sees every operation."""
+        if self.seen.inside:
+            yield
+            return
         device = self.space.device
         with differentiating("minimize", device), unfused_attention(), recurrence_without_cudnn(), autocast_left_out():
-            before, self.seen.inside = self.seen.inside, True
+            self.seen.inside = True
             try:
                 yield
             finally:
-                self.seen.inside = before
+                self.seen.inside = False
 
-    def differentiating(self) -> ExitStack:
+    @contextmanager
+    def differentiating(self) -> Iterator[None]:
         """Where the functions run, and where graphs of derivatives are made."""
-        stack = ExitStack()
         if self.seen.inside:
-            stack.enter_context(UserFunctions(nested=True))
+            with self.mode, torch.enable_grad():
+                yield
         else:
-            stack.enter_context(second_order("minimize", self.space.device))
-        stack.enter_context(torch.enable_grad())
-        return stack
+            with second_order("minimize", self.space.device, self.mode), torch.enable_grad():
+                yield
 
     def at(self, x: Tensor) -> tuple[Raw, bool]:
         """The values at `x` ``(n,)``, in the dtype of the parameters, and whether they are new."""
@@ -123,16 +129,19 @@ class Functions:
             leaves[0] if self.single else dict(zip(self.space.names, leaves, strict=True))
         )
         values: list[Tensor] = []
-        with self.differentiating():  # its modes see every operation: only what they are for is inside
+        value = None
+        with self.differentiating():
             if isinstance(self.f, Objective):
-                value, f = None, _objective_value(self.f, x)
+                f = _objective_value(self.f, x)
             else:
                 value = scalar(self.f(at))
-                f = float(value.detach())
+                f = value.item()
             if math.isfinite(f):
                 values = [row_values(i, c(at)) for i, c in enumerate(self.constraints)]
-        with torch.enable_grad():
-            parts = [v if v.ndim == 1 else v.reshape(-1) for v in values]
+        parts = values
+        if any(v.ndim != 1 for v in values):
+            with torch.enable_grad():
+                parts = [v.reshape(-1) for v in values]
         cut = any(not c.requires_grad for c in parts) or (value is not None and not value.requires_grad)
         shapes = [tuple(v.shape) for v in values]
         return Raw(self, x, f, parts, leaves, value, shapes, cut, self._still_affine(x, parts))
@@ -178,15 +187,20 @@ class Raw:
             return torch.zeros(0, dtype=torch.float64, device=_wide(self.x).device)
         return _wide(self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts))
 
+    @cached_property
+    def rows(self) -> NDArray[np.float64]:
+        """c on the host."""
+        return self.c.cpu().numpy()
+
     @property
     def g(self) -> Tensor:
         """The gradient of f ``(n,)``."""
-        return self._first()[0]
+        return self.first_derivatives()[0]
 
     @property
     def J(self) -> Tensor:
         """The Jacobian of c ``(m, n)``."""
-        return self._first()[1]
+        return self.first_derivatives()[1]
 
     def hessian(self, weight: float, y: Tensor) -> Tensor:
         """The Hessian of weight f + y'c ``(n, n)``; where the first derivatives are not there yet, with them."""
@@ -242,7 +256,7 @@ class Raw:
             outs.append(self.value)
             us.append(torch.full_like(self.value, weight))
         curved = self._curved()
-        rows = y.to(self.x) if curved else y
+        rows = y.to(self.x.device, self.x.dtype) if curved else y
         rows = [rows] if len(self.parts) == 1 else rows.split([p.numel() for p in self.parts]) if curved else ()
         outs += [self.parts[i] for i in curved]
         us += [rows[i].clone() for i in curved]
@@ -259,21 +273,17 @@ class Raw:
             if what not in proved:
                 proved.add(what)
                 return grads(functions, self.leaves, cotangents, create_graph=True)
-            return list(
-                torch.autograd.grad(
-                    functions, self.leaves, cotangents, create_graph=True, allow_unused=True, materialize_grads=True
-                )
-            )
+            found = unchecked_grad(functions, self.leaves, cotangents, create_graph=True)
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
 
     # --- first derivatives ----------------------------------------------------------------------------------------
 
-    def _first(self) -> tuple[Tensor, Tensor]:
+    def first_derivatives(self) -> tuple[Tensor, Tensor]:
+        """The gradient of f ``(n,)`` and the Jacobian of c ``(m, n)``."""
         if self.first is None:
             self._look_for_affine()
-            g = None
-            if self.value is not None:
-                g = self._flat([b.unsqueeze(0) for b in grads(self.value, self.leaves, None, retain_graph=True)])[0]
-            self.first = self._gradient() if g is None else g, self._rows(self._jacobians())
+            g = self._gradient() if self.value is None or not self.value.requires_grad else self._slope(self.value)
+            self.first = g, self._rows(self._jacobians())
         return self.first
 
     def _look_for_affine(self) -> None:
@@ -282,6 +292,11 @@ class Raw:
             with self.functions.differentiating():
                 seen.affine = affine_rows(self.parts, self.leaves, self.x, self._batches, self._flat)
             self.affine = dict(seen.affine)
+
+    def _slope(self, value: Tensor) -> Tensor:
+        found = unchecked_grad([value], self.leaves, [torch.ones_like(value)])
+        blocks = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.leaves, strict=True)]
+        return self._flat([strided(b).unsqueeze(0) for b in blocks])[0]
 
     def _gradient(self) -> Tensor:
         """Of an objective, or of a value without a graph."""
@@ -314,9 +329,8 @@ class Raw:
             units = torch.eye(m, dtype=self.x.dtype, device=self.x.device).split(sizes, 1)
             J = self._flat(self._batches.pulled("rows", rows, self.leaves, units))
             return dict(zip(curved, J.split(sizes), strict=True))
-        with self.functions.differentiating():
-            us = [torch.zeros_like(r).requires_grad_() for r in rows]
-            pulled = grads(rows, self.leaves, us, create_graph=True)
+        us = [torch.zeros_like(r).requires_grad_() for r in rows]
+        pulled = self._graph(rows, us, f"rows {curved}")
         columns = self._batches.pulled("columns", pulled, us, self.functions.units)
         return {i: _wide(block).T for i, block in zip(curved, columns, strict=True)}
 

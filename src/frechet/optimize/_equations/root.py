@@ -29,7 +29,8 @@ from frechet.optimize._box import Bound
 from frechet.optimize._equations.newton_dense import newton_dense
 from frechet.optimize._equations.newton_krylov import Limits, newton_krylov
 from frechet.optimize._equations.root_state import RootState, image, size_of
-from frechet.optimize._least_squares.least_squares import by_products, least_squares, problem_of
+from frechet.optimize._least_squares.jacobian_route import by_products
+from frechet.optimize._least_squares.least_squares import least_squares, problem_of
 from frechet.optimize._least_squares.start import begin
 from frechet.space import Space, Variables, like, named
 

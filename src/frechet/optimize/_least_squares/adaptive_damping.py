@@ -18,6 +18,7 @@ metrically subregular mappings via globally convergent Levenberg-Marquardt metho
 3. r is measured in units of its start, and the parameters in units that give the columns of J norm one at the start:
    powers of norm(r) and norm(J'r) have no meaning otherwise.
 4. The least-squares problem [J; sqrt(mu) I] is solved by singular values.
+5. Where it stops before it is solved, the best point is returned: the last one may lie above by orders of magnitude.
 
 **Cost.** One residual per trial, one Jacobian and one SVD per step; a change of lam costs n^2.
 """
@@ -55,13 +56,13 @@ def adaptive_damping(  # noqa: C901 - one branch for each way to go on or to end
     D, unit = column_scale(linear.columns), max(linear.size, 1e-300)
     lam, xi, value = FIRST, 1.0, linear.cost
     iterations, history, status = 0, [linear.cost], None
-    idle, pace = 0, Geometric(torch.dot)
+    idle, pace, best = 0, Geometric(torch.dot), linear
     while True:
         free = free_to_move(residual, linear)
         factor = factored(linear, D, free)
         verdict = judged(residual, linear, rules, known=factor if linear.J.numel() >= LARGE else None)
         if verdict.solved:
-            linear = polished(residual, linear, rules) if rules.tight else linear
+            best = polished(residual, linear, rules) if rules.tight else linear
             break
         size, slope = linear.size / unit, length(torch.where(free, linear.gradient / D, 0.0)) / unit
         if observe is not None and observe(
@@ -96,7 +97,8 @@ def adaptive_damping(  # noqa: C901 - one branch for each way to go on or to end
             break
         idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * slack else 0
         linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
+        best = linear if linear.cost <= best.cost else best
         value = (1 - MEMORY) * linear.cost + MEMORY * max(value, linear.cost)
         xi = 0.95 if 0.95**iterations >= 1e-2 else max(0.95**iterations, 1e-10)
         history.append(linear.cost)
-    return Run(linear, status, iterations, tuple(history))
+    return Run(best, status, iterations, tuple(history))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -80,7 +81,7 @@ class Factor:
         c = (self.U.T @ (second if self.Q is None else self.Q.T @ second)).cpu()
         return self._unscaled(self.s * c / (self.s.square() + damping))
 
-    @property
+    @cached_property
     def reduction(self) -> float:
         """What the undamped step takes off r'r / 2 in the linear model."""
         return 0.5 * float(self.b[: self.rank].square().sum())
@@ -101,7 +102,17 @@ class Factor:
 
 
 def factored(linear: Linearization, scale: Tensor, free: Tensor, shift: Tensor | None = None) -> Factor:
-    """The factorization at a point; `shift` ``(m,)`` is added to r."""
+    """The factorization at a point; `shift` ``(m,)`` is added to r. A small one is kept with the point."""
+    if shift is not None or linear.J.numel() >= LARGE:
+        return _factored(linear, scale, free, shift)
+    key = scale.numpy().tobytes() + free.numpy().tobytes()
+    found = linear.factors.get(key)
+    if found is None:
+        found = linear.factors[key] = _factored(linear, scale, free, None)
+    return found
+
+
+def _factored(linear: Linearization, scale: Tensor, free: Tensor, shift: Tensor | None) -> Factor:
     J, r = linear.J, linear.r if shift is None else linear.r + shift
     device, triangle = J.device, linear.triangle
     Q, A = (None, J) if triangle is None else triangle

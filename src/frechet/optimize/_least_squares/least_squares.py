@@ -6,6 +6,7 @@
     "gauss-newton"               undamped steps with a line search
     "dogleg"                     between steepest descent and the undamped step
     "interior"                   strictly inside the bounds, by an affine scaling
+    "target-ratio"               the longest of many steps: residuals of networks, above all where n >= m
 
 The choice is made on sizes and bounds before the run and is named in the result; nothing switches on failure.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.linalg.systems._arguments import check_start
+from frechet.operators import Metric
 from frechet.optimize._box import Bound, Box, check_pair, side
 from frechet.optimize._least_squares.adaptive_damping import adaptive_damping
 from frechet.optimize._least_squares.affine_scaling import SCALINGS, Scaling
@@ -30,32 +32,36 @@ from frechet.optimize._least_squares.curved_model import curved
 from frechet.optimize._least_squares.damped_step import column_scale, factored
 from frechet.optimize._least_squares.dogleg import dogleg
 from frechet.optimize._least_squares.flat_model import falls_on, ran_away
+from frechet.optimize._least_squares.in_metric import InMetric
 from frechet.optimize._least_squares.interior import interior
+from frechet.optimize._least_squares.jacobian_route import through_products
 from frechet.optimize._least_squares.last_digits import in_range
 from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution, uncertainty
 from frechet.optimize._least_squares.levenberg_marquardt import levenberg_marquardt
 from frechet.optimize._least_squares.line_search import gauss_newton_search
 from frechet.optimize._least_squares.matrix_free import LEAST, MatrixFreeRun, matrix_free
 from frechet.optimize._least_squares.optimality import VANISHED, Rules, free_to_move, judged, left_is_rounding
+from frechet.optimize._least_squares.own_jacobian import OwnJacobian, method_for, with_products
 from frechet.optimize._least_squares.residual import Linearization, Parameters, Point, Residual, Route, length
 from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, sizes
 from frechet.optimize._least_squares.start import begin, first_linearization
+from frechet.optimize._least_squares.target_ratio import resumed, target_ratio
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
 from frechet.space import Variables
 
-Method = Literal["auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior"]
+Method = Literal[
+    "auto", "levenberg-marquardt", "adaptive-damping", "gauss-newton", "dogleg", "interior", "target-ratio"
+]
 ALGORITHMS: dict[str, Callable[..., Run]] = {
     "levenberg-marquardt": levenberg_marquardt,
     "adaptive-damping": adaptive_damping,
     "gauss-newton": gauss_newton_search,
     "dogleg": dogleg,
     "interior": interior,
+    "target-ratio": target_ratio,
 }
-LARGEST = 1 << 22  # entries of a dense Jacobian
-DEAR = 1 << 31  # m n min(m, n), the cost of its factors: some seconds
-WIDEST = 1 << 9  # columns of a matrix that is made of the caller's operators
 ETA = 1.2  # 1 damps most and 2 converges fastest, where solutions are isolated
 
 
@@ -69,6 +75,7 @@ def least_squares(
     method: Method = "auto",
     jacobian: Literal["auto", "dense", "products", "2-point", "3-point"] | Callable[..., object] = "auto",
     structure: Declared | None = None,
+    metric: Metric | None = None,
     gtol: float | None = None,
     xtol: float | None = None,
     ftol: float = 0.0,
@@ -77,6 +84,7 @@ def least_squares(
     eta: float = ETA,
     scaling: Scaling = "combined",
     observe: Callable[[LeastSquaresState], bool] | None = None,
+    resume: LeastSquaresState | None = None,
 ) -> LeastSquaresSolution:
     """Minimize norm(residual(x))^2 / 2 between bounds; see `LeastSquaresSolution`.
 
@@ -109,6 +117,7 @@ def least_squares(
             sparse normal equations, of which a block-diagonal part is eliminated; ``jacobian="products"`` takes LSMR in
             place of their factors. The structure is compared with the function at every point, and `ValueError` names a
             parameter that is read undeclared.
+        metric: the inner product of x, with a factor: the run is that in the variables in which it is Euclidean.
         gtol: see above. Default: eps of the dtype.
         xtol: see above. Default: eps of the dtype.
         ftol: see above.
@@ -119,6 +128,8 @@ def least_squares(
         scaling: that of "interior": ``"coleman-li"``, ``"heinkenschloss-ulbrich"``, ``"kanzow-klug"``,
             ``"hager-mair-zhang"`` or their convex combination ``"combined"``.
         observe: is called with a `LeastSquaresState` at each step, and stops the run by returning True.
+        resume: a state that `observe` saw, to go on from there as if the run had not been interrupted, with method
+            "target-ratio". Others start anew at x0.
 
     Returns:
         A `LeastSquaresSolution`. Its status is `converged` or one of these, each with a sentence in `message`:
@@ -138,10 +149,29 @@ def least_squares(
         >>> s.status.value, s.x.round(decimals=12)
         ('converged', tensor([ 2.0000, -0.5000], dtype=torch.float64))
     """
+    if metric is not None:
+        within = InMetric.of(residual, x0, metric, bounds, structure, jacobian)
+        in_y = least_squares(
+            within,
+            within.y0,
+            loss=loss,
+            loss_scale=loss_scale,
+            method=method,
+            jacobian=jacobian,
+            gtol=gtol,
+            xtol=xtol,
+            ftol=ftol,
+            max_evaluations=max_evaluations,
+            absolute_sigma=absolute_sigma,
+            eta=eta,
+            scaling=scaling,
+            observe=within.observed(observe),
+        )
+        return within.in_x(in_y)
     problem, x = problem_of(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
     _algorithm(method, eta, scaling)
-    problem, start = begin(problem, x)
+    problem, start = begin(problem, x if resume is None else resume.x.cpu().double())
     eps = problem.eps
     rules = Rules(
         eps if gtol is None else gtol,
@@ -155,15 +185,15 @@ def least_squares(
         run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
         run = replace(run, history=tuple(c * problem.square for c in run.history))
         return replace(_matrix_free(problem, rules, run, start.cost * problem.square), method=how)
-    if _products(problem, start, jacobian):
+    if through_products(problem, start, jacobian):
         if method not in ("auto", "levenberg-marquardt"):
             raise ValueError(
                 f"least_squares: method must be 'levenberg-marquardt' where the Jacobian is not formed, got {method!r}"
             )
-        return _by_products(problem, start, rules, observe)
+        return _by_products(with_products(problem, jacobian), start, rules, observe)
     problem, linear = first_linearization(problem, start)
-    chosen = "levenberg-marquardt" if method == "auto" else method
-    algorithm = _algorithm(chosen, eta, scaling)
+    chosen = method_for(method, problem, linear.J.shape)
+    algorithm = resumed(_algorithm(chosen, eta, scaling), chosen, resume)
     first, start_cost = linear, linear.cost * problem.square
     problem, rules, run = in_units(algorithm, problem, linear, rules, observe)
     described = f"{chosen}, dense Jacobian by {problem.route}"
@@ -184,20 +214,6 @@ def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
     if method == "adaptive-damping":
         return partial(adaptive_damping, eta=eta)
     return partial(interior, scaling=scaling) if method == "interior" else ALGORITHMS.get(method, levenberg_marquardt)
-
-
-def _products(problem: Residual, start: Point, jacobian: object) -> bool:
-    """Whether J is used through its products alone; a matrix that the caller forms is used as it is."""
-    wanted = by_products(jacobian, len(start.r), len(start.x))
-    return wanted and (not callable(jacobian) or problem.gives_operator(start.x))
-
-
-def by_products(jacobian: object, m: int, n: int) -> bool:
-    """Whether a Jacobian ``(m, n)`` is used through its products alone."""
-    large = m * n > LARGEST or m * n * min(m, n) > DEAR
-    if callable(jacobian):
-        return large or n > WIDEST
-    return jacobian == "products" or (large and jacobian == "auto")
 
 
 def _by_products(
@@ -364,6 +380,8 @@ def problem_of(
         )
     typical = torch.where(x != 0, x.abs(), 1.0)
     given = jacobian if callable(jacobian) else None
+    if isinstance(residual, OwnJacobian) and jacobian in ("auto", "dense", "products"):
+        route, given = "function", residual.jacobian
     return Residual(residual, space, single, low, high, typical, rho, loss_scale, given, route), x
 
 

@@ -3,7 +3,7 @@
 All problems that are still running take one step together: one evaluation of the residual and one of the Jacobian for
 all of them, and a QR factorization in which each column is one operation on the whole batch. Every problem has its own
 damping, accepts or refuses on its own, and leaves the batch when it is done, by the tests of `optimality` and with the
-last steps of `polish`.
+last steps of `last_digits.py`.
 
 **Source.** H. B. Nielsen (1999), Damping parameter in Marquardt's method, IMM-REP-1999-05 (the update of the damping);
 see `batched_triangles` for the factorization.
@@ -43,7 +43,7 @@ from frechet.optimize._least_squares.optimality import IDLE, WORN
 from frechet.optimize._stopping import leads_on
 
 FADE, LEAST, MOST = 0.9, 0.1, 1e6  # as in levenberg_marquardt
-FALLS = 0.9  # as in polish
+FALLS = 0.9  # as in last_digits.py
 FIRST, ACCEPT = 3.0, 1e-4
 
 

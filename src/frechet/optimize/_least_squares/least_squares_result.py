@@ -16,6 +16,8 @@ from frechet.optimize._least_squares.residual import Linearization
 from frechet.space import Space
 
 ROWS = 40  # of parameters in the report
+LOOSE = math.sqrt(torch.finfo(torch.float64).eps)  # part of a parameter in the null space from which it is unknown
+MOST = 1 << 24  # entries of a covariance or of null directions: 128 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class LeastSquaresSolution:
     directions in which r does not change to first order. `observations` counts the residuals that are not missing: a
     residual is missing if it and its derivatives are exactly zero.
 
+    `covariance` and `null_directions` are None where they would have more than 2^24 entries; `standard_errors` stay.
     Rank, directions, observations, covariance and errors are None for matrix-free runs. Covariance and errors are None
     as well where the result is not converged, and, unless sigma is absolute, where no degree of freedom is left.
     """
@@ -122,7 +125,7 @@ class Uncertainty:
 
     rank: int
     observations: int
-    null_directions: Tensor
+    null_directions: Tensor | None
     covariance: Tensor | None
     standard_errors: Tensor | None
 
@@ -142,15 +145,19 @@ def uncertainty(linear: Linearization, free: Tensor, sigma: float | None = None)
     V[free] = factor.V[:, :rank] / scale[free, None]
     # the null space of J: what is orthogonal to the rows, as an orthonormal basis in the units of x
     rows = factor.V[:, :rank] * scale[free, None]
-    complement = torch.linalg.svd(rows, full_matrices=True).U[:, rank:] if len(rows) else rows.new_zeros(0, 0)
-    null = torch.zeros(n, complement.shape[1], dtype=torch.float64)
-    null[free] = complement
+    null, loose = None, torch.zeros(n, dtype=torch.bool)
+    if n * (n - rank) <= MOST:
+        complement = torch.linalg.svd(rows, full_matrices=True).U[:, rank:] if len(rows) else rows.new_zeros(0, 0)
+        null = torch.zeros(n, complement.shape[1], dtype=torch.float64)
+        null[free] = complement
+        loose = null.square().sum(1).sqrt() > LOOSE
+    else:  # what the row space leaves of each unit vector
+        loose[free] = (1 - torch.linalg.svd(rows, full_matrices=False).U.square().sum(1)).clamp(0).sqrt() > LOOSE
     if sigma is None:
         if observations <= rank:
             return Uncertainty(rank, observations, null, None, None)
         sigma = linear.size / math.sqrt(observations - rank)
     half = sigma * V / factor.s[:rank]
-    covariance = half @ half.T
-    errors = covariance.diagonal().sqrt()
-    loose = null.square().sum(1).sqrt() > math.sqrt(torch.finfo(torch.float64).eps)
+    covariance = half @ half.T if n * n <= MOST else None
+    errors = half.square().sum(1).sqrt()
     return Uncertainty(rank, observations, null, covariance, torch.where(loose, math.inf, errors))

@@ -15,8 +15,8 @@ minimization, section 3, arXiv 1201.5885.
    D forgets a tenth per step of what it has met: a parameter that mattered once is not held for ever; and it has a
    lower limit relative to the size of the parameter.
 2. Residuals that are not finite refuse the step and shrink the radius.
-3. Steps are accepted by a gain ratio in which the rounding error of the cost is added to both sides, and the run ends
-   with the steps of `polish`, so that the result has the digits that an evaluation of r allows.
+3. Steps are accepted by a gain ratio in which the rounding error of the cost is added to both sides. The run ends with
+   the steps of `last_digits.py`, so that the result has the digits that an evaluation of r allows.
 4. A solution at which J lacks rank is left along a direction of negative curvature, if second derivatives find one.
 5. Where a step shows that second derivatives matter as much as J'J (the residual is large, or the step overshoots), the
    next ones take the model of `curved_model`, until they do not.

@@ -9,7 +9,7 @@ steps stop at the sides.
 (1985), An inexact Levenberg-Marquardt method for large sparse nonlinear least squares, doi 10.1017/S0334270000004604.
 
 **Differs from the source.** The forcing term is min(0.1, sqrt(cosine)), the cosine between r and the columns; the run
-ends with full steps as long as what they predict keeps falling, as in `polish`.
+ends with full steps as long as what they predict keeps falling, as in `last_digits.py`.
 
 **Cost.** Two products per LSMR iteration, `PROBES` + 2 more per step; about twelve vectors of memory.
 """
@@ -67,7 +67,72 @@ class _Moment:
     columns: Tensor  # (n,), the norms of the columns, estimated
 
 
-def matrix_free(  # noqa: C901 - one branch for each way to go on or to end
+@dataclass(eq=False)
+class _Damping:
+    """The damping of the steps; `full` steps without any, for the last digits, while what they promise falls."""
+
+    residual: Residual
+    rules: Rules
+    value: float = FIRST
+    growth: float = 2.0
+    full: bool = False
+    last: float = math.inf  # what the last step promised
+
+    def next(self, now: _Moment, D: Tensor, free: Tensor, optimality: float) -> _Moment | None:
+        """The point that a step reaches; None where no step is taken."""
+        residual, slack = self.residual, now.noise * now.size
+        low, high = _sides(residual)
+        while self.value < MOST and residual.ledger.residuals < self.rules.max_evaluations:
+            mu = 0.0 if self.full or self.value <= NOTHING else self.value
+            p, exact = _step(residual, now, D, free, mu, optimality)
+            p = torch.minimum(torch.maximum(now.x + p, low), high) - now.x
+            promised = _gain(residual, now, p)
+            if not self.full and promised <= max(self.rules.ftol * now.size**2 / 2, slack):
+                # nothing to gain so near: look further, and at last without damping
+                if self.value > NOTHING:
+                    self.value *= 1e-3
+                    continue
+                if not exact:
+                    return None
+                self.full, self.last = True, math.inf
+            if self.full and promised > FALLS * self.last:
+                return None
+            if bool((p.abs() <= residual.eps * now.x.abs()).all()):
+                return None
+            moment, gain = self._tried(now, p, promised, slack)
+            if moment is not None:
+                self.last = promised
+                self.value, self.growth = self.value * max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3), 2.0
+                return moment
+            if self.full:
+                return None
+            self.value, self.growth = self.value * self.growth, 2 * self.growth
+        return None
+
+    def _tried(self, now: _Moment, p: Tensor, promised: float, slack: float) -> tuple[_Moment | None, float]:
+        """The point after the step p, None where it is refused, and its gain beside what was promised."""
+        point = self.residual.at((now.x + p).cpu().double())
+        if point is None:
+            return None, -math.inf
+        gain = (now.point.cost - point.cost + slack) / (max(promised, 0.0) + slack)
+        level = point.cost <= now.point.cost * (1 + 1e-10) + 10 * slack
+        if not (level if self.full else gain > ACCEPT and promised > 0):
+            return None, gain
+        moment = _moment(self.residual, point)
+        return (moment if bool(moment.g.isfinite().all()) else None), gain
+
+    def why(self, optimality: float) -> tuple[Status, str]:
+        """Why no step is taken."""
+        if self.full:
+            return Status.CONVERGED, "a step would reduce the cost by no more than rounding errors"
+        most = self.rules.max_evaluations
+        if self.residual.ledger.residuals >= most:
+            reached = f"the limit of {most} residuals was reached, optimality {optimality:.3g}"
+            return Status.MAX_ITERATIONS, reached
+        return Status.STAGNATED, f"no step that lsmr finds reduces the cost, but the optimality is {optimality:.3g}"
+
+
+def matrix_free(
     residual: Residual,
     start: Point,
     rules: Rules,
@@ -75,84 +140,56 @@ def matrix_free(  # noqa: C901 - one branch for each way to go on or to end
     observe: Callable[[LeastSquaresState], bool] | None = None,
 ) -> MatrixFreeRun:
     """Run from `start`; the parameters stay in their space, r in that of the residual."""
-    space = residual.space
-    low, high = (side.to(space.device, space.dtype) for side in (residual.lower, residual.upper))
     now = _moment(residual, start)
-    if not math.isfinite(now.size + float(space.norm(now.g))):
+    if not math.isfinite(now.size + float(residual.space.norm(now.g))):
         raise NonFinite(
             "least_squares: J'r must be finite at x0, got NaN or infinity; start off the kinks of sqrt or abs"
         )
-    seen, damping, growth, last = now.columns, FIRST, 2.0, math.inf
-    iterations, history, polishing, status, message = 0, [start.cost], False, None, ""
+    low, high = _sides(residual)
+    seen, damping = now.columns, _Damping(residual, rules)
+    iterations, history = 0, [start.cost]
     while True:
         seen = torch.maximum(now.columns, FADE * seen)
         D = torch.where(seen > 0, seen, 1.0)
         free = ~(((now.x <= low) & (now.g >= 0)) | ((now.x >= high) & (now.g <= 0)) | (low >= high))
         cosines = torch.where(free & (now.columns > 0), now.g.abs() / (now.columns * max(now.size, 1e-300)), 0.0)
         optimality = float(cosines.max()) if len(cosines) else 0.0
-        if now.size <= now.noise or optimality <= rules.gtol:
-            status = Status.CONVERGED
-            zero = now.size <= now.noise
-            message = f"the residual is zero to rounding: norm(r) = {now.size:.3g}" if zero else "J'r is zero to gtol"
+        ended = _ending(residual, now, rules, optimality)
+        if ended is None and observe is not None:
+            spent, cost = residual.ledger.residuals, now.point.cost
+            x = now.x.cpu().double()
+            if observe(LeastSquaresState(iterations, x, cost, optimality, damping.value, spent)):
+                ended = Status.STOPPED, f"observe returned True in iteration {iterations}"
+        if ended is not None:
             break
-        if residual.rho is None and now.size < LEAST:
-            status, message = Status.STAGNATED, f"the residual has become too small for its unit: {now.size:.3g}"
+        moment = damping.next(now, D, free, optimality)
+        if moment is None:
+            ended = damping.why(optimality)
             break
-        if observe is not None and observe(
-            LeastSquaresState(
-                iterations, now.x.cpu().double(), now.point.cost, optimality, damping, residual.ledger.residuals
-            )
-        ):
-            status, message = Status.STOPPED, f"observe returned True in iteration {iterations}"
-            break
-        accepted, slack = None, now.noise * now.size
-        while accepted is None and damping < MOST and residual.ledger.residuals < rules.max_evaluations:
-            mu = 0.0 if polishing or damping <= NOTHING else damping
-            p, exact = _step(residual, now, D, free, mu, optimality)
-            p = torch.minimum(torch.maximum(now.x + p, low), high) - now.x
-            clipped = _gain(residual, now, p)
-            if not polishing and clipped <= max(rules.ftol * now.size**2 / 2, slack):
-                # nothing to gain so near: look further, and at last without damping
-                if damping > NOTHING:
-                    damping *= 1e-3
-                    continue
-                if not exact:
-                    break
-                polishing, last = True, math.inf
-            if polishing and clipped > FALLS * last:
-                break
-            if bool((p.abs() <= residual.eps * now.x.abs()).all()):
-                break
-            point = residual.at((now.x + p).cpu().double())
-            gain = -math.inf if point is None else (now.point.cost - point.cost + slack) / (max(clipped, 0.0) + slack)
-            level = point is not None and point.cost <= now.point.cost * (1 + 1e-10) + 10 * slack
-            if point is not None and (level if polishing else gain > ACCEPT and clipped > 0):
-                moment = _moment(residual, point)
-                accepted = moment if bool(moment.g.isfinite().all()) else None
-            if accepted is None:
-                if polishing:
-                    break
-                damping, growth = damping * growth, 2 * growth
-            else:
-                last = clipped
-                damping, growth = damping * max(0.1, 1 - (2 * min(gain, 1.0) - 1) ** 3), 2.0
-        if accepted is None:
-            spent = residual.ledger.residuals >= rules.max_evaluations
-            status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
-            if polishing:
-                status, message = Status.CONVERGED, "a step would reduce the cost by no more than rounding errors"
-            elif spent:
-                message = f"the limit of {rules.max_evaluations} residuals was reached, optimality {optimality:.3g}"
-            else:
-                message = f"no step that lsmr finds reduces the cost, but the optimality is {optimality:.3g}"
-            break
-        now, iterations = accepted, iterations + 1
+        now, iterations = moment, iterations + 1
         history.append(now.point.cost)
-        if not rules.tight and polishing:
-            status, message = Status.CONVERGED, "a step would reduce the cost by less than ftol"
+        if not rules.tight and damping.full:
+            ended = Status.CONVERGED, "a step would reduce the cost by less than ftol"
             break
     gradient = now.g.cpu().double()
-    return MatrixFreeRun(now.point, gradient, optimality, status, message, iterations, tuple(history))
+    return MatrixFreeRun(now.point, gradient, optimality, *ended, iterations, tuple(history))
+
+
+def _sides(residual: Residual) -> tuple[Tensor, Tensor]:
+    """The bounds, where the parameters are."""
+    space = residual.space
+    return residual.lower.to(space.device, space.dtype), residual.upper.to(space.device, space.dtype)
+
+
+def _ending(residual: Residual, now: _Moment, rules: Rules, optimality: float) -> tuple[Status, str] | None:
+    """How the run ends here, and why; None where it goes on."""
+    if now.size <= now.noise:
+        return Status.CONVERGED, f"the residual is zero to rounding: norm(r) = {now.size:.3g}"
+    if optimality <= rules.gtol:
+        return Status.CONVERGED, "J'r is zero to gtol"
+    if residual.rho is None and now.size < LEAST:
+        return Status.STAGNATED, f"the residual has become too small for its unit: {now.size:.3g}"
+    return None
 
 
 def _moment(residual: Residual, point: Point) -> _Moment:

@@ -1,11 +1,11 @@
 """Move limits: a step keeps the sign of each parameter, until the parameter has asked for the other sign twice.
 
-Sizes such as rates, widths and concentrations have a model on one side of zero alone: the poles of a rational model
-a x / (b + x) lie at b = -x, and a power of a negative number is no number. The linear model of a poor start does not
-see them, and a radius in the units of J does not either, because where an amplitude is small the columns of the other
-parameters are small as well. So each step takes at most nine tenths of a parameter's size from it, and the others are
-solved for again. A parameter that steps took to this limit `TWICE` in a row, a hundredth of where it began, is a number
-without a sign of its own, such as an offset: from then on it may pass zero. Growth is left to the radius.
+Sizes such as rates, widths and concentrations have a model on one side of zero alone: the poles of a rational model a x
+/ (b + x) lie at b = -x, and a power of a negative number is no number. The linear model of a poor start does not see
+them. A radius in the units of J does not either: where an amplitude is small the columns of the other parameters are
+small as well. So each step takes at most nine tenths of a parameter's size from it, and the others are solved for
+again. A parameter that steps took to this limit `TWICE` in a row, a hundredth of where it began, is a number without a
+sign of its own, such as an offset: from then on it may pass zero. Growth is left to the radius.
 
 The limits ask nothing of a parameter that is zero. A refused point, where r is not finite, shrinks the radius only for
 what such an edge at zero does not explain. A run that would end as stagnated goes on once without limits. Problems of

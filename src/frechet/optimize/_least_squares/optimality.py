@@ -56,6 +56,8 @@ class Verdict:
 
 def free_to_move(residual: Residual, linear: Linearization) -> Tensor:
     """The parameters ``(n,)`` that no bound holds."""
+    if residual.open:
+        return torch.ones(len(linear.x), dtype=torch.bool)
     return ~blocked(linear.x, linear.gradient, residual.lower, residual.upper)
 
 

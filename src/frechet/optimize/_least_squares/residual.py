@@ -24,14 +24,16 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from frechet.errors import NotDifferentiable
+from frechet.objective._functions import Functions
 from frechet.objective._kernels import refuse_once_differentiable
+from frechet.objective._torch_internals import unchecked_batched_grad, unchecked_grad
 from frechet.operators._operator import LinearOperator
 from frechet.operators.derivatives._function import FunctionJacobian
 from frechet.operators.derivatives._products import grads, second_order
@@ -81,6 +83,7 @@ class Linearization:
     gradient: Tensor
     columns: Tensor
     noise: float  # of r: rounding error of an evaluation, as a norm
+    factors: dict[bytes, Any] = field(default_factory=dict)  # of J, small ones, by scale and free columns
 
     @property
     def x(self) -> Tensor:
@@ -99,7 +102,7 @@ class Linearization:
         Q, R = torch.linalg.qr(self.J)
         return Q, R
 
-    @property
+    @cached_property
     def size(self) -> float:
         """norm(r)."""
         return length(self.r)
@@ -130,6 +133,7 @@ class Residual:
     eps: float = 0.0  # unit roundoff of the coarser of x and r
     unit: float = 1.0  # of r: a power of two, where squares would overflow or vanish
     ledger: Ledger = field(default_factory=Ledger)
+    mode: Functions = field(default_factory=lambda: Functions(nested=True))  # made once, entered many times
 
     @property
     def square(self) -> float:
@@ -144,7 +148,15 @@ class Residual:
 
     def structured(self, x: Tensor) -> Parameters:
         """`x` ``(n,)`` as the tensor or dict that the user's functions take."""
-        return self._variables.unflatten(x.to(self.space.device, self.space.dtype))
+        return self._arguments(x.to(self.space.device, self.space.dtype))
+
+    def _arguments(self, v: Tensor) -> Parameters:
+        return v.view(self.space.held[0]) if self.single else self._variables.unflatten(v)
+
+    @cached_property
+    def open(self) -> bool:
+        """Whether no parameter has a bound."""
+        return bool((self.lower == -math.inf).all() and (self.upper == math.inf).all())
 
     @property
     def _variables(self) -> Variables:
@@ -172,7 +184,8 @@ class Residual:
         """r(x) ``(m,)`` in float64 and its unit."""
         self.ledger.residuals += 1
         with torch.no_grad():
-            return doubled(self.flat(self.function(self.structured(x)))) / self.unit
+            r = doubled(self.flat(self.function(self.structured(x))))
+            return r if self.unit == 1 else r / self.unit
 
     def cost(self, r: Tensor) -> float:
         if self.rho is not None:
@@ -242,7 +255,7 @@ class Residual:
     def _graph(self, point: Point) -> tuple[Tensor, Tensor]:
         """x as a leaf, and r on its graph."""
         leaf = point.x.to(self.space.device, self.space.dtype, copy=True).requires_grad_()
-        r = self.flat(self.function(self._variables.unflatten(leaf)))
+        r = self.flat(self.function(self._arguments(leaf)))
         self.ledger.constant = not r.requires_grad
         return leaf, r if self.unit == 1 else r / self.unit
 
@@ -280,7 +293,7 @@ class Residual:
             return torch.zeros(m, 0, dtype=torch.float64, device=point.r.device)
         if self.route in ("2-point", "3-point"):
             return self._differences(point)
-        with second_order("least_squares", self.space.device), torch.enable_grad():
+        with second_order("least_squares", self.space.device, self.mode), torch.enable_grad():
             leaf, r = self._graph(point)
             if not r.requires_grad:  # constant on this branch
                 return torch.zeros(m, n, dtype=torch.float64, device=r.device)
@@ -288,7 +301,9 @@ class Residual:
                 return self._backward(r, leaf)
             refuse_once_differentiable([r])
             u = torch.zeros_like(r).requires_grad_()
-            (transposed,) = torch.autograd.grad(r, leaf, u, create_graph=True)
+            (transposed,) = unchecked_grad([r], [leaf], [u], create_graph=True)
+            if transposed is None:  # r has a graph, of other tensors alone
+                raise NotDifferentiable(WITHOUT_GRAPH)
             if not transposed.requires_grad:
                 return torch.zeros(m, n, dtype=torch.float64, device=r.device)
             return self._backward(transposed, u).T
@@ -298,14 +313,12 @@ class Residual:
         cotangents = torch.eye(y.numel(), dtype=y.dtype, device=y.device)
         if self.ledger.batched:
             try:
-                (found,) = torch.autograd.grad(
-                    y, x, cotangents, is_grads_batched=True, retain_graph=True, allow_unused=True
-                )
+                (found,) = unchecked_batched_grad([y], [x], [cotangents])
                 return torch.zeros(y.numel(), x.numel(), dtype=x.dtype, device=x.device) if found is None else found
             except RuntimeError:  # an operation that has no rule for batches
                 self.ledger.batched = False
-        rows = [torch.autograd.grad(y, x, u, retain_graph=True, materialize_grads=True)[0] for u in cotangents]
-        return torch.stack(rows)
+        rows = [unchecked_grad([y], [x], [u])[0] for u in cotangents]
+        return torch.stack([torch.zeros_like(x) if row is None else row for row in rows])
 
     def _given(self, J: object) -> Tensor:
         if isinstance(J, LinearOperator):

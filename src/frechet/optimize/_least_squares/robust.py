@@ -1,9 +1,9 @@
 """Robust losses: rho(z) in place of each z = r_i^2 / c^2 in the sum of squares, and what a linearized step sees of it.
 
-The cost is (c^2 / 2) sum_i rho(z_i). With w = rho'(z) and a = rho'(z) + 2 z rho''(z), a step for the plain problem with
-rows scaled by sqrt(a) and residuals scaled by w / sqrt(a) has the right gradient J' w r and the Gauss-Newton matrix
-J' a J of the robust one. Where rho is concave enough to make `a` small or negative it is held at a tenth of w: the
-model stays definite, and no row is blown up.
+The cost is (c^2 / 2) sum_i rho(z_i). With w = rho'(z) and a = rho'(z) + 2 z rho''(z), consider a step for the plain
+problem with rows scaled by sqrt(a) and residuals scaled by w / sqrt(a). It has the right gradient J' w r and the
+Gauss-Newton matrix J' a J of the robust one. Where rho is concave enough to make `a` small or negative it is held at a
+tenth of w: the model stays definite, and no row is blown up.
 
 **Source.** B. Triggs, P. McLauchlan, R. Hartley and A. Fitzgibbon (2000), Bundle adjustment: a modern synthesis,
 section 4.3, doi 10.1007/3-540-44480-7_21.

@@ -47,7 +47,8 @@ Parameters = Tensor | Mapping[str, Tensor]
 LARGEST = 1 << 22  # entries of a Jacobian that is formed
 ACCEPT, GROW, SHRINK = 1e-3, 4.0, 4.0
 ACCURACY = 0.3  # of a step, as a share of its length
-MOST_REFUSED = 60
+MOST_REFUSED, LONGER = 60, 1e3
+AT_EDGE = "x is at the edge of where c is finite, no step on reduces h(c(x)) as its model says"
 NO_STEP = "no step reduces h(c(x)) as its model says, c may be discontinuous or noisy"
 
 
@@ -124,8 +125,8 @@ def prox_linear(
     Returns:
         A `ProxLinearSolution`. Its status is `converged` or one of these, with a sentence in `message`: `stagnated`
             (no step, however short, reduces h(c(x)): c is discontinuous there, or its rounding errors are larger than
-            they should be; or J is zero), `unbounded`, `max_iterations`, `stopped`. A trial point at which c is not
-            finite refuses the step.
+            they should be; x is at the edge of where c is finite; or J is zero), `unbounded`, `max_iterations`,
+            `stopped`. A trial point at which c is not finite refuses the step.
 
     Raises:
         NonFinite: c or J is not finite at x0.
@@ -201,6 +202,7 @@ class _Iterate:
     t: float
     products: int
     refused: int = 0  # steps in a row
+    edge: int = 0  # 2 where a trial was refused since c is not finite there, 1 where the step before met one
     iterations: int = 0
     evaluations: int = 1
     jacobians: int = 1
@@ -285,6 +287,8 @@ def _proved(problem: _Problem, m: _Model, s: _Iterate, ending: Ending | None) ->
     """The mapping is zero for every t or for none: a t that had to shrink proves nothing, so the first t is tried."""
     if ending is None or ending.status is not Status.CONVERGED or s.t >= problem.t:
         return m, s, ending
+    if s.edge and _leads_out(problem, m, s):
+        return m, s, Ending(Status.STAGNATED, f"{AT_EDGE}, and the prox-gradient mapping is {m.stationarity:.3g}")
     check = prox_step(problem.h, s.z, s.J, problem.t, s.y, s.norm_J, ACCURACY, m.noise)
     s = replace(s, products=s.products + check.products)
     gain, mapping = s.value - check.model - check.quadratic, math.sqrt(2 * check.quadratic / problem.t)
@@ -292,6 +296,17 @@ def _proved(problem: _Problem, m: _Model, s: _Iterate, ending: Ending | None) ->
         m = replace(m, stationarity=mapping)
         ending = Ending(Status.STAGNATED, f"{NO_STEP}, but the prox-gradient mapping is {mapping:.3g}")
     return m, s, ending
+
+
+def _leads_out(problem: _Problem, m: _Model, s: _Iterate) -> bool:
+    """Whether the model gains more and more with t, though c is not finite there: norm(J) may have no limit."""
+    t = s.t
+    while t < problem.t:
+        t = min(LONGER * t, problem.t)
+        step = prox_step(problem.h, s.z, s.J, t, s.y, s.norm_J, ACCURACY, m.noise)
+        if s.value - step.model - step.quadratic > max(1e3 * m.noise, step.gap):
+            return True
+    return False
 
 
 def _observed(observe: Callable[[ProxLinearState], bool], s: _Iterate, m: _Model) -> Ending | None:
@@ -316,8 +331,9 @@ def _tried(problem: _Problem, s: _Iterate, m: _Model, *, last: bool) -> tuple[_I
             error = (after - m.step.model) / m.step.quadratic if m.step.quadratic > 0 else math.nan
             t = s.t * GROW if error <= 0.25 else s.t if error <= 1 else s.t / SHRINK
             s = replace(s, x=moved, z=trial, value=after, J=J, norm_J=max(s.norm_J, norm_J), t=t, refused=0)
-            return replace(s, iterations=s.iterations + 1), True
-    return replace(s, refused=s.refused + 1, t=s.t / SHRINK), False
+            return replace(s, iterations=s.iterations + 1, edge=max(s.edge - 1, 0)), True
+    edge = s.edge if math.isfinite(after) else 2
+    return replace(s, refused=s.refused + 1, edge=edge, t=s.t / SHRINK), False
 
 
 def start_of(x0: Parameters) -> tuple[Variables, Tensor]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from frechet.objective import Objective
+from frechet.operators._metric import Metric
 from frechet.operators._operator import LinearOperator
 from frechet.optimize._box import Bound
 from frechet.optimize._constrained.constrained import constrained
@@ -52,6 +53,7 @@ def minimize(
     constraints: Constraints | None = None,
     hessian: Curvature | None = None,
     preconditioner: LinearOperator | None = None,
+    metric: Metric | None = None,
     gtol: float | None = None,
     ftol: float | None = None,
     ctol: float | None = None,
@@ -96,6 +98,9 @@ def minimize(
         hessian: a function of x that returns a symmetric operator in place of the Hessian, such as ``lambda x:
             gauss_newton(objective, x=x)``.
         preconditioner: a positive definite operator like the inverse of the Hessian.
+        metric: the inner product of x. Steps are measured in it, gradients by their dual norm (which `gtol` bounds),
+            and Krylov spaces are those of the Riesz map: the run is that in the variables in which the metric is the
+            Euclidean one. Default: the Euclidean one, or for small n the scales of the Hessian.
         gtol: see above. Default: 0, and 1e-8 with constraints.
         ftol: see above. Default: eps of the dtype.
         ctol: the violation of constraints that counts as none. Default: 1e-8.
@@ -129,7 +134,7 @@ def minimize(
     _check_method(method, bounds)
     if constraints is not None:
         check_options("minimize", f, gtol, ftol, max_iterations, max_basis, seed)
-        _check_constrained(method, hessian, preconditioner, ftol)
+        _check_constrained(method, hessian, preconditioner, metric, ftol)
         function, x = flat_function("minimize", f, x0, None)
         return constrained(
             f,
@@ -155,6 +160,7 @@ def minimize(
         bounds=bounds,
         hessian=hessian,
         preconditioner=preconditioner,
+        metric=metric,
         gtol=gtol,
         ftol=ftol,
         max_iterations=max_iterations,
@@ -178,11 +184,12 @@ def _check_method(method: str, bounds: object) -> None:
         raise ValueError("minimize: bounds must be given for method='projected-newton', got None")
 
 
-def _check_constrained(method: str, hessian: object, preconditioner: object, ftol: object) -> None:
+def _check_constrained(method: str, hessian: object, preconditioner: object, metric: object, ftol: object) -> None:
     """What has no meaning under constraints."""
     if method not in ("auto", *CONSTRAINED):
         names = ", ".join(map(repr, ("auto", *CONSTRAINED)))
         raise ValueError(f"minimize: method must be one of {names} under constraints, got {method!r}")
-    for name, value in (("hessian", hessian), ("preconditioner", preconditioner), ("ftol", ftol)):
+    refused = {"hessian": hessian, "preconditioner": preconditioner, "metric": metric, "ftol": ftol}
+    for name, value in refused.items():
         if value is not None:
             raise ValueError(f"minimize: {name} must be left out under constraints; the Lagrangian has its own Hessian")

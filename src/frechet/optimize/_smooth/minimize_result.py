@@ -20,9 +20,9 @@ class MinimizeSolution:
     With the Lagrangian f(x) + sum_i y_i'c_i(x) + z'x, `multipliers` has one tensor y_i per constraint, in the order and
     shape in which the constraints were given, and `bound_multipliers` z ``(n,)`` is flat: positive where an upper side
     holds, negative where a lower one does. `residual` is the largest entry of the gradient of the Lagrangian (of f,
-    without constraints), `infeasibility` the largest violation of a constraint or a bound, `complementarity` the
-    largest |multiplier| times distance from the side that it belongs to. `curvature` is a direction ``(n,)`` along
-    which f bends downwards at x, where one was met.
+    without constraints; in a metric its dual norm), `infeasibility` the largest violation of a constraint or a bound,
+    `complementarity` the largest |multiplier| times distance from the side that it belongs to. `curvature` is a
+    direction ``(n,)`` along which f bends downwards at x, where one was met.
     """
 
     x: Tensor | dict[str, Tensor]

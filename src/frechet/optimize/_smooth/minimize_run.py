@@ -161,6 +161,5 @@ def _away(f: SmoothFunction, point: Point) -> str:
 
 
 def largest_free(point: Point, sides: Box | None) -> float:
-    """The largest entry of the gradient that no bound holds."""
-    g = free_gradient(point, sides)
-    return float(g.abs().max()) if g.numel() else 0.0
+    """The size of the gradient in the entries that no bound holds."""
+    return point.sized(free_gradient(point, sides))

@@ -153,7 +153,7 @@ def noise(f: SmoothFunction, point: Point) -> float:
 def solved(point: Point, model: Model, rules: Rules) -> str:
     """Why the point is a solution, or nothing. Grows the model's space until it can tell."""
     if point.largest <= rules.gtol:
-        return f"the largest entry of the gradient is {point.largest:.3g}"
+        return f"the {point.measure} is {point.largest:.3g}"
     step, decrease = newton_step(model, point, rules.ftol * abs(point.value))
     if not (decrease < math.inf and (model.complete or step.residual <= LOOSE * model.size)):
         return ""

@@ -107,6 +107,13 @@ class _Bent:
     def raised(self, g: Tensor) -> Tensor:
         return g if self.inverse is None else self.inverse @ g
 
+    def searched(self, g: Tensor) -> Tensor:
+        """The direction of a projected search: what is not held must not turn it where the metric is not diagonal."""
+        if self.inverse is None or self.weights is not None:
+            return self.raised(g)
+        free = (self.box.held(self.point.x, g) == 0).to(g)
+        return torch.where(free > 0, Masked(self.inverse, free) @ g, g)
+
     def length(self, s: Tensor) -> float:
         """norm(s) in the metric where that is diagonal, else in the identity."""
         return float(self.f.space.norm(s if self.weights is None else s * self.weights.sqrt()))
@@ -168,7 +175,7 @@ def projected_newton(f: SmoothFunction, point: Point, rules: Rules, box: Box, *,
 
 
 def _largest(point: Point, free: Tensor) -> float:
-    return float((free * point.gradient).abs().max()) if point.gradient.numel() else 0.0
+    return point.sized(free * point.gradient)
 
 
 def _bent(
@@ -239,7 +246,7 @@ def _step(bent: _Bent, rules: Rules, free: Tensor, radius: float, t: float) -> t
 def _cauchy(bent: _Bent, radius: float, t: float) -> tuple[Tensor, Tensor, float, float]:
     """A step along the projected gradient that is long and still good, times H; its t, and the radius."""
     x, g = bent.point.x, bent.point.gradient
-    direction = bent.raised(g)
+    direction = bent.searched(g)
     if radius == 0:
         free = bent.box.held(x, g) == 0
         p = free * direction

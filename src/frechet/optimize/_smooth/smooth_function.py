@@ -16,6 +16,7 @@ from torch import Tensor
 
 from frechet.errors import NonFinite
 from frechet.objective import Objective
+from frechet.operators._metric import Metric
 from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import columns, grads, second_order
@@ -53,11 +54,23 @@ class Point:
     gradient: Tensor
     leaves: list[Tensor]
     slopes: list[Tensor]
+    metric: Metric | None = None
 
     @property
     def largest(self) -> float:
-        """The largest entry of the gradient."""
-        return float(self.gradient.abs().max()) if self.gradient.numel() else 0.0
+        """The size of the gradient."""
+        return self.sized(self.gradient)
+
+    def sized(self, gradient: Tensor) -> float:
+        """The largest entry of a gradient; its dual norm in a metric, where entries depend on the grid."""
+        if self.metric is not None:
+            return float(self.metric.dual_norm(gradient))
+        return float(gradient.abs().max()) if gradient.numel() else 0.0
+
+    @property
+    def measure(self) -> str:
+        """What `largest` is."""
+        return "largest entry of the gradient" if self.metric is None else "dual norm of the gradient"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +83,7 @@ class SmoothFunction:
     curvature: Curvature | None
     counts: Counts
     unit: float = 1.0  # of f: a power of two, where squares of its gradient would overflow or vanish
+    metric: Metric | None = None  # of x, where the size of a gradient is its dual norm
 
     def structured(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """A flat point in the form of x0."""
@@ -116,7 +130,7 @@ class SmoothFunction:
             gradient = self.space.join([s.detach() for s in slopes])
         if not self.space.finite(gradient):
             return None
-        return Point(trial.x, trial.value, gradient, trial.leaves, slopes)
+        return Point(trial.x, trial.value, gradient, trial.leaves, slopes, self.metric)
 
     def hessian(self, point: Point) -> LinearOperator:
         """What bends the model at a point, its products counted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from frechet.errors import NonFinite, NotDifferentiable
 from frechet.linalg._result import Status
 from frechet.linalg.systems._arguments import check_start
 from frechet.objective import Objective
+from frechet.operators._metric import Metric, check_metric
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators.derivatives._function import frozen_point
 from frechet.optimize._box import Bound, Box, box
@@ -40,6 +42,7 @@ def smooth_minimum(
     bounds: tuple[Bound, Bound] | None = None,
     hessian: Curvature | None = None,
     preconditioner: LinearOperator | None = None,
+    metric: Metric | None = None,
     gtol: float | None = None,
     ftol: float | None = None,
     max_iterations: int = 1000,
@@ -53,6 +56,12 @@ def smooth_minimum(
     function, x = flat_function(caller, f, x0, hessian)
     space = function.space
     _check_preconditioner(caller, space, preconditioner)
+    if metric is not None:
+        if preconditioner is not None:
+            raise ValueError(
+                f"{caller}: preconditioner must be left out with a metric, whose Riesz map it is; give one"
+            )
+        function, preconditioner = replace(function, metric=check_metric(caller, metric, space)), metric.inverse
     sides = None if bounds is None else box(caller, space, bounds)
     if sides is not None:
         x = sides.project(x)
@@ -102,14 +111,14 @@ def _solution(
         point = f.differentiated(f.at(point.x)) or point
     residual = largest_free(point, sides)
     status = Status.CONVERGED if run.status is None else run.status
-    message = run.message or f"the largest entry of the gradient is {residual * f.unit:.3g}"
+    message = run.message or f"the {point.measure} is {residual * f.unit:.3g}"
     if rules.gtol > 0 and not run.message:
         message += f", at most gtol = {rules.gtol:.3g}"
     if run.status is Status.STOPPED:
         message = f"observe returned True in iteration {run.iterations}"
     elif run.status is Status.STAGNATED and not run.message:
         message = (
-            f"no step reduces f or its gradient, whose largest entry is {residual * f.unit:.3g}: f may be "
+            f"no step reduces f or its gradient, whose size is {residual * f.unit:.3g}: f may be "
             "discontinuous, noisy, or not have this gradient"
         )
     held = None if sides is None else sides.held(point.x, point.gradient)

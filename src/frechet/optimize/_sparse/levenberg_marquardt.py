@@ -11,7 +11,7 @@ it. The run ends with undamped steps as long as what they predict keeps falling.
 **Source.** H. B. Nielsen (1999), Damping parameter in Marquardt's method, IMM-REP-1999-05; S. Agarwal, N. Snavely,
 S. Seitz and R. Szeliski (2010), Bundle adjustment in the large, doi 10.1007/978-3-642-15552-9_3.
 
-**Differs from the source.** D forgets a tenth per step of the largest norms met; the end as in `polish`.
+**Differs from the source.** D forgets a tenth per step of the largest norms met; the end as in `last_digits.py`.
 
 **Cost.** As many products as there are colors, and three, for each Jacobian; one factorization per trial.
 """

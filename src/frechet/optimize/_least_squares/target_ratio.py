@@ -1,0 +1,112 @@
+"""Levenberg-Marquardt with the largest of many radii at which the linear model still says something of the cost.
+
+At each point the steps p(R) = argmin norm(r + J p)^2 within norm(p) <= R are tried for radii from a sixth to six times
+the last one, from the shortest on. The step is the longest before the ratio
+
+    rho(R) = (cost - cost(x + p(R))) / (cost - model(p(R)))
+
+first falls below the target 0.075. One factorization serves all radii. The target is low on purpose: where the
+residuals of a network can all be made zero, the valley is long and curved, and a search that wants the model to be
+right takes steps that are much too short.
+
+**Source.** R. Webb, H. Jerad and C. Cartis (2026), arXiv 2607.02194, with the constants of its public code.
+**Differs from the source.**
+1. J is factored as it is, without a sketch.
+2. The target is met by the first crossing, and not by interpolation between radii.
+3. Where no radius meets it, the last one is divided by six.
+
+
+**Cost.** One Jacobian and one SVD per step; up to `RADII` residuals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from frechet.linalg._result import Status
+from frechet.optimize._least_squares.damped_step import Factor, boxed, factored
+from frechet.optimize._least_squares.last_digits import polished
+from frechet.optimize._least_squares.optimality import IDLE, Rules, free_to_move, judged, too_short
+from frechet.optimize._least_squares.residual import LARGE, Linearization, Residual, length
+from frechet.optimize._least_squares.run import LeastSquaresState, Run
+
+TARGET = 0.075
+WIDTH, RADII = 6.0, 16  # of the window of radii around the last one, and how many
+
+
+def target_ratio(
+    residual: Residual,
+    linear: Linearization,
+    rules: Rules,
+    *,
+    radius: float = 1.0,
+    observe: Callable[[LeastSquaresState], bool] | None = None,
+) -> Run:
+    """Run from `linear`, the first radii around `radius`."""
+    D = torch.ones_like(linear.x)
+    iterations, history, status, idle = 0, [linear.cost], None, 0
+    while True:
+        factor = factored(linear, D, free_to_move(residual, linear))
+        verdict = judged(residual, linear, rules, known=factor if linear.J.numel() >= LARGE else None)
+        if verdict.solved:
+            linear = polished(residual, linear, rules) if rules.tight else linear
+            break
+        if observe is not None and observe(
+            LeastSquaresState(iterations, linear.x, linear.cost, verdict.optimality, radius, residual.ledger.residuals)
+        ):
+            status = Status.STOPPED
+            break
+        accepted = None
+        while accepted is None and idle < IDLE and residual.ledger.residuals < rules.max_evaluations:
+            accepted, found, short = _longest(residual, linear, rules, factor, radius)
+            radius = found if accepted is not None else radius / WIDTH
+            if short:
+                break
+        if accepted is None:
+            spent = residual.ledger.residuals >= rules.max_evaluations
+            status = Status.MAX_ITERATIONS if spent else Status.STAGNATED
+            break
+        idle = idle + 1 if abs(linear.cost - accepted.cost) <= 0.1 * linear.noise * linear.size else 0
+        linear, iterations = accepted, iterations + 1
+        history.append(linear.cost)
+    return Run(linear, status, iterations, tuple(history))
+
+
+def resumed(algorithm: Callable[..., Run], method: str, state: LeastSquaresState | None) -> Callable[..., Run]:
+    """The algorithm from a state on: all that goes from one point to the next here is the radius."""
+    if state is None:
+        return algorithm
+    if method != "target-ratio":
+        raise ValueError(
+            f"least_squares: resume must come with method 'target-ratio', got {method!r}; start anew at x0=state.x"
+        )
+    return partial(algorithm, radius=state.control)
+
+
+def _longest(
+    residual: Residual, linear: Linearization, rules: Rules, factor: Factor, radius: float
+) -> tuple[Linearization | None, float, bool]:
+    """The point of the longest step that meets the target, its radius, and whether even the longest is rounding."""
+    best, chosen, damping, short = None, radius, 0.0, False
+    slack = linear.noise * linear.size
+    for k in range(RADII):
+        R = radius * WIDTH ** (2 * k / (RADII - 1) - 1)
+        p, damping = factor.within(R, damping)
+        p = boxed(linear, factor, p, damping, residual.lower, residual.upper)
+        short = too_short(residual, linear, rules, p)
+        if short:
+            continue
+        predicted = factor.predicted(linear, p)
+        point = residual.at(linear.x + p)
+        gain = -math.inf if point is None else (linear.cost - point.cost + slack) / (max(predicted, 0.0) + slack)
+        if gain < TARGET or point is None:
+            break
+        best, chosen = point, R
+        if damping == 0:  # the undamped step, whatever the radius
+            chosen = max(length(p), R / WIDTH)
+            break
+    return (None if best is None else residual.linearized(best)), chosen, short

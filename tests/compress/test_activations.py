@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import nn
+
+from frechet import Objective, cross_entropy, hessian, squared_error
+from frechet.compress import activation_sensitivity, allocate_bits, quantized, with_quantized_activations
+
+F64 = torch.float64
+
+
+def objective(called=1):
+    g = torch.Generator().manual_seed(0)
+    X, y = torch.randn(40, 2, 4, 4, generator=g, dtype=F64), torch.randint(0, 3, (40,), generator=g)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)]
+    if called == 2:
+        layers[4:4] = [nn.Tanh(), layers[3]]
+    return Objective(nn.Sequential(*layers).double(), cross_entropy(), [(X[:15], y[:15]), (X[15:], y[15:])])
+
+
+def rounded(a, bits, low, high):
+    low, high = torch.minimum(low, 0 * low), torch.maximum(high, 0 * high)
+    s = (high - low) / (2**bits - 1)
+    z = (-low / s).round()
+    return ((a / s).round() + z).clamp(0, 2**bits - 1) * s - z * s
+
+
+@pytest.mark.parametrize("ranges", ["tensor", "channel"])
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_the_table_is_that_of_errors_written_out(ranges, curvature):
+    o = objective()
+    layers, X = list(o.model), torch.cat([b.inputs for b in o.batches()])
+    y = torch.cat([b.targets for b in o.batches()])
+    table = activation_sensitivity(o, (2, 5), ranges=ranges, curvature=curvature, measured=True)
+    assert table.names == ("0", "3", "5")
+    assert table.sizes == (32, 16, 16)
+    for i, at in enumerate((0, 3, 5)):
+        with torch.no_grad():
+            a = nn.Sequential(*layers[:at])(X)
+        axes = (
+            list(range(a.ndim))
+            if ranges == "tensor"
+            else [k for k in range(a.ndim) if k != (1 if a.ndim == 4 else a.ndim - 1)]
+        )
+        for j, bits in enumerate((2, 5)):
+            e = rounded(a, bits, a.amin(axes, keepdim=True), a.amax(axes, keepdim=True)) - a
+
+            def loss(t, at=at, a=a, e=e):
+                return nn.functional.cross_entropy(nn.Sequential(*layers[at:])(a + t * e), y)
+
+            t = torch.zeros((), dtype=F64, requires_grad=True)
+            (slope,) = torch.autograd.grad(loss(t), t, create_graph=True)
+            (curved,) = torch.autograd.grad(slope, t)
+            if curvature == "hessian":
+                expected = float(slope.detach() + curved / 2)
+                assert float(table.predicted[i, j]) == pytest.approx(expected, rel=1e-8, abs=1e-12)
+            assert float(table.measured[i, j]) == pytest.approx(float((loss(1.0) - loss(0.0)).detach()), abs=1e-12)
+    assert table.loss == pytest.approx(float(o.value()))
+
+
+def test_of_a_linear_model_with_squared_errors_the_prediction_is_the_measurement():
+    g = torch.Generator().manual_seed(1)
+    X, Y = torch.randn(50, 6, generator=g, dtype=F64), torch.randn(50, 2, generator=g, dtype=F64)
+    torch.manual_seed(0)
+    o = 0.5 * Objective(nn.Linear(6, 2).double(), squared_error(), [(X, Y)])
+    table = activation_sensitivity(o, (1, 2, 3, 4, 8, 16), measured=True)
+    torch.testing.assert_close(table.predicted, table.measured, rtol=1e-9, atol=1e-13)
+    assert table.names == ("",)
+
+
+@pytest.mark.parametrize("called", [1, 2])
+def test_the_objective_with_quantized_inputs_has_the_measured_loss(called):
+    o = objective(called)
+    table = activation_sensitivity(o, (3, 6), measured=True)
+    for i, name in enumerate(table.names):
+        for j, bits in enumerate(table.bits):
+            value = float(with_quantized_activations(o, {name: bits}).value())
+            assert value - table.loss == pytest.approx(float(table.measured[i, j]), abs=1e-12)
+    plan = allocate_bits(table, 40)
+    whole = with_quantized_activations(o, plan.bits)
+    assert plan.bytes <= 40
+    assert whole.space == o.space
+    assert float(whole.value(quantized(o, {"0.weight": 4}))) != float(whole.value())
+    assert bool(hessian(whole).dense().isfinite().all())
+
+
+def test_the_model_is_left_and_modules_are_chosen():
+    o = objective()
+    state = {n: t.clone() for n, t in o.model.state_dict().items()}
+    table = activation_sensitivity(o, (4,), modules=["3", "5"], method="quadratic")
+    assert table.names == ("3", "5")
+    assert bool((table.predicted >= 0).all())
+    assert list(o.model.state_dict()) == list(state)
+    assert all(torch.equal(t, state[n]) for n, t in o.model.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in o.model.modules())
+    assert all(p.requires_grad for p in o.model.parameters())
+
+
+def test_wrong_arguments_are_named():
+    o = objective()
+    for call, sentence in (
+        (lambda: activation_sensitivity(o, ()), r"activation_sensitivity: bits must be numbers from 1 to 16, got \(\)"),
+        (lambda: activation_sensitivity(o, (17,)), r"bits must be numbers from 1 to 16, got \(17,\)"),
+        (lambda: activation_sensitivity(o, method="trace"), "method must be 'quadratic' or 'taylor', got 'trace'"),
+        (lambda: activation_sensitivity(o, ranges="row"), "ranges must be 'tensor' or 'channel', got 'row'"),
+        (lambda: activation_sensitivity(o, modules="9"), "modules must match a module, got '9'"),
+        (lambda: activation_sensitivity(o + o), "objective must have one data term, one process and no head="),
+        (lambda: with_quantized_activations(o, {"9": 4}), "modules must be those of the model, got '9'"),
+        (lambda: with_quantized_activations(o, {"0": 0}), r"bits must be numbers from 1 to 16, got \(0,\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
