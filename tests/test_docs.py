@@ -275,6 +275,7 @@ LISTED = (
     "optimize",
     "recording",
     "space",
+    "physics",
     "train",
     "transport",
 )

@@ -11,6 +11,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -89,10 +90,9 @@ def _weight_only(ao: Any, bits: int, group: int | None) -> Any:
 
 def _torchao(what: str) -> Any:
     try:
-        import torchao.quantization as ao
+        return import_module("torchao.quantization")
     except ImportError as error:
         raise ImportError(f"{what}: {MISSING}") from error
-    return ao
 
 
 @contextlib.contextmanager
