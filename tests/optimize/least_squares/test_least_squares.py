@@ -157,7 +157,7 @@ def test_the_form_of_the_jacobian_can_be_asked_for(jacobian, told):
 
 
 def test_large_jacobians_are_not_formed_unless_that_is_asked_for(monkeypatch):
-    module = sys.modules["frechet.optimize._least_squares.least_squares"]
+    module = sys.modules["frechet.optimize._least_squares.jacobian_route"]
     x0 = torch.tensor([1.0, 3.0], dtype=torch.float64)
     for name in ("LARGEST", "DEAR"):
         with monkeypatch.context() as m:
