@@ -79,6 +79,6 @@ def measure() -> Claim:
         theirs="a dramatic improvement on complex tasks such as ImageNet 32x32",
         ours="; ".join(f"{k}: accuracy {a:.3f}, cosine {c:.2f}" for k, (a, c) in found.items()),
         verdict=VERDICTS[(penalized[1] > plain[1] + 0.1) + (penalized[0] > plain[0] + 0.01)],
-        why="Where J is symmetric, both solve the same system; after 200 steps accuracies depend on the draw of the data.",
+        why="Where J is symmetric, both solve the same system; accuracies after 200 steps depend on the draw.",
         name="frechet.train.jacobian_asymmetry",
     )
