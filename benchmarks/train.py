@@ -39,7 +39,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from frechet import Objective, squared_error
-from frechet.train import KFAC, AdaHessian, Condition, GaussNewton, levenberg_marquardt, spring_init, spring_step
+from frechet.physics import collocation
+from frechet.train import KFAC, AdaHessian, GaussNewton, levenberg_marquardt, spring_init, spring_step
 
 Cell = dict[str, Any]
 RATES = {  # the first ones are those that the published defaults are nearest to
@@ -358,7 +359,7 @@ def whole(task: Task, name: str, model: nn.Module, course: Course) -> None:
         return torch.func.functional_call(twin, x, (point[None],))[0, 0]
 
     x = {n: p.detach() for n, p in model.named_parameters()}
-    condition, state = Condition(residual, task.train[0]), spring_init(x)
+    condition, state = collocation(residual, task.train[0]), spring_init(x)
     for _ in range(1000):
         started = time.process_time()
         x, state, info = spring_step(condition, x, state)

@@ -2,8 +2,8 @@
 2302.13163.
 
 Claim: with natural gradients in function space physics-informed networks reach errors orders of magnitude below those
-of Adam (their Poisson problem on the square: 1e-7 where Adam ends at 1e-3). Tried on that equation with a network of
-32 tanh units, for the same processor time, Adam at the best of two rates.
+of Adam (Poisson on the square: 1e-7 where Adam ends at 1e-3). Tried on that equation, 48 tanh units, equal time, Adam
+at the best of two rates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from claim import Claim
 from torch import Tensor
 
-from frechet.train import Condition, spring_init, spring_step
+from frechet.physics import Collocation, collocation
+from frechet.train import spring_init, spring_step
 
 F64 = torch.float64
 
@@ -25,10 +26,9 @@ def u(p: dict[str, Tensor], X: Tensor) -> Tensor:
 
 
 def equation(p: dict[str, Tensor], X: Tensor) -> Tensor:
-    """Laplace u + f, whose solution is sin(pi x) sin(pi y)."""
+    # Laplace u + f, whose solution is sin(pi x) sin(pi y)
     t = torch.tanh(X @ p["a"].T + p["b"])
-    second = (-2 * t * (1 - t**2) * p["a"].square().sum(1)) @ p["c"]
-    return second + 2 * math.pi**2 * torch.sin(math.pi * X).prod(-1)
+    return (-2 * t * (1 - t**2) * p["a"].square().sum(1)) @ p["c"] + 2 * math.pi**2 * torch.sin(math.pi * X).prod(-1)
 
 
 def start(seed: int) -> dict[str, Tensor]:
@@ -37,10 +37,11 @@ def start(seed: int) -> dict[str, Tensor]:
     return {n: (2 * torch.rand(s, generator=g, dtype=F64) - 1) / k**0.5 for n, (s, k) in sizes.items()}
 
 
-def conditions() -> list[Condition]:
+def conditions() -> Collocation:
     t, s = (torch.arange(24, dtype=F64) + 0.5) / 24, torch.linspace(0, 1, 24, dtype=F64)
     edge = torch.cat([torch.cartesian_prod(s, s[[0, -1]]), torch.cartesian_prod(s[[0, -1]], s)])
-    return [Condition(equation, torch.cartesian_prod(t, t)), Condition(u, edge, weight=100.0)]
+    points = {"inside": torch.cartesian_prod(t, t), "edge": edge}
+    return collocation({"inside": equation, "edge": u}, points, weights={"edge": 10.0})
 
 
 def error(p: dict[str, Tensor]) -> float:
@@ -50,8 +51,7 @@ def error(p: dict[str, Tensor]) -> float:
 
 
 def natural(seed: int, seconds: float) -> float:
-    p, every, began = start(seed), conditions(), time.process_time()
-    state = spring_init(p)
+    p, every, began, state = start(seed), conditions(), time.process_time(), spring_init(start(seed))
     while time.process_time() - began < seconds:
         p, state, _ = spring_step(every, p, state)
     return error(p)
@@ -62,7 +62,7 @@ def adam(seed: int, seconds: float, rate: float) -> float:
     optimizer = torch.optim.Adam(p.values(), lr=rate)
     while time.process_time() - began < seconds:
         optimizer.zero_grad()
-        sum(c.weight * c.residual(p, c.points).square().mean() for c in every).backward()  # type: ignore[union-attr]
+        sum(r.square().sum() for r in every(p).values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     return error(p)
 

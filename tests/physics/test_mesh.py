@@ -90,9 +90,7 @@ def test_a_folded_start_is_refused():
 @pytest.mark.parametrize("height", [1e2, 1e4])
 def test_a_monitor_too_steep_for_the_grid_is_refused_and_the_last_mesh_is_not_folded(height):
     with pytest.raises(NotConverged, match=r"keeps the cells from folding|Newton steps left a residual") as caught:
-        monge_ampere_mesh(
-            lambda x: 1 + height * torch.exp(-400 * ((x - 0.3) ** 2).sum(-1)), (16, 16), max_iterations=8
-        )
+        monge_ampere_mesh(lambda x: 1 + height * torch.exp(-400 * ((x - 0.3) ** 2).sum(-1)), (16, 16), max_iterations=8)
     assert bool((caught.value.result.jacobian > 0).all())
 
 

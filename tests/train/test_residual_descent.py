@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from frechet.errors import NonFinite
-from frechet.train import Condition, spring_init, spring_step
+from frechet.physics import collocation
+from frechet.train import spring_init, spring_step
 from frechet.train._residual_descent import filtered
 
 F64 = torch.float64
@@ -24,27 +25,27 @@ def poisson():
     """-u'' = pi^2 sin(pi t) with u(0) = u(1) = 0."""
 
     def equation(x, t):
-        second = torch.func.grad(torch.func.grad(lambda s: u(x, s)))(t)
-        return second + math.pi**2 * torch.sin(math.pi * t)
+        second = torch.func.grad(torch.func.grad(lambda s: u(x, s)))(t[0])
+        return second + math.pi**2 * torch.sin(math.pi * t[0])
 
-    inside = (torch.arange(40, dtype=F64) + 0.5) / 40
-    return [Condition(equation, inside), Condition(u, torch.tensor([0.0, 1.0], dtype=F64), weight=10.0)]
+    points = {"equation": ((torch.arange(40, dtype=F64) + 0.5) / 40)[:, None], "ends": torch.eye(2, dtype=F64)[:, :1]}
+    return collocation({"equation": equation, "ends": lambda x, t: u(x, t[0])}, points, weights={"ends": 10**0.5})
 
 
 def flat_of(x):
     return torch.cat([t.reshape(-1) for t in x.values()])
 
 
-def dense(conditions, x):
-    """r and J written out."""
+def dense(residual, x):
+    """r and J, point by point and by plain autograd."""
     shapes = {n: t.shape for n, t in x.items()}
 
     def r(v):
         parts = dict(zip(x, v.split([t.numel() for t in x.values()]), strict=True))
         blocks = {n: parts[n].view(shapes[n]) for n in x}
         return torch.cat([
-            math.sqrt(c.weight / len(c.points)) * torch.stack([c.residual(blocks, p).reshape(()) for p in c.points])
-            for c in conditions
+            c.weight / math.sqrt(len(c)) * torch.stack([c.f(blocks, p).reshape(()) for p in c.columns[0]])
+            for c in residual.conditions
         ])  # fmt: skip
 
     v = flat_of(x)
@@ -52,14 +53,13 @@ def dense(conditions, x):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("chunk", [None, 7])
-def test_a_step_is_the_formula_with_dense_matrices(momentum, chunk):
+def test_a_step_is_the_formula_with_dense_matrices(momentum):
     conditions, x = poisson(), network()
     r, J = dense(conditions, x)
     state = spring_init(x)
     last = 0.01 * torch.ones_like(state.direction)
     state = type(state)(last, 1)
-    moved, after, info = spring_step(conditions, x, state, damping=1e-3, momentum=momentum, lr=0.3, chunk=chunk)
+    moved, after, info = spring_step(conditions, x, state, damping=1e-3, momentum=momentum, lr=0.3)
     K = J @ J.T + 1e-3 * torch.eye(len(r), dtype=F64)
     d = momentum * last - J.T @ torch.linalg.solve(K, r + momentum * J @ last)
     torch.testing.assert_close(after.direction, d, rtol=1e-8, atol=1e-10)
@@ -106,14 +106,16 @@ def test_momentum_keeps_what_changing_points_do_not_see():
     A = torch.randn(60, 20, generator=g, dtype=F64) * torch.logspace(0, -1, 20, dtype=F64)
     truth = torch.randn(20, generator=g, dtype=F64)
 
+    every = collocation(lambda x, row: row @ (x - truth), A)
+
     def error(momentum, lr):
         x = torch.zeros(20, dtype=F64)
         state = spring_init(x)
         h = torch.Generator().manual_seed(1)
         for _ in range(150):
             rows = A[torch.randperm(60, generator=h)[:3]]
-            c = Condition(lambda x, row: row @ (x - truth), rows)
-            x, state, _ = spring_step(c, x, state, damping=1e-6, momentum=momentum, lr=lr)
+            seen = every.at({every.names[0]: rows})
+            x, state, _ = spring_step(seen, x, state, damping=1e-6, momentum=momentum, lr=lr)
         return float((x - truth).norm())
 
     assert error(0.9, 0.2) < 0.5 * min(error(0.0, lr) for lr in (1.0, 0.5, 0.2))
@@ -121,11 +123,11 @@ def test_momentum_keeps_what_changing_points_do_not_see():
 
 def test_a_vector_of_residuals_and_a_single_tensor_are_taken():
     points = torch.eye(3, dtype=F64)
-    c = Condition(lambda x, p: torch.stack([x @ p - 1, 2 * (x @ p) - 2]), points)
+    c = collocation(lambda x, p: torch.stack([x @ p - 1, 2 * (x @ p) - 2]), points)
     x = torch.zeros(3, dtype=F64)
     x, _, info = spring_step(c, x, spring_init(x))
     torch.testing.assert_close(x, torch.ones(3, dtype=F64))
-    assert info.loss == pytest.approx((3 * 1 + 3 * 4) / 6 / 2)
+    assert info.loss == pytest.approx((3 * 1 + 3 * 4) / 3 / 2)
     assert info.rank == 3
 
 
@@ -141,6 +143,9 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=f"spring_step: {sentence}"):
             spring_step(conditions, x, state, **options)
-    bad = Condition(lambda x, p: x * p / 0.0, torch.ones(1, dtype=F64))
-    with pytest.raises(NonFinite, match="spring_step: residuals and their derivatives must be finite"):
-        spring_step(bad, torch.ones((), dtype=F64), spring_init(torch.ones((), dtype=F64)))
+    with pytest.raises(TypeError, match=r"spring_step: residual must bring its Jacobian, .* got function"):
+        spring_step(lambda x: x["a"], x, state)
+    root = collocation(lambda x, p: (x * p).sqrt().sum(), torch.ones(1, 1, dtype=F64))
+    root(torch.ones((), dtype=F64))
+    with pytest.raises(NonFinite, match="must be finite"):
+        spring_step(root, -torch.ones((), dtype=F64), spring_init(torch.ones((), dtype=F64)))

@@ -32,7 +32,7 @@ from frechet.train._mfac_step import MfacState, mfac_init, mfac_step
 from frechet.train._minimax import MinimaxCheck, MinimaxState, is_local_minimax, minimax_step
 from frechet.train._prox_linear import ProxLinearStep, prox_linear_step
 from frechet.train._refined_schedule import refined_schedule
-from frechet.train._residual_descent import Condition, ResidualState, ResidualStep, spring_init, spring_step
+from frechet.train._residual_descent import ResidualState, ResidualStep, spring_init, spring_step
 from frechet.train._sharpness import SAM, ascent
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "AdaHessian",
     "AdaHessianState",
     "Aggregate",
-    "Condition",
     "GaussNewton",
     "GaussNewtonState",
     "GaussNewtonStep",

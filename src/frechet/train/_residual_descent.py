@@ -1,6 +1,6 @@
-"""Natural gradients of residual losses: L = sum over conditions of (weight / N) sum_i r(x, point_i)^2 / 2.
+"""Natural gradients of residual losses: L = r'r / 2 with the residuals r of a differential equation at points.
 
-With r the residuals of all points, each scaled by sqrt(weight / N), and J ``(m, n)`` their Jacobian,
+With J ``(m, n)`` the Jacobian of r,
 
     ENGD      d = -J'(J J' + damping I)^-1 r
     SPRING    d = mu d_last - J'(J J' + damping I)^-1 (r + mu J d_last)
@@ -12,15 +12,14 @@ The step is the best of d, d/2, d/4, ..., or has a fixed rate and a bound of its
 arXiv 2302.13163; G. Goldshlager, N. Abrahamsen, L. Lin (2024), A Kaczmarz-inspired approach to accelerate the
 optimization of neural network wavefunctions, arXiv 2401.10190; both for PINNs: arXiv 2505.12149.
 **Differs from the source.** (1) Singular values of J in the place of J'J or J J', whose rounding hides those below 1e-8
-of the largest; those below `cut` are left out. (2) The line search halves
-the step until the loss rises again, instead of evaluating thirty steps.
-**Cost.** The gradient of each residual, by vmap; the singular values of an m x n matrix; a few evaluations.
+of the largest; those below `cut` are left out. (2) The line search halves the step until the loss rises again, instead
+of evaluating thirty steps.
+**Cost.** The Jacobian of the residuals; the singular values of an m x n matrix; a few evaluations.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,27 +27,11 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NonFinite
-from frechet.operators.derivatives._products import second_order
-from frechet.space import Point, Variables
+from frechet.optimize._least_squares.own_jacobian import OwnJacobian
+from frechet.space import Point, Variables, named
 
 HALVINGS = 30
 CUT = 1e-10  # of singular values: equations of a network of 32 to 64 tanh units then end at 1e-10 relative and below
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """A residual that shall vanish at points: an equation inside, or a condition at a boundary.
-
-    Args:
-        residual: a function ``residual(x, point)`` of the parameters and of one point, to a scalar or a vector. Its
-            derivatives in the point are those of `torch.func`.
-        points: a tensor ``(N, ...)`` of points.
-        weight: of the mean over the points.
-    """
-
-    residual: Callable[..., Tensor]
-    points: Tensor
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +60,7 @@ def spring_init(x: Point) -> ResidualState:
 
 @torch.no_grad()
 def spring_step(
-    conditions: Condition | Sequence[Condition],
+    residual: OwnJacobian,
     x: Point,
     state: ResidualState,
     *,
@@ -86,12 +69,12 @@ def spring_step(
     lr: float | None = None,
     longest: float = math.inf,
     cut: float = CUT,
-    chunk: int | None = None,
 ) -> tuple[Any, ResidualState, ResidualStep]:
     """Return the parameters after one step of SPRING, or of energy natural gradient descent where momentum is 0.
 
     Args:
-        conditions: the residuals and the points of this step.
+        residual: the residuals at the points of this step, such as a `frechet.physics.collocation`, whose ``at`` and
+            ``sample`` change the points.
         x: the parameters, a tensor or a dict of tensors.
         state: of `spring_init`, or of the last step.
         damping: is added to J J'.
@@ -100,7 +83,6 @@ def spring_step(
         lr: a fixed rate. Default: the step is halved until the loss at the points rises again.
         longest: the bound of the length of a step of fixed rate, such as sqrt(1e-3).
         cut: singular values below it times the largest are left out.
-        chunk: how many points are differentiated at a time. Default: all.
 
     Returns:
         The parameters in the form of x, the next state, and how the step went.
@@ -110,9 +92,10 @@ def spring_step(
 
     Example:
         >>> import torch
-        >>> from frechet.train import Condition, spring_init, spring_step
-        >>> t = torch.linspace(0, 1, 9, dtype=torch.float64)
-        >>> fit = Condition(lambda x, t: x[0] * torch.exp(x[1] * t) - 2 * torch.exp(-t), t)
+        >>> from frechet.physics import collocation
+        >>> from frechet.train import spring_init, spring_step
+        >>> t = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+        >>> fit = collocation(lambda x, t: (x[0] * torch.exp(x[1] * t) - 2 * torch.exp(-t))[0], t)
         >>> x = torch.tensor([1.0, 0.0], dtype=torch.float64)
         >>> state = spring_init(x)
         >>> for _ in range(8):
@@ -121,11 +104,14 @@ def spring_step(
         tensor([ 2., -1.], dtype=torch.float64)
     """
     _check(damping, momentum, lr, longest, cut)
-    every = [conditions] if isinstance(conditions, Condition) else list(conditions)
+    if not isinstance(residual, OwnJacobian):
+        raise TypeError(
+            f"spring_step: residual must bring its Jacobian, as a frechet.physics.collocation does, got "
+            f"{type(residual).__name__}"
+        )
     variables = Variables.of(x)
     space, flat = variables.space, variables.flatten(x)
-    with second_order("spring_step", space.device):
-        r, J = _linearized(every, variables, flat, chunk)
+    r, J = _rows(residual, x), residual.jacobian(x)
     if not bool(r.isfinite().all()) or not bool(J.isfinite().all()):
         raise NonFinite("spring_step: residuals and their derivatives must be finite, got NaN or infinity")
     kept = momentum * state.direction
@@ -137,7 +123,7 @@ def spring_step(
         length = min(lr, longest / size) if size > 0 else 0.0
         moved, after, values = flat + length * d, math.nan, 0
     else:
-        length, after, values = _searched(every, variables, flat, d, loss)
+        length, after, values = _searched(residual, variables, flat, d, loss)
         moved = flat + length * d
     info = ResidualStep(loss, after, length, rank, values)
     return variables.unflatten(moved), ResidualState(d, state.steps + 1), info
@@ -151,47 +137,18 @@ def filtered(J: Tensor, r: Tensor, damping: float, cut: float) -> tuple[Tensor, 
     return Vh.T @ (factor * (U.T @ r)), int(counted.sum())
 
 
-def _linearized(
-    conditions: Sequence[Condition], variables: Variables, flat: Tensor, chunk: int | None
-) -> tuple[Tensor, Tensor]:
-    """r ``(m,)`` and J ``(m, n)`` of all conditions."""
-    rs, Js = [], []
-    blocks = variables.unflatten(flat)
-    for c in conditions:
-
-        def both(x: Any, point: Tensor, c: Condition = c) -> tuple[Tensor, Tensor]:
-            y = c.residual(x, point).reshape(-1)
-            return y, y
-
-        rows, values = torch.func.vmap(torch.func.jacrev(both, has_aux=True), in_dims=(None, 0), chunk_size=chunk)(
-            blocks, c.points
-        )
-        found = [rows] if variables.single else [rows[name] for name in variables.space.names]
-        scale = _scale(c, values)
-        rs.append(scale * values.reshape(-1))
-        Js.append(scale * torch.cat([t.reshape(values.numel(), -1) for t in found], 1))
-    return torch.cat(rs), torch.cat(Js)
-
-
-def _scale(c: Condition, values: Tensor) -> float:
-    return math.sqrt(c.weight / max(1, values.numel()))
-
-
-def _loss(conditions: Sequence[Condition], variables: Variables, flat: Tensor) -> float:
-    blocks, total = variables.unflatten(flat), 0.0
-    for c in conditions:
-        values = torch.func.vmap(c.residual, in_dims=(None, 0))(blocks, c.points)
-        total += c.weight * float(values.square().mean()) / 2
-    return total
+def _rows(residual: OwnJacobian, x: Point) -> Tensor:
+    """r ``(m,)``, in the order of the rows of J."""
+    return torch.cat([block.reshape(-1) for block in named(residual(x)).values()])  # type: ignore[arg-type]
 
 
 def _searched(
-    conditions: Sequence[Condition], variables: Variables, flat: Tensor, d: Tensor, loss: float
+    residual: OwnJacobian, variables: Variables, flat: Tensor, d: Tensor, loss: float
 ) -> tuple[float, float, int]:
     """The factor 1, 1/2, 1/4, ... of d after which the loss rises again, its loss, and how many were evaluated."""
     best, least = 0.0, loss
     for k in range(HALVINGS + 1):
-        value = _loss(conditions, variables, flat + 2.0**-k * d)
+        value = float(_rows(residual, variables.unflatten(flat + 2.0**-k * d)).square().sum()) / 2
         if value < least:
             best, least = 2.0**-k, value
         elif best > 0:
