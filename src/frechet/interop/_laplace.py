@@ -40,8 +40,8 @@ def laplace_backend() -> Any:
         ImportError: laplace-torch is not installed.
     """
     try:
-        from laplace.curvature import GGNInterface
-        from laplace.utils import Kron
+        from laplace.curvature import GGNInterface  # type: ignore[reportMissingImports]
+        from laplace.utils import Kron  # type: ignore[reportMissingImports]
     except ImportError as e:
         raise ImportError("laplace_backend: laplace-torch must be installed; pip install laplace-torch") from e
 
