@@ -487,6 +487,8 @@ def _parts(d):
         ({"a": 3.0, "b": 1.0}, "x0 must be a tensor or a dict of tensors, got float in block 'a'; write torch.tensor"),
         ({"a": ONE, "b": 1}, "x0 must be a tensor or a dict of tensors, got int in block 'b'; write torch.tensor"),
         ([1.0, 2.0], "x0 must be a tensor or a dict of tensors, got list; write torch.tensor"),
+        ([ONE, ONE], r"x0 must be .*, got list; write dict\(model.named_parameters\(\)\)"),
+        (torch.nn.Linear(1, 1), r"x0 must be .*, got Linear; write dict\(model.named_parameters\(\)\)"),
         (torch.tensor([1, 2]), "x0 must have a floating-point dtype, got torch.int64; write x0.double"),
         (torch.tensor([1j]), "x0 must have a floating-point dtype, got torch.complex64; split it"),
         ({"a": ONE, "b": torch.ones(1)}, "x0 must have one dtype, got torch.float64 in block 'a' and torch.float32"),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.space import Space
@@ -77,9 +77,9 @@ def check_start(method: str, x0: object) -> None:
     """A start must be a tensor, or a dict of tensors, of one floating-point dtype."""
     blocks = {"": x0} if isinstance(x0, Tensor) else x0
     if not isinstance(blocks, Mapping):
-        raise TypeError(
-            f"{method}: x0 must be a tensor or a dict of tensors, got {type(x0).__name__}; write torch.tensor(x0)"
-        )
+        named = isinstance(x0, nn.Module) or (isinstance(x0, list | tuple) and any(isinstance(v, Tensor) for v in x0))
+        instead = "dict(model.named_parameters())" if named else "torch.tensor(x0)"
+        raise TypeError(f"{method}: x0 must be a tensor or a dict of tensors, got {type(x0).__name__}; write {instead}")
     first: tuple[object, torch.dtype] | None = None
     for name, block in blocks.items():
         where = "" if isinstance(x0, Tensor) else f" in block '{name}'"
