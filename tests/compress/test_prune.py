@@ -176,3 +176,7 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
+    with pytest.raises(
+        TypeError, match=r"prune: inverse must be a function \(objective, x, kept\) -> operator, .* got Inv"
+    ):
+        prune(OBJECTIVE, 0.5, inverse=inverse_curvature(OBJECTIVE, damping=1.0))

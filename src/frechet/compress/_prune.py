@@ -124,6 +124,11 @@ def prune(
         raise ValueError(f"prune: ranking must be one of {', '.join(RANKINGS)}, got {ranking!r}")
     if ranking == "obs" and inverse is None:
         raise ValueError("prune: inverse must be given for ranking='obs', such as one of inverse_curvature")
+    if inverse is not None and not callable(inverse):
+        raise TypeError(
+            f"prune: inverse must be a function (objective, x, kept) -> operator, which every level calls anew, got "
+            f"{type(inverse).__name__}; write lambda o, x, kept: inverse_curvature(o, x=x, kept=kept)"
+        )
     space, point = objective.space, (objective.point if x is None else x).clone()
     unit = _units(space, weights, groups)  # of each weight
     may_go = unit >= 0

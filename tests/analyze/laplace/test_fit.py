@@ -233,8 +233,12 @@ def dropping():
     ("objective", "given", "said"),
     [
         (lambda: objective_of(weight=2.0), {}, "weight must be 1, got 2"),
-        (lambda: objective_of(huber()), {}, "must be a likelihood"),
-        (lambda: objective_of(custom(lambda f, y: (f - y).abs().sum(1))), {}, "likelihood"),
+        (lambda: objective_of(huber()), {}, "laplace: the criterion must be a likelihood"),
+        (
+            lambda: objective_of(custom(lambda f, y: (f - y).abs().sum(1))),
+            {},
+            "laplace: the criterion must be a likelihood",
+        ),
         (objective_of, {"noise": 0.0}, "noise must be a positive number"),
         (objective_of, {"mean": "mode"}, "mean must be 'point' or 'newton'"),
         (objective_of, {"structure": "dense"}, "structure must be one of"),

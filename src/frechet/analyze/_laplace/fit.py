@@ -18,6 +18,7 @@ from frechet.analyze._laplace.curvature import Asked, Kind, curvature_of
 from frechet.analyze._laplace.posterior import Mean, Posterior, Problem, is_squared_error, posterior_at
 from frechet.analyze._single_examples import refuse_group
 from frechet.objective import Objective, Part, Snapshot
+from frechet.objective.criteria._criterion import Criterion
 from frechet.operators.derivatives._kfac_sums import Sharing
 from frechet.operators.derivatives._products import grads
 from frechet.space import Space
@@ -88,7 +89,7 @@ def laplace(
     """
     snapshot, part = _one_part(WHAT, objective, x)
     refuse_group(snapshot, WHAT)
-    part.criterion.require_likelihood()
+    _require_likelihood(part.criterion)
     if snapshot.dropout_seed is not None:
         raise ValueError("laplace: examples must not depend on their batch, got dropout_seed; call model.eval()")
     if part.weight != 1.0:
@@ -186,3 +187,13 @@ def _without_rounding(space: Space, diagonal: Tensor) -> Tensor:
             kept.append(middle)
             found[space.block(name)] = middle
     return found
+
+
+def _require_likelihood(criterion: Criterion) -> None:
+    try:
+        criterion.require_likelihood()
+    except ValueError as error:
+        raise ValueError(
+            "laplace: the criterion must be a likelihood, such as squared_error or cross_entropy without class "
+            f"weights and smoothing, got {getattr(criterion, 'name', type(criterion).__name__)}"
+        ) from error
