@@ -150,7 +150,7 @@ def test_no_graph_and_no_gradient_is_left_behind():
     before = graphs()
     result = H @ v
     assert result.grad_fn is None
-    assert graphs() == before
+    assert graphs() <= before
     assert all(p.grad is None for p in case.objective.model.parameters())
 
 
