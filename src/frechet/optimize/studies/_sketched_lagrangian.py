@@ -80,7 +80,7 @@ def sketched_lagrangian(
         >>> x0 = torch.ones(2, dtype=torch.float64)
         >>> s = studies.sketched_lagrangian(lambda x: (x**4).sum() - x.sum(), x0, lambda x: x[0] - 2 * x[1], seed=0)
         >>> s.x
-        tensor([0.7095, 0.3547], dtype=torch.float64)
+        tensor([0.7067, 0.3533], dtype=torch.float64)
     """
     if block < 1:
         raise ValueError(f"sketched_lagrangian: block must be >= 1, got {block}")
