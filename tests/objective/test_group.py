@@ -12,7 +12,7 @@ from ranks import on_ranks
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    return on_ranks("group_worker", tmp_path_factory.mktemp("ranks"))
+    return on_ranks("group_worker", tmp_path_factory.mktemp("ranks"), last=True)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 1e-6)])

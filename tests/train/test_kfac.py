@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import kfac_worker
+import train_worker
 from frechet import Objective, cross_entropy, identity
 from frechet.operators import inverse
 from frechet.operators.derivatives import kfac
@@ -271,7 +271,7 @@ def test_a_trainer_of_transformers_resumes_to_the_last_bit(tmp_path):
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    found, alone = on_ranks("kfac_worker", tmp_path), kfac_worker.main(0, None)
-    for result in found:
-        for p, q in zip(result["parameters"], alone["parameters"], strict=True):
+    alone = train_worker.trained("KFAC", False, slice(None))
+    for result in on_ranks("train_worker", tmp_path):
+        for p, q in zip(result["KFAC"], alone, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)

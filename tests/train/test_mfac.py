@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import mfac_worker
+import train_worker
 from frechet.train import MFAC
 from ranks import on_ranks
 
@@ -240,9 +240,8 @@ def test_a_trainer_of_transformers_resumes_to_the_last_bit(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
 
 
-@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
-    found, alone = on_ranks("mfac_worker", tmp_path), mfac_worker.main(0, None)
-    for p, q, r in zip(*(r["parameters"] for r in found), alone["parameters"], strict=True):
+    found, alone = on_ranks("train_worker", tmp_path), train_worker.trained("MFAC", False, slice(None))
+    for p, q, r in zip(*(r["MFAC"] for r in found), alone, strict=True):
         assert torch.equal(p, q)
         torch.testing.assert_close(p, r, rtol=1e-9, atol=1e-12)
