@@ -238,7 +238,7 @@ def bures_wasserstein() -> Geometry:
     return Geometry(exp, log, inner, "Bures-Wasserstein", check, starts, unique)
 
 
-# --- functions of a square, so that derivatives exist where a velocity or a distance is zero ------------------------------
+# --- functions of a square: derivatives exist where a velocity or a distance is zero ----------------------------------
 
 SMALL = 1e-3  # below it four terms of a series leave less than 1e-16
 
@@ -274,7 +274,7 @@ def _sine_over(q: Tensor) -> Tensor:
 
 
 def _angle_over(q: Tensor, along: Tensor) -> Tensor:
-    """atan2(sqrt(q), a) / sqrt(q), the angle over its sine where q + a^2 = 1; 1 at the antipode, where it is infinite."""
+    """atan2(sqrt(q), a) / sqrt(q), the angle over its sine if q + a^2 = 1; 1 at the antipode, where it is infinite."""
     near = (q.detach() < SMALL * along.detach() ** 2) & (along.detach() > 0)
     small = near | (q.detach() == 0)
     a = torch.where(near, along, torch.ones_like(along))
