@@ -87,8 +87,7 @@ def ours(method: str, p: s2mpj.Problem) -> tuple[np.ndarray, str]:
     rows = [Constraint(p.equality)] if p.equalities else []
     rows += [Constraint(p.inequality, lower=-math.inf)] if p.inequalities else []
     bounds = (p.lower, p.upper) if p.bounded else None
-    seed = 0 if method == "sketched" else None
-    s = constrained(p.f, p.x0, rows, bounds=bounds, method=method, seed=seed, gtol=1e-8, ctol=1e-8)  # pyright: ignore
+    s = constrained(p.f, p.x0, rows, bounds=bounds, method=method, gtol=1e-8, ctol=1e-8)  # pyright: ignore
     return s.x.numpy(), f"{s.status} {s.iterations} {s.products}"  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from frechet.optimize._counts import Counts
 from frechet.optimize._smooth.newton_loop import Rules
-from frechet.optimize._smooth.smooth_function import Counts, SmoothFunction
+from frechet.optimize._smooth.smooth_function import SmoothFunction
 from frechet.space import Space
 
 

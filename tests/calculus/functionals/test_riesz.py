@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from frechet import check_operator, minimize
-from frechet.calculus.functionals import box, difference_operator, integral_operator, riesz_map, sobolev_metric
+from frechet.calculus.functionals import box, difference_operator, integral_operator, sobolev
 
 F64 = torch.float64
 
@@ -31,18 +31,18 @@ def power(A, p):
 @pytest.mark.parametrize("order", [0.0, 1.0, 2.0, -1.0, 0.5])
 def test_a_metric_is_the_power_of_the_laplacian(boundary, order):
     n, h = 9, 0.1
-    M = sobolev_metric(n, h, order=order, boundary=boundary, length=0.3, mass=2.0)
+    metric = sobolev(n, h, order=order, boundary=boundary, length=0.3, mass=2.0)
+    M, R = metric.mass, metric.inverse
     right = h * power(2.0 * torch.eye(n, dtype=F64) + 0.09 * laplacian(n, h, boundary), order)
     torch.testing.assert_close(M.dense(), right, rtol=1e-10, atol=1e-12)
-    R = riesz_map(n, h, order=order, boundary=boundary, length=0.3, mass=2.0)
     torch.testing.assert_close(R.dense() @ right, torch.eye(n, dtype=F64), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("boundary", ["dirichlet", "neumann", "periodic"])
 @pytest.mark.parametrize("weights", ["sobolev", "besov"])
 def test_maps_in_two_dimensions_are_symmetric_definite_and_inverse(boundary, weights):
-    R = riesz_map((4, 6), (0.2, 0.1), boundary=boundary, weights=weights)
-    M = sobolev_metric((4, 6), (0.2, 0.1), boundary=boundary, weights=weights)
+    metric = sobolev((4, 6), (0.2, 0.1), boundary=boundary, weights=weights)
+    R, M = metric.inverse, metric.mass
     for A in (R, M):
         assert check_operator(A, seed=0).failed == ()
     torch.testing.assert_close((R @ M).dense(), torch.eye(24, dtype=F64), rtol=1e-10, atol=1e-10)
@@ -55,7 +55,7 @@ def test_maps_in_two_dimensions_are_symmetric_definite_and_inverse(boundary, wei
 
 @pytest.mark.parametrize("order", [0.5, 1.0, 2.0])
 def test_besov_weights_are_equivalent_to_sobolev_ones(order):
-    M, B = (sobolev_metric(40, 0.05, order=order, weights=w).dense() for w in ("sobolev", "besov"))
+    M, B = (sobolev(40, 0.05, order=order, weights=w).mass.dense() for w in ("sobolev", "besov"))
     ratios = torch.linalg.eigvals(torch.linalg.solve(B, M)).real
     assert float(ratios.min()) > 1 - 1e-9
     assert float(ratios.max()) < 4**order + 1e-9
@@ -66,7 +66,7 @@ def test_the_metric_is_the_integral():
     value = torch.sin(math.pi * x)
     h = float(x[1] - x[0])
     for order, right in ((0.0, 0.5), (1.0, math.pi**2 / 2), (2.0, math.pi**4 / 2)):
-        M = sobolev_metric(400, h, order=order, mass=0.0)
+        M = sobolev(400, h, order=order, mass=0.0).mass
         assert float(value @ (M @ value)) == pytest.approx(right, rel=1e-4)
 
 
@@ -100,7 +100,7 @@ def test_the_brachistochrone_takes_as_many_products_on_each_grid():
     products, values = [], []
     for n in (100, 400):
         f, y0, h = brachistochrone(n)
-        found = minimize(f, y0, preconditioner=riesz_map(n, h, mass=0.0))
+        found = minimize(f, y0, preconditioner=sobolev(n, h, mass=0.0).inverse)
         assert found.status.value == "converged"
         products.append(found.products)
         values.append(float(found.value))
@@ -133,13 +133,13 @@ def test_an_integral_operator_has_its_exact_transpose_and_its_adjoint():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: riesz_map(0, 0.1), "shape and spacing must be positive"),
-        (lambda: riesz_map((3, 3), (0.1,)), "shape and spacing must be positive"),
-        (lambda: riesz_map(3, 0.1, boundary="robin"), "boundary must be"),
-        (lambda: riesz_map(3, 0.1, weights="hilbert"), "weights must be"),
-        (lambda: riesz_map(3, 0.1, mass=-1.0), "mass >= 0"),
-        (lambda: riesz_map(3, 0.1, mass=0.0, boundary="periodic"), "mass must be > 0"),
-        (lambda: riesz_map(3, 0.1, mass=2.0, weights="besov"), "mass must be 1 for Besov"),
+        (lambda: sobolev(0, 0.1), "shape and spacing must be positive"),
+        (lambda: sobolev((3, 3), (0.1,)), "shape and spacing must be positive"),
+        (lambda: sobolev(3, 0.1, boundary="robin"), "boundary must be"),
+        (lambda: sobolev(3, 0.1, weights="hilbert"), "weights must be"),
+        (lambda: sobolev(3, 0.1, mass=-1.0), "mass >= 0"),
+        (lambda: sobolev(3, 0.1, mass=0.0, boundary="periodic"), "mass must be > 0"),
+        (lambda: sobolev(3, 0.1, mass=2.0, weights="besov"), "mass must be 1 for Besov"),
         (lambda: difference_operator(1, 0.1), "nodes must be at least 2"),
         (lambda: difference_operator(3, 0.1, boundary="robin"), "boundary must be"),
         (lambda: integral_operator(lambda x, y: x.sum(), box(0.0, 1.0)), "a value for each pair"),

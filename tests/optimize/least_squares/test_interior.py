@@ -80,24 +80,11 @@ def test_stops_and_limits():
     assert (s.status, s.iterations) == (Status.STOPPED, 2)
 
 
-@pytest.mark.parametrize("scaling", [*SCALINGS, "combined"])
-def test_scalings_are_public(scaling):
-    problem = next(p for p in BOUNDED if p.name == "box")
-    bounds = (problem.lower, problem.upper)
-    s = least_squares(problem.residual, problem.start, bounds=bounds, method="interior", scaling=scaling)
-    assert s.converged
-    assert near(2 * s.cost, problem.bounded_minimum)
-
-
 def test_what_belongs_to_one_method_is_refused_for_another():
     def r(x):
         return x - 1
 
     x0 = torch.zeros(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"least_squares: scaling must be one of 'coleman-li'.*got 'newton'"):
-        least_squares(r, x0, method="interior", scaling="newton")
-    with pytest.raises(ValueError, match=r"and method 'interior', got 'coleman-li' and 'auto'"):
-        least_squares(r, x0, scaling="coleman-li")
     with pytest.raises(ValueError, match=r"eta must lie in \(0, 4\)"):
         least_squares(r, x0, method="adaptive-damping", eta=4.0)
     with pytest.raises(ValueError, match=r"method be 'adaptive-damping', got 1.5 and 'dogleg'"):

@@ -311,7 +311,7 @@ def test_an_objective_takes_flat_points_or_dicts():
     assert minimize(objective, torch.zeros(6)).converged
 
 
-@pytest.mark.parametrize("method", ["auto", "composite", "augmented", "sketched"])
+@pytest.mark.parametrize("method", ["auto", "composite", "augmented"])
 def test_constraints_are_met_with_their_multipliers(method):
     a, seen = torch.tensor([3.0, 4.0], dtype=torch.float64), []
 
@@ -342,7 +342,7 @@ def test_constraints_and_bounds_together():
     [
         (
             {"method": "trust-region"},
-            "must be one of 'auto', 'interior', 'composite', 'augmented', 'sketched' under constraints",
+            "must be one of 'auto', 'interior', 'composite', 'augmented' under constraints",
         ),
         ({"ftol": 1e-3}, "ftol must be left out under constraints"),
         ({"hessian": lambda x: from_matrix(torch.eye(2))}, "hessian must be left out under constraints"),

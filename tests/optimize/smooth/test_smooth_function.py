@@ -5,7 +5,8 @@ import torch
 
 from frechet import Objective, from_diagonal, from_matrix, squared_error
 from frechet.operators._operator import Fact
-from frechet.optimize._smooth.smooth_function import Counts, SmoothFunction
+from frechet.optimize._counts import Counts
+from frechet.optimize._smooth.smooth_function import SmoothFunction
 from frechet.space import Space, euclidean
 from smooth_problems import rosenbrock
 

@@ -11,7 +11,7 @@ from frechet.calculus.functionals._functional import (
     nonlocal_functional,
 )
 from frechet.calculus.functionals._integral_operator import integral_operator
-from frechet.calculus.functionals._riesz import riesz_map, sobolev, sobolev_metric
+from frechet.calculus.functionals._riesz import sobolev
 
 __all__ = [
     "Box",
@@ -24,7 +24,5 @@ __all__ = [
     "integral_operator",
     "local_functional",
     "nonlocal_functional",
-    "riesz_map",
     "sobolev",
-    "sobolev_metric",
 ]

@@ -41,48 +41,9 @@ def sobolev(
 ) -> Metric:
     """Return the inner product of a Sobolev space on node values, with its Riesz map and its factor M^-1/2.
 
-    Args:
-        shape: see `riesz_map`.
-        spacing: see `riesz_map`.
-        order: see `riesz_map`.
-        boundary: see `riesz_map`.
-        length: see `riesz_map`.
-        mass: see `riesz_map`.
-        weights: see `riesz_map`.
-        dtype: see `riesz_map`.
-        device: see `riesz_map`.
-
-    Example:
-        >>> import torch
-        >>> from frechet.calculus.functionals import sobolev
-        >>> H1 = sobolev(100, 0.01, boundary="neumann")
-        >>> u = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-        >>> H1.inner(u, u)  # 1/3 of u^2, and 1 of the slope
-        tensor(1.3233, dtype=torch.float64)
-    """
-    M, inverse, factor = (
-        _diagonal("sobolev", power, shape, spacing, order, boundary, length, mass, weights, dtype, device)
-        for power in (1.0, -1.0, -0.5)
-    )
-    return Metric(M, inverse, factor=factor)
-
-
-def riesz_map(
-    shape: int | Sequence[int],
-    spacing: float | Sequence[float],
-    *,
-    order: float = 1.0,
-    boundary: Boundary = "dirichlet",
-    length: float = 1.0,
-    mass: float = 1.0,
-    weights: Weights = "sobolev",
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-) -> LinearOperator:
-    """Return the Riesz map M^-1 of a Sobolev metric: from derivatives in node values to gradients, positive definite.
-
-    It is ``sobolev(...).inverse``, and as a `preconditioner` for `minimize` of a functional whose second variation is
-    like the metric it makes the number of iterations independent of the grid.
+    ``mass`` of the result is the metric M, and u'M v is the inner product. ``inverse`` is the Riesz map M^-1, from
+    derivatives in node values to gradients. As ``metric=`` of `minimize`, or its inverse as ``preconditioner=``, for a
+    functional whose second variation is like the metric, it makes the number of iterations independent of the grid.
 
     Args:
         shape: nodes of each axis. The vectors are values at the nodes, flattened row by row.
@@ -98,53 +59,20 @@ def riesz_map(
 
     Example:
         >>> import torch
-        >>> from frechet.calculus.functionals import riesz_map, sobolev_metric
-        >>> R, M = riesz_map(50, 0.02), sobolev_metric(50, 0.02)
-        >>> v = torch.randn(50, dtype=torch.float64)
-        >>> torch.allclose(R @ (M @ v), v)
-        True
+        >>> from frechet.calculus.functionals import sobolev
+        >>> H1 = sobolev(100, 0.01, boundary="neumann")
+        >>> u = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+        >>> H1.inner(u, u)  # 1/3 of u^2, and 1 of the slope
+        tensor(1.3233, dtype=torch.float64)
     """
-    return _diagonal("riesz_map", -1.0, shape, spacing, order, boundary, length, mass, weights, dtype, device)
-
-
-def sobolev_metric(
-    shape: int | Sequence[int],
-    spacing: float | Sequence[float],
-    *,
-    order: float = 1.0,
-    boundary: Boundary = "dirichlet",
-    length: float = 1.0,
-    mass: float = 1.0,
-    weights: Weights = "sobolev",
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-) -> LinearOperator:
-    """Return the metric M of a Sobolev space on node values, ``sobolev(...).mass``: u'M v is the inner product.
-
-    Args:
-        shape: see `riesz_map`.
-        spacing: see `riesz_map`.
-        order: see `riesz_map`.
-        boundary: see `riesz_map`.
-        length: see `riesz_map`.
-        mass: see `riesz_map`.
-        weights: see `riesz_map`.
-        dtype: see `riesz_map`.
-        device: see `riesz_map`.
-
-    Example:
-        >>> import torch
-        >>> from frechet.calculus.functionals import sobolev_metric
-        >>> x = torch.linspace(0, 1, 101, dtype=torch.float64)[1:-1]
-        >>> u = torch.sin(torch.pi * x)
-        >>> u @ (sobolev_metric(99, 0.01, mass=0.0) @ u)  # the integral of u'^2 is pi^2 / 2
-        tensor(4.9344, dtype=torch.float64)
-    """
-    return _diagonal("sobolev_metric", 1.0, shape, spacing, order, boundary, length, mass, weights, dtype, device)
+    M, inverse, factor = (
+        _diagonal(power, shape, spacing, order, boundary, length, mass, weights, dtype, device)
+        for power in (1.0, -1.0, -0.5)
+    )
+    return Metric(M, inverse, factor=factor)
 
 
 def _diagonal(
-    name: str,
     power: float,
     shape: int | Sequence[int],
     spacing: float | Sequence[float],
@@ -159,17 +87,17 @@ def _diagonal(
     sizes = (shape,) if isinstance(shape, int) else tuple(shape)
     steps = (float(spacing),) * len(sizes) if isinstance(spacing, int | float) else tuple(spacing)
     if not sizes or min(sizes) < 1 or len(steps) != len(sizes) or not min(steps) > 0:
-        raise ValueError(f"{name}: shape and spacing must be positive, one of each axis, got {sizes} and {steps}")
+        raise ValueError(f"sobolev: shape and spacing must be positive, one of each axis, got {sizes} and {steps}")
     if boundary not in ("dirichlet", "neumann", "periodic"):
-        raise ValueError(f"{name}: boundary must be 'dirichlet', 'neumann' or 'periodic', got {boundary!r}")
+        raise ValueError(f"sobolev: boundary must be 'dirichlet', 'neumann' or 'periodic', got {boundary!r}")
     if weights not in ("sobolev", "besov"):
-        raise ValueError(f"{name}: weights must be 'sobolev' or 'besov', got {weights!r}")
+        raise ValueError(f"sobolev: weights must be 'sobolev' or 'besov', got {weights!r}")
     if not (math.isfinite(order) and length >= 0 and mass >= 0):
-        raise ValueError(f"{name}: order must be finite, length and mass >= 0, got {order}, {length} and {mass}")
+        raise ValueError(f"sobolev: order must be finite, length and mass >= 0, got {order}, {length} and {mass}")
     if mass == 0 and (boundary != "dirichlet" or length == 0) and order != 0:
-        raise ValueError(f"{name}: mass must be > 0 where constants have no derivative (or length is 0), got 0")
+        raise ValueError("sobolev: mass must be > 0 where constants have no derivative (or length is 0), got 0")
     if weights == "besov" and mass != 1:
-        raise ValueError(f"{name}: mass must be 1 for Besov weights, got {mass}")
+        raise ValueError(f"sobolev: mass must be 1 for Besov weights, got {mass}")
     multiplier = _multiplier(sizes, steps, boundary, order, length, mass, weights).to(dtype=dtype, device=device)
     multiplier = (multiplier * math.prod(steps)) ** power
     space = euclidean(math.prod(sizes), dtype, device)

@@ -12,8 +12,7 @@ and an Armijo search on L_eta. The system is solved only as far as z'grad L_eta 
 while that fails, the tolerance falls, eta1 grows and eta2 falls. t > 0 is added where W has no positive curvature on
 the null space of J.
 
-`krylov`    dx = least-norm step to J dx = -c plus projected CG; dy by least squares
-`sketched`  block sketch-and-project on the whole system; the curvature is judged by the test of descent alone
+`Projections` solves it: dx is the least-norm step to J dx = -c plus projected CG; dy follows by least squares.
 
 **Source.** Hong, Na, Mahoney and Kolar (2023), Constrained optimization via exact augmented Lagrangian and randomized
 iterative sketching, ICML, arXiv 2305.18379, algorithm 1; Pillo and Grippo (1979), doi 10.1137/0317044 (the function).
@@ -30,8 +29,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from frechet.linalg._result import Status
@@ -43,8 +42,7 @@ from frechet.optimize._constrained.projected_cg import projected_cg
 from frechet.optimize._constrained.projection import Rows, rows_of
 from frechet.optimize._constrained.raw import as_operator
 from frechet.optimize._constrained.run import ConstrainedState, Observe, Rules, Run
-from frechet.optimize._constrained.sketch import sketch_and_project
-from frechet.space import Space, euclidean
+from frechet.space import Space
 
 ETA1, ETA2 = 1.0, 0.1
 GROWTH = 1.5
@@ -67,13 +65,12 @@ class Step:
 
 @dataclass
 class Penalties:
-    """The weights of L_eta, the tolerance of the systems, the last shift, and what has been drawn and met."""
+    """The weights of L_eta, the tolerance of the systems, the last shift, and the last direction of no curvature."""
 
     eta1: float = ETA1
     eta2: float = ETA2
     delta: float = DELTA
     shift: float = 0.0
-    drawn: int = 0
     bend: Tensor | None = None
 
     def raised(self) -> bool:
@@ -96,10 +93,28 @@ class Moment:
     size: float
 
 
+class NewtonSystem(Protocol):
+    """A way to solve the Newton system at one moment."""
+
+    @property
+    def projects(self) -> bool:
+        """Whether it uses the rows at each moment."""
+        ...
+
+    def step(self, at: Moment, t: float, rtol: float) -> Step:
+        """The step for the shift t, with a residual of at most `rtol`."""
+        ...
+
+    def bends(self, at: Moment, t: float, step: Step) -> bool:
+        """Whether a step that was refused shows that the shift is too small."""
+        ...
+
+
 def augmented(
-    program: Program, start: Point, rules: Rules, observe: Observe | None, *, seed: int | None = None, block: int = 32
+    program: Program, start: Point, rules: Rules, observe: Observe | None, *, system: NewtonSystem | None = None
 ) -> Run:
-    """Run from `start`; by sketches where `seed` is given. All rows are equalities, and there are no bounds."""
+    """Run from `start`, by `Projections` unless `system` is given. All rows are equalities, and there are no bounds."""
+    system = system or Projections()
     space, image = program.domain, program.codomain
     point, rows, eta = start, rows_of(as_operator(start.J)), Penalties()
     y = rows.multipliers(point.g)
@@ -116,7 +131,7 @@ def augmented(
             status, over = Status.STOPPED, True
         if over:
             break
-        step, slope = _step(program, at, eta, seed, block)
+        step, slope = _step(program, at, eta, system)
         status = Status.STAGNATED
         if step is None or not slope < 0 or not (space.finite(step.dx) and image.finite(step.dy)):
             break
@@ -125,7 +140,7 @@ def augmented(
         if accepted is None or (bool((accepted[0].x == point.x).all()) and bool((accepted[1] == y).all())):
             break
         point, y = accepted
-        rows = rows_of(as_operator(point.J)) if seed is None else rows
+        rows = rows_of(as_operator(point.J)) if system.projects else rows
         history.append(point.f)
     ended = status in (Status.STAGNATED, Status.MAX_ITERATIONS)
     if ended and found.infeasibility > rules.ctol and stationary_violation(program, point, STATIONARY):
@@ -145,25 +160,20 @@ def _over(program: Program, at: Moment, found: Conditions, rules: Rules, iterati
     return None, False
 
 
-def _step(program: Program, at: Moment, eta: Penalties, seed: int | None, block: int) -> tuple[Step | None, float]:
+def _step(program: Program, at: Moment, eta: Penalties, system: NewtonSystem) -> tuple[Step | None, float]:
     """A step of descent for L_eta, if there is one, and its slope."""
     space, image, W = program.domain, program.codomain, at.W
     bent, pulled, pushed = W @ at.gradient, at.point.J.T @ at.c, at.point.J @ at.gradient
     step, slope, t = None, math.inf, 0.0
     for _ in range(SHIFTS):
         rtol = min(eta.delta, at.size)
-        if seed is None:
-            step = krylov(at.point, W, t, at.gradient, at.c, at.rows, rtol)
-        else:
-            step = sketched(at.point, W, t, at.gradient, at.c, rtol, seed + eta.drawn, block)
-            eta.drawn += 1
+        step = system.step(at, t, rtol)
         slope_x = float(space.inner(at.gradient + eta.eta2 * bent + eta.eta1 * pulled, step.dx))
         slope = slope_x + float(image.inner(at.c + eta.eta2 * pushed, step.dy))
         if step.curvature is None and slope <= -0.5 * eta.eta2 * at.size * at.size:
             break
         eta.bend = step.curvature if step.curvature is not None else eta.bend
-        bent_down = seed is not None and float(space.inner(step.dx, W @ step.dx + t * step.dx)) <= 0
-        if step.curvature is not None or bent_down:
+        if system.bends(at, t, step):
             t = max(4 * t, eta.shift / 4, 1e-3 * max(1.0, _bending(W, step, space)))
         elif not eta.raised():
             break
@@ -188,30 +198,23 @@ def _searched(program: Program, at: Moment, step: Step, slope: float, eta: Penal
     return None
 
 
-def krylov(point: Point, W: LinearOperator, t: float, gradient: Tensor, c: Tensor, rows: Rows, rtol: float) -> Step:
+@dataclass(frozen=True)
+class Projections:
     """The step by projections: the rows exactly, the gradient to `rtol`."""
-    space = point.J.domain
-    B = from_callable(lambda V: W @ V + t * V, space, facts="symmetric")
-    v = rows.least_norm(-c)
-    bent = B @ v
-    tangent = projected_cg(B, gradient + bent, rows, radius=math.inf, rtol=rtol)
-    dy = rows.multipliers(gradient + bent + tangent.Bp)
-    return Step(v + tangent.p, dy, tangent.curvature)
 
+    projects: bool = True
 
-def sketched(
-    point: Point, W: LinearOperator, t: float, gradient: Tensor, c: Tensor, rtol: float, seed: int, block: int
-) -> Step:
-    """The step by sketches of the whole system."""
-    J, n = point.J, len(gradient)
+    def step(self, at: Moment, t: float, rtol: float) -> Step:
+        space, rows, W = at.point.J.domain, at.rows, at.W
+        B = from_callable(lambda V: W @ V + t * V, space, facts="symmetric")
+        v = rows.least_norm(-at.c)
+        bent = B @ v
+        tangent = projected_cg(B, at.gradient + bent, rows, radius=math.inf, rtol=rtol)
+        dy = rows.multipliers(at.gradient + bent + tangent.Bp)
+        return Step(v + tangent.p, dy, tangent.curvature)
 
-    def product(V: Tensor) -> Tensor:
-        X, Y = V[:n], V[n:]
-        return torch.cat([W @ X + t * X + J.T @ Y, J @ X])
-
-    K = from_callable(product, euclidean(n + len(c), torch.float64, c.device), facts="symmetric")
-    z = sketch_and_project(K, -torch.cat([gradient, c]), seed=seed, block=block, rtol=rtol).x
-    return Step(z[:n], z[n:], None)
+    def bends(self, at: Moment, t: float, step: Step) -> bool:
+        return step.curvature is not None
 
 
 def _bending(W: LinearOperator, step: Step, space: Space) -> float:

@@ -4,9 +4,8 @@
     "interior"                   interior points and a filter line search on dense matrices: interior_point.py
     "composite"                  composite steps in a trust region, a barrier for sides and bounds: composite.py
     "augmented"                  Newton on an exact augmented Lagrangian, equalities alone: augmented.py
-    "sketched"                   the same with randomized sketches of the Newton system; needs `seed`
 
-The others use products only: with the Hessian of the Lagrangian, the Jacobian of the constraints and its transpose.
+The last two use products only: with the Hessian of the Lagrangian, the Jacobian of the constraints and its transpose.
 What is kept is at most a basis of the range of the Jacobian, and nothing where that would be large (`projection.py`).
 f and each row are divided by their gradients at the start; all that is reported is in the units of the caller.
 """
@@ -14,8 +13,9 @@ f and each row are divided by their gradients at the start; all that is reported
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,17 +50,31 @@ from frechet.optimize._constrained.scaling import (
 )
 from frechet.optimize._smooth.minimize_result import MinimizeSolution
 
-Method = Literal["auto", "composite", "interior", "augmented", "sketched"]
+Method = Literal["auto", "composite", "interior", "augmented"]
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 RESTORE = 200  # iterations towards the constraints alone
 MEASURES = 50  # runs, each from the result of the last, with tolerances by sizes there
 LESS = 0.9  # of a violation that was stationary: else another run ends where it did
 RUNAWAY = 1e8  # multipliers above this, for f and rows in units of their gradients at x0, bound nothing
-NAMES = {
-    "auto": "interior point with a filter line search",
-    "interior": "interior point with a filter line search",
-    "composite": "composite steps in a trust region",
-    "augmented": "Newton on an exact augmented Lagrangian",
+
+
+@dataclass(frozen=True)
+class Way:
+    """An algorithm: its name in the result, its loop, and whether it scales f and rows mildly."""
+
+    name: str
+    loop: Callable[[Program, Point, Rules, Observe | None], Run]
+    mild: bool = False
+
+
+FILTER = "interior point with a filter line search"
+COMPOSITE = "composite steps in a trust region"
+AUGMENTED = "Newton on an exact augmented Lagrangian"
+WAYS = {
+    "auto": Way(FILTER, interior_then_composite, mild=True),
+    "interior": Way(FILTER, interior_twice, mild=True),
+    "composite": Way(COMPOSITE, composite),
+    "augmented": Way(AUGMENTED, augmented),
 }
 
 
@@ -74,7 +88,6 @@ def constrained(
     gtol: float | None = None,
     ctol: float | None = None,
     max_iterations: int = 1000,
-    seed: int | None = None,
     observe: Observe | None = None,
 ) -> MinimizeSolution:
     """A local minimum of f where every constraint holds, with its multipliers; see `MinimizeSolution`.
@@ -98,7 +111,7 @@ def constrained(
     active constraints vanish or are dependent, so that multipliers grow without bound), `max_iterations`, `stopped`. A
     trial point where f or c is not finite is refused; at x0 it raises `NonFinite`.
 
-    `seed` belongs to "sketched" and is required there. `observe` is called once per iteration; True stops.
+    `observe` is called once per iteration; True stops.
 
     Example:
         >>> import torch
@@ -108,12 +121,27 @@ def constrained(
         >>> s.status.value, s.x.round(decimals=8), s.multipliers[0].round(decimals=8)
         ('converged', tensor([0.6000, 0.8000], dtype=torch.float64), tensor(4., dtype=torch.float64))
     """
-    program, x, shapes = _program(f, x0, constraints, bounds)
-    rules = _rules(program, gtol, ctol, max_iterations)
-    chosen = _chosen(method, program, seed)
+    if method not in Method.__args__:  # type: ignore[attr-defined]
+        raise ValueError(f"minimize: method must be one of {', '.join(map(repr, Method.__args__))}, got {method!r}")
+    program, x, shapes = problem_of(f, x0, constraints, bounds)
+    if method == "augmented":
+        require_equalities(program, "minimize: method must be 'composite' with {met}, got 'augmented'")
+    chosen = "composite" if method == "auto" and not program.small else method
+    return minimized(program, x, shapes, tolerances(program, gtol, ctol, max_iterations), WAYS[chosen], observe)
+
+
+def minimized(
+    program: Program,
+    x: Tensor,
+    shapes: list[tuple[int, ...]],
+    rules: Rules,
+    way: Way,
+    observe: Observe | None,
+) -> MinimizeSolution:
+    """The minimum by one way; `shapes` are those of the constraints."""
     assert program.asked is not None
     with program.asked.held_open() if program.small else nullcontext():
-        return _minimized(program, x, shapes, rules, chosen, seed, observe)
+        return _minimized(program, x, shapes, rules, way, observe)
 
 
 def _minimized(
@@ -121,12 +149,10 @@ def _minimized(
     x: Tensor,
     shapes: list[tuple[int, ...]],
     rules: Rules,
-    chosen: str,
-    seed: int | None,
+    way: Way,
     observe: Observe | None,
 ) -> MinimizeSolution:
     program, start = lengthened(*reached(program, _start(program, x)))
-    drawn = seed if chosen == "sketched" else None
 
     def shown(state: ConstrainedState) -> bool:
         assert observe is not None
@@ -139,14 +165,13 @@ def _minimized(
         measure, sizes = measures(start, 1.0, 1.0)
         measure = loose or measure
         begun += 1
-        mild = chosen in ("auto", "interior")
-        small = replace(program, measure=measure, measures=sizes).scaled(*scales(start, mild=mild))
+        small = replace(program, measure=measure, measures=sizes).scaled(*scales(start, mild=way.mild))
         begin = small.point(start.x)
         assert begin is not None  # finite a moment ago, in other units
         left = replace(rules, max_iterations=rules.max_iterations - iterations)
-        run = _restored(small, _run(small, begin, left, watch, chosen, drawn), left, watch, chosen, drawn)
+        run = _restored(small, way.loop(small, begin, left, watch), left, watch, way)
         iterations, history = iterations + run.iterations, (*history, *run.history[bool(history) :])
-        judged = judged_by_sizes(program, run, sized, rules, mild)
+        judged = judged_by_sizes(program, run, sized, rules, way.mild)
         run, loose = judged.run, judged.next_measure(rules) if judged.loose else 0.0
         grown = largest(judged.found.y * small.units) / max(small.unit, largest(judged.point.g))
         again = judged.again(rules) if grown <= RUNAWAY and judged.found.infeasibility <= LESS * least else None
@@ -160,20 +185,10 @@ def _minimized(
     program, point, found = judged.program, judged.point, judged.found
     bent = None if run.curvature is None else run.curvature * program.lengths
     run = replace(run, iterations=iterations, history=history, curvature=bent)
-    return _solution(program, point, run, found, judged.holds(rules), grown, rules, chosen, shapes)
+    return _solution(program, point, run, found, judged.holds(rules), grown, rules, way, shapes)
 
 
-def _run(program: Program, start: Point, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
-    if method == "interior":
-        return interior_twice(program, start, rules, observe)
-    if method == "auto":
-        return interior_then_composite(program, start, rules, observe)
-    if method == "composite":
-        return composite(program, start, rules, observe)
-    return augmented(program, start, rules, observe, seed=seed)
-
-
-def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None, method: str, seed: int | None) -> Run:
+def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None, way: Way) -> Run:
     """A run that ended at a violation goes on from a point where it is least: that is zero, or the verdict."""
     if run.status not in (Status.STAGNATED, Status.MAX_ITERATIONS):
         return run
@@ -196,29 +211,18 @@ def _restored(program: Program, run: Run, rules: Rules, observe: Observe | None,
     start = program.point(program.rounded(nearest.x, strict=True))
     if nearest.status is not None or start is None or left <= 0:
         return run
-    again = _run(program, start, replace(rules, max_iterations=left), observe, method, seed)
+    again = way.loop(program, start, replace(rules, max_iterations=left), observe)
     return replace(again, history=(*history, *again.history), iterations=iterations + again.iterations)
 
 
-def _chosen(method: str, program: Program, seed: int | None) -> str:
-    names = Method.__args__  # type: ignore[attr-defined]
-    if method not in names:
-        raise ValueError(f"minimize: method must be one of {', '.join(map(repr, names))}, got {method!r}")
-    if method == "sketched" and seed is None:
-        raise ValueError("minimize: seed must be given for method='sketched', got None; it draws random blocks")
-    if method in ("augmented", "sketched"):
-        sided = bool((program.low != program.high).any())
-        bounded = bool((program.lower > -math.inf).any() or (program.upper < math.inf).any())
-        if sided or bounded:
-            raise ValueError(
-                f"minimize: method must be 'composite' with {'inequalities' if sided else 'bounds'}, got {method!r}"
-            )
-    if method == "auto":
-        return "auto" if program.small else "composite"
-    return method
+def require_equalities(program: Program, sentence: str) -> None:
+    """Refuse inequalities and bounds by `sentence`, in which {met} stands for what was met."""
+    sided = bool((program.low != program.high).any())
+    if sided or bool((program.lower > -math.inf).any() or (program.upper < math.inf).any()):
+        raise ValueError(sentence.format(met="inequalities" if sided else "bounds"))
 
 
-def _rules(program: Program, gtol: float | None, ctol: float | None, max_iterations: int) -> Rules:
+def tolerances(program: Program, gtol: float | None, ctol: float | None, max_iterations: int) -> Rules:
     for name, value in (("gtol", gtol), ("ctol", ctol)):
         if value is not None and not 0 < value < 1:
             raise ValueError(f"minimize: {name} must lie in (0, 1), got {value}")
@@ -228,7 +232,7 @@ def _rules(program: Program, gtol: float | None, ctol: float | None, max_iterati
     return Rules(usual if gtol is None else gtol, usual if ctol is None else ctol, max_iterations)
 
 
-def _program(
+def problem_of(
     f: Function | Objective, x0: Parameters, constraints: Constraints, bounds: tuple[Bound, Bound] | None
 ) -> tuple[Program, Tensor, list[tuple[int, ...]]]:
     """The problem, a start strictly inside the bounds, and the shapes of the constraints."""
@@ -300,7 +304,7 @@ def _solution(
     holds: bool,
     grown: float,
     rules: Rules,
-    method: str,
+    way: Way,
     shapes: list[tuple[int, ...]],
 ) -> MinimizeSolution:
     status = run.status or Status.STAGNATED
@@ -338,7 +342,7 @@ def _solution(
         evaluations=program.ledger.evaluations,
         gradients=program.ledger.gradients,
         products=program.ledger.products,
-        method=_described(method, program),
+        method=_described(way.name, program),
         infeasibility=found.infeasibility,
         complementarity=found.complementarity,
         multipliers=tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True)),
@@ -348,11 +352,9 @@ def _solution(
     )
 
 
-def _described(method: str, program: Program) -> str:
-    if method == "sketched":
-        return f"{NAMES['augmented']}, by sketches"
+def _described(name: str, program: Program) -> str:
     sided = bool((program.low < program.high).any() or (program.lower > -math.inf).any())
     barrier = sided or bool((program.upper < math.inf).any())
-    name = f"{NAMES[method]}, with a barrier" if barrier and method == "composite" else NAMES[method]
+    name = f"{name}, with a barrier" if barrier and name == COMPOSITE else name
     assert program.asked is not None
     return f"{name}, backward passes one by one" if program.asked.seen.batches.refused else name

@@ -29,20 +29,12 @@ from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import grads, second_order
 from frechet.optimize._constrained.constraint import Function
 from frechet.optimize._constrained.raw import DenseRows, Functions, Raw
+from frechet.optimize._counts import Counts
 from frechet.space import Space, Variables, euclidean
 
 SMALL = 300  # variables and equalities: matrices of this order are made and factored faster than products are
 NUMBERS = 200_000  # of a Jacobian
 Parameters = Tensor | Mapping[str, Tensor]
-
-
-@dataclass
-class Ledger:
-    """What has been spent; the one thing here that changes."""
-
-    evaluations: int = 0
-    gradients: int = 0
-    products: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +105,7 @@ class Program:
     measure: float = 1.0  # the sizes of f and of the rows, to which tolerances are relative
     measures: float | Tensor = 1.0
     asked: Functions | None = None
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         asked = self.asked

@@ -27,7 +27,6 @@ from frechet.linalg.systems._arguments import check_start
 from frechet.operators import Metric
 from frechet.optimize._box import Bound, Box, check_pair, side
 from frechet.optimize._least_squares.adaptive_damping import adaptive_damping
-from frechet.optimize._least_squares.affine_scaling import SCALINGS, Scaling
 from frechet.optimize._least_squares.curved_model import curved
 from frechet.optimize._least_squares.damped_step import column_scale, factored
 from frechet.optimize._least_squares.dogleg import dogleg
@@ -82,7 +81,6 @@ def least_squares(
     max_evaluations: int | None = None,
     absolute_sigma: bool = False,
     eta: float = ETA,
-    scaling: Scaling = "combined",
     observe: Callable[[LeastSquaresState], bool] | None = None,
     resume: LeastSquaresState | None = None,
 ) -> LeastSquaresSolution:
@@ -125,8 +123,6 @@ def least_squares(
         absolute_sigma: with True, the residuals have the standard deviation one. Default: standard deviations count as
             ratios, and errors are estimated from what is left.
         eta: the power of norm(r) in the damping of "adaptive-damping", in (0, 4).
-        scaling: that of "interior": ``"coleman-li"``, ``"heinkenschloss-ulbrich"``, ``"kanzow-klug"``,
-            ``"hager-mair-zhang"`` or their convex combination ``"combined"``.
         observe: is called with a `LeastSquaresState` at each step, and stops the run by returning True.
         resume: a state that `observe` saw, to go on from there as if the run had not been interrupted, with method
             "target-ratio". Others start anew at x0.
@@ -164,23 +160,17 @@ def least_squares(
             max_evaluations=max_evaluations,
             absolute_sigma=absolute_sigma,
             eta=eta,
-            scaling=scaling,
             observe=within.observed(observe),
         )
         return within.in_x(in_y)
     problem, x = problem_of(residual, x0, bounds, robust_loss(loss), loss_scale, jacobian)
     _check(method, gtol, xtol, ftol, max_evaluations)
-    _algorithm(method, eta, scaling)
+    _algorithm(method, eta)
     problem, start = begin(problem, x if resume is None else resume.x.cpu().double())
     eps = problem.eps
-    rules = Rules(
-        eps if gtol is None else gtol,
-        eps if xtol is None else xtol,
-        ftol,
-        100 * (len(x) + 10) if max_evaluations is None else max_evaluations,
-        sizes(start.x),
-        tight=max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps,
-    )
+    most = 100 * (len(x) + 10) if max_evaluations is None else max_evaluations
+    tight = max(gtol or 0.0, xtol or 0.0, ftol) <= 10 * eps
+    rules = Rules(eps if gtol is None else gtol, eps if xtol is None else xtol, ftol, most, sizes(start.x), tight=tight)
     if structure is not None:
         run, how = sparse_run(problem, start, structure, rules, method, jacobian != "products", observe)
         run = replace(run, history=tuple(c * problem.square for c in run.history))
@@ -193,27 +183,35 @@ def least_squares(
         return _by_products(with_products(problem, jacobian), start, rules, observe)
     problem, linear = first_linearization(problem, start)
     chosen = method_for(method, problem, linear.J.shape)
-    algorithm = resumed(_algorithm(chosen, eta, scaling), chosen, resume)
-    first, start_cost = linear, linear.cost * problem.square
-    problem, rules, run = in_units(algorithm, problem, linear, rules, observe)
-    described = f"{chosen}, dense Jacobian by {problem.route}"
+    algorithm = resumed(_algorithm(chosen, eta), chosen, resume)
+    return by_factors(problem, linear, rules, algorithm, chosen, observe, absolute_sigma)
+
+
+def by_factors(
+    problem: Residual,
+    first: Linearization,
+    rules: Rules,
+    algorithm: Callable[..., Run],
+    name: str,
+    observe: Callable[[LeastSquaresState], bool] | None = None,
+    absolute_sigma: bool = False,
+) -> LeastSquaresSolution:
+    """The solution by an algorithm on the dense Jacobian, from a first linearization."""
+    start_cost = first.cost * problem.square
+    problem, rules, run = in_units(algorithm, problem, first, rules, observe)
+    described = f"{name}, dense Jacobian by {problem.route}"
     return _solution(problem, rules, run, first, start_cost, described, absolute_sigma)
 
 
-def _algorithm(method: str, eta: float, scaling: Scaling) -> Callable[..., Run]:
+def _algorithm(method: str, eta: float) -> Callable[..., Run]:
     """The loop of a method, with what belongs to it alone."""
-    if scaling not in (*SCALINGS, "combined") or (scaling != "combined" and method != "interior"):
-        known = ", ".join(repr(s) for s in (*SCALINGS, "combined"))
-        raise ValueError(
-            f"least_squares: scaling must be one of {known}, and method 'interior', got {scaling!r} and {method!r}"
-        )
     if not 0 < eta < 4 or (eta != ETA and method != "adaptive-damping"):
         raise ValueError(
             f"least_squares: eta must lie in (0, 4), and method be 'adaptive-damping', got {eta} and {method!r}"
         )
     if method == "adaptive-damping":
         return partial(adaptive_damping, eta=eta)
-    return partial(interior, scaling=scaling) if method == "interior" else ALGORITHMS.get(method, levenberg_marquardt)
+    return ALGORITHMS.get(method, levenberg_marquardt)
 
 
 def _by_products(

@@ -4,7 +4,7 @@
     "trust-region"                  see trust_region.py
     "gradient-regularized"          damping by the norm of the gradient: gradient_regularized.py
     "projected-newton"              trust region on the faces of the bounds: projected_newton.py
-    "interior", "composite", "augmented", "sketched"    under constraints: _constrained/constrained.py
+    "interior", "composite", "augmented"    under constraints: _constrained/constrained.py
 
 The choice is made before the run and is named in the result; nothing switches on failure. At a point where a run ends
 as converged, the curvature is probed; a direction along which f bends downwards leads on.
@@ -33,9 +33,9 @@ from frechet.optimize._smooth.smooth_minimum import MOST, check_options, flat_fu
 from frechet.optimize._smooth.trust_region import trust_region
 
 Method = Literal[
-    "auto", "trust-region", "gradient-regularized", "projected-newton", "interior", "composite", "augmented", "sketched"
+    "auto", "trust-region", "gradient-regularized", "projected-newton", "interior", "composite", "augmented"
 ]
-CONSTRAINED = ("interior", "composite", "augmented", "sketched")
+CONSTRAINED = ("interior", "composite", "augmented")
 ALGORITHMS: dict[str, Callable[..., Run]] = {
     "trust-region": trust_region,
     "gradient-regularized": gradient_regularized,
@@ -145,7 +145,6 @@ def minimize(
             gtol=gtol,
             ctol=ctol,
             max_iterations=max_iterations,
-            seed=seed,
             observe=observe,
         )
     if ctol is not None or method in CONSTRAINED:

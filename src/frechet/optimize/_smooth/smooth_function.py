@@ -20,19 +20,11 @@ from frechet.operators._metric import Metric
 from frechet.operators._operator import SYMMETRIC, Fact, LinearOperator
 from frechet.operators.derivatives._hessian import hessian
 from frechet.operators.derivatives._products import columns, grads, second_order
+from frechet.optimize._counts import Counts
 from frechet.space import Space, Variables
 
 Parameters = Tensor | Mapping[str, Tensor]
 Curvature = Callable[..., LinearOperator]
-
-
-@dataclass
-class Counts:
-    """What has been spent; the one thing here that changes."""
-
-    evaluations: int = 0
-    gradients: int = 0
-    products: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,12 @@ from frechet.operators._metric import Metric, check_metric
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.operators.derivatives._function import frozen_point
 from frechet.optimize._box import Bound, Box, box
+from frechet.optimize._counts import Counts
 from frechet.optimize._smooth.minimize_result import MinimizeSolution
 from frechet.optimize._smooth.minimize_run import followed, largest_free, largest_number
 from frechet.optimize._smooth.newton_loop import Rules, Run
 from frechet.optimize._smooth.projected_newton import projected_newton
-from frechet.optimize._smooth.smooth_function import Counts, Curvature, Parameters, SmoothFunction
+from frechet.optimize._smooth.smooth_function import Curvature, Parameters, SmoothFunction
 from frechet.space import Space, like, named
 
 SMALL = 64  # the largest n whose Hessian is a matrix, from n products

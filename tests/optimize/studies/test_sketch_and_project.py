@@ -6,7 +6,7 @@ import torch
 from counting import counting
 from frechet.linalg._result import Status
 from frechet.operators._constructors import from_matrix
-from frechet.optimize._constrained.sketch import sketch_and_project
+from frechet.optimize.studies._sketch_and_project import sketch_and_project
 from spectra import F64, gaussian
 
 A = gaussian(80).reshape(8, 10)
