@@ -403,3 +403,11 @@ def test_the_numbers_of_a_compressor_lie_in_their_intervals(monkeypatch, capsys)
     z = module.outside(module.TRUE)
     assert torch.allclose(module.inside(z), module.TRUE)
     assert "threshold" in printed(module, found, monkeypatch, capsys)
+
+
+def test_a_process_on_a_grid_solves_helmholtz_equation_at_high_frequency(monkeypatch, capsys):
+    module = script("high_frequency", monkeypatch)
+    rows = module.run(((30.0, 80), (60.0, 160)))
+    assert all(r.error < 1e-4 for r in rows)
+    assert all(r.iterations < 60 for r in rows)
+    assert "points" in printed(module, rows, monkeypatch, capsys)
