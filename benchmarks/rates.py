@@ -379,7 +379,7 @@ def averages(task: Task, cell: Cell) -> Cell:
         def follow(t: int, _: float, kept: Any = kept, rhos: Any = rhos, model: nn.Module = model) -> None:
             now = [p.detach() for p in model.parameters()]
             for one, rho in zip(kept, rhos, strict=True):
-                torch._foreach_lerp_(one, now, 1 - rho)
+                torch._foreach_lerp_(one, now, 1 - rho)  # pyright: ignore[reportPrivateImportUsage]
 
         trained(task, model, opt, cell["batch"], seed, each=follow)
         losses = []

@@ -80,7 +80,7 @@ class NtkDiscriminator(Result):
             return torch.func.functional_call(snapshot.model, {**snapshot.constants, **b}, (points,)).reshape(-1)
 
         with snapshot.running():
-            start, slope = torch.func.jvp(outputs, (dict(blocks),), (dict(moves),))
+            start, slope = torch.func.jvp(outputs, (dict(blocks),), (dict(moves),))  # pyright: ignore
         return slope if self.centered else start + slope
 
 
