@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from frechet.analyze import ntk_discriminator, ntk_flow
+from frechet.errors import NotDifferentiable
 
 DOUBLE = torch.float64
 
@@ -21,6 +22,19 @@ class Features(nn.Module):
 
     def forward(self, x):
         return torch.tanh(x @ self.mix) @ self.weight
+
+
+class Kinked(nn.Module):
+    """The kernel's parametrization, in which the first layer counts as much as the last."""
+
+    def __init__(self, width, activation):
+        super().__init__()
+        torch.manual_seed(0)
+        self.A, self.v = (nn.Parameter(torch.randn(n, width, dtype=DOUBLE)) for n in (2, 1))
+        self.b, self.activation = nn.Parameter(torch.randn(width, dtype=DOUBLE)), activation
+
+    def forward(self, x):
+        return self.activation(x @ self.A + self.b) @ self.v.T / self.A.shape[1] ** 0.5
 
 
 def points(n, shift, seed):
@@ -134,6 +148,25 @@ def test_the_flow_brings_generated_points_to_the_data():
     assert bool((found.discrepancies[1:] < found.discrepancies[:-1]).all())
     assert float(found.discrepancies[-1]) < 0.05 * float(found.discrepancies[0])
     assert float((found.points.mean(0) - real.mean(0)).norm()) < 0.3 * float((fake.mean(0) - real.mean(0)).norm())
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.GELU(), nn.Softplus(), nn.SiLU()])
+def test_smooth_activations_have_a_gradient_that_explains_the_values(activation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 32), activation, nn.Linear(32, 32), activation, nn.Linear(32, 1)).double()
+    assert ntk_discriminator(model, points(9, 1.0, 0), points(9, -1.0, 1)).missed < 1e-3
+
+
+@pytest.mark.parametrize("activation", [torch.relu, nn.functional.leaky_relu, nn.functional.hardtanh])
+@pytest.mark.parametrize("width", [16, 256])
+def test_where_the_kernel_jumps_there_is_no_gradient_but_there_are_values(activation, width):
+    model = Kinked(width, activation)
+    found = ntk_discriminator(model, points(9, 1.0, 0), points(9, -1.0, 1))
+    assert found.values(points(3, 0.0, 2)).shape == (3,)
+    with pytest.raises(NotDifferentiable, match="the kernel jumps where a ReLU switches; use a smooth activation"):
+        found.field(points(3, 0.0, 2))
+    with pytest.raises(NotDifferentiable, match="the kernel jumps"):
+        ntk_flow(model, points(9, 1.0, 0), points(9, -1.0, 1), rate=0.1, steps=1)
 
 
 def test_bad_arguments():

@@ -14,7 +14,9 @@ discrepancy |mean_real J - mean_fake J|^2 of the kernel, in the first case.
 **Source.** Franceschi et al., "A neural tangent kernel perspective of GANs" (2022), arXiv 2106.05566.
 **Differs from the source.** (1) The kernel is that of the finite network at its present parameters; the discriminator
 is then that network linearized, and nothing is infinite. f_0 is 0, or the network's present output. (2) The direction
-d is one vector, so values and gradients at new points need no kernel between them and the data.
+d is one vector, so values and gradients at new points need no kernel between them and the data. (3) The activation must
+be smooth: J of a finite ReLU network jumps where a unit switches, and gradients with respect to points miss the jumps,
+which smooth out in the infinite limit alone. It is checked on segments from generated to real points.
 **Cost.** One transposed product of the Jacobian; for least squares the kernel of n + m points too. A gradient with
 respect to points takes one forward and one backward derivative.
 """
@@ -22,20 +24,29 @@ respect to points takes one forward and one backward derivative.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from frechet.errors import NotDifferentiable
 from frechet.linalg._shown import Result
 from frechet.objective import Objective
 from frechet.objective._snapshot import Snapshot
 from frechet.objective.criteria import squared_error
+from frechet.operators._operator import LinearOperator
 from frechet.operators._structured import refuse_sharded
 from frechet.operators.derivatives._jacobian import jacobian
 from frechet.operators.derivatives._products import _load_forward_rules
 
 Loss = Literal["ipm", "least_squares"]
+SEGMENTS, NODES = 8, 32  # on which the gradient is compared with the values
+# Of the change of the values, that the gradient may miss. On points in the plane, widths 8 to 1024, networks of tanh,
+# softplus, GELU and ELU missed less than 0.1 %; ReLU missed 5 to 38 % in the kernel's parametrization, and 0.2 to 4 %
+# in torch's, where the last layer's kernel, which has no jumps, is most of it.
+MISSED = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +54,7 @@ class NtkDiscriminator(Result):
     """A discriminator in the kernel regime: `direction` is what its parameters move by, flat ``(n,)``.
 
     `discrepancy` is the squared maximum mean discrepancy of the tangent kernel between real and generated points.
+    `missed` is the part of the values' change from generated to real points that their gradient does not explain.
     """
 
     direction: Tensor = field(repr=False)
@@ -50,6 +62,7 @@ class NtkDiscriminator(Result):
     loss: Loss
     time: float
     centered: bool
+    missed: float
     snapshot: Snapshot = field(repr=False)
 
     def values(self, points: Tensor) -> Tensor:
@@ -59,6 +72,15 @@ class NtkDiscriminator(Result):
 
     def field(self, points: Tensor) -> Tensor:
         """The gradient of f_t with respect to each point, shaped as the points."""
+        if self.missed > MISSED:
+            raise NotDifferentiable(
+                f"NtkDiscriminator.field: the gradient misses {100 * self.missed:.0f} % of how values change from "
+                "generated to real points, because the kernel jumps where a ReLU switches; use a smooth activation, "
+                "such as GELU or softplus"
+            )
+        return self._slopes(points)
+
+    def _slopes(self, points: Tensor) -> Tensor:
         points = points.detach().clone().requires_grad_()
         with torch.enable_grad():
             return torch.autograd.grad(self._outputs(points).sum(), points)[0]
@@ -135,20 +157,40 @@ def ntk_discriminator(
     weights = weights.to(snapshot.x)
     between = J.T @ (signs * weights)
     discrepancy = float(objective.space.inner(between, between))
+    made = partial(
+        NtkDiscriminator, discrepancy=discrepancy, loss=loss, time=time, centered=centered, snapshot=snapshot
+    )
     if loss == "ipm":
-        return NtkDiscriminator(time * between, discrepancy, loss, time, centered, snapshot)
-    still = NtkDiscriminator(torch.zeros_like(between), discrepancy, loss, 0.0, centered, snapshot)
-    columns = J.T @ torch.eye(len(points), dtype=snapshot.x.dtype, device=snapshot.x.device)
+        direction = time * between
+    else:
+        start = made(torch.zeros_like(between), missed=0.0).values(points)
+        direction = J.T @ _filtered(J, weights, signs - start, time)
+    return made(direction, missed=_missed(made(direction, missed=0.0), real, fake))
+
+
+def _filtered(J: LinearOperator, weights: Tensor, residual: Tensor, time: float) -> Tensor:
+    """W^1/2 phi(W^1/2 K W^1/2) W^1/2 residual."""
+    columns = J.T @ torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
     root = weights.sqrt().double().cpu()
     K = (J @ columns).double().cpu() * root * root[:, None]
     e, V = torch.linalg.eigh((K + K.T) / 2)
     e = e.clamp(min=0.0)
     # (1 - exp(-2 t e)) / e, whose limit at 0 is 2 t
     phi = torch.where(e > 0, -torch.expm1(-2 * time * e) / torch.where(e > 0, e, 1.0), 2 * time)
-    residual = V.T @ (root * (signs - still.values(points)).double().cpu())
-    return NtkDiscriminator(
-        J.T @ (root * (V @ (phi * residual))).to(snapshot.x), discrepancy, loss, time, centered, snapshot
-    )
+    return (root * (V @ (phi * (V.T @ (root * residual.double().cpu()))))).to(weights)
+
+
+def _missed(found: NtkDiscriminator, real: Tensor, fake: Tensor) -> float:
+    """How much of f(real) - f(fake) the integral of the gradient misses, relative to the larger, over some pairs."""
+    k = min(SEGMENTS, len(real), len(fake))
+    a, b = fake[:k].detach(), real[:k].detach()
+    nodes, weights = (torch.from_numpy(v).to(a) for v in np.polynomial.legendre.leggauss(NODES))
+    s = ((nodes + 1) / 2).reshape(-1, *[1] * a.ndim)
+    slopes = found._slopes((a + s * (b - a)).flatten(0, 1)).reshape(NODES, k, -1)
+    inside = (weights[:, None] / 2 * (slopes * (b - a).reshape(k, -1)).sum(2)).sum(0)
+    change = found.values(b) - found.values(a)
+    size = max(float(inside.norm()), float(change.norm()))
+    return float((inside - change).norm()) / size if size > 0 else 0.0
 
 
 def ntk_flow(
