@@ -198,7 +198,7 @@ def _errors(
         w = blocks[name].detach()
         columns = []
         for b in widths:
-            q = quantizer(w, b)
+            q = quantizer(w.clone(), b)  # it may round in place
             if not isinstance(q, Tensor) or q.shape != w.shape:
                 got = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
                 raise ValueError(f"sensitivity: quantizer must return shape {tuple(w.shape)} for '{name}', got {got}")
