@@ -182,6 +182,10 @@ def _weights(objective: Objective, patterns: str | Iterable[str] | None) -> tupl
     else:
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         found = tuple(n for n in space.names if any(fnmatchcase(n, g) for g in globs))
+    if not found and patterns is None:
+        raise ValueError(
+            "sensitivity: a trainable parameter must have two axes or more, got none; name others by weights="
+        )
     if not found:
         raise ValueError(f"sensitivity: weights must match a trainable parameter, got {patterns!r}")
     return found
