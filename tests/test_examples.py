@@ -283,3 +283,131 @@ def test_a_conductivity_lies_in_its_interval(monkeypatch, capsys):
     assert abs(found.k - module.TRUE) < 4 * found.error
     assert 0.002 < found.error < 0.005  # that of a fit of the exact solution is 0.0032
     assert "k = " in printed(module, found, monkeypatch, capsys)
+
+
+def test_a_bar_melts_as_measured_and_stays_below_the_limit_of_its_temperature(monkeypatch, capsys):
+    module = script("inverse_stefan", monkeypatch)
+    rows = module.run(grids=(4,))
+    assert all(s.converged for row in rows for s in (row.free, *row.limited))
+    for row in rows:
+        assert row.difference < 1e-6
+        free, mild, strict = row.hottest
+        assert strict < mild < free
+        assert strict < module.LIMIT + 0.01
+        costs = [s.value for s in (row.free, *row.limited)]
+        assert costs == sorted(costs)
+    assert "hottest" in printed(module, rows, monkeypatch, capsys)
+
+
+def test_descent_in_the_metric_of_the_laplacian_does_not_see_the_grid(monkeypatch, capsys):
+    module = script("quasilinear_descent", monkeypatch)
+    rows = module.run(grids=(7, 15, 31))
+    assert max(r.rate for r in rows) <= 1 / 3 + 5e-3
+    assert len({r.steps for r in rows}) <= 2
+    assert [r.plain for r in rows] == sorted(r.plain for r in rows)
+    assert rows[-1].plain > 0.99
+    assert all(r.difference < 1e-7 and r.newton < r.steps for r in rows)
+    assert module.residual_of_a_function() < 1e-12
+    assert "plain rate" in printed(module, rows, monkeypatch, capsys)
+
+
+def test_the_best_source_is_at_its_bounds_where_power_costs_linearly(monkeypatch, capsys):
+    module = script("optimal_sources", monkeypatch)
+    found = module.run(n=15)
+    assert found.solution.converged
+    assert found.wrong == 0
+    assert found.between <= 5  # of 225, on the edge of what is heated: there the derivative is zero
+    assert found.smooth > 10 * (1 + found.between)
+    assert 0.03 < float(found.source.mean()) < 0.3
+    assert "#" in printed(module, found, monkeypatch, capsys)
+
+
+def test_four_labels_are_spread_over_two_moons_and_the_energy_never_rises(monkeypatch, capsys):
+    module = script("graph_phases", monkeypatch)
+    rows = module.run()
+    assert all(row.rises == 0 for row in rows)
+    assert all(row.flow.converged and row.momentum.converged for row in rows)
+    steps = [row.flow.iterations for row in rows]
+    assert steps == sorted(steps, reverse=True)
+    assert all(min(row.accuracies) >= row.propagated - 0.01 > 0.9 for row in rows)
+    energies = [s.energies[-1] for row in rows for s in (row.flow, row.momentum)]
+    assert max(energies) - min(energies) < 1e-6
+    assert "label propagation" in printed(module, rows, monkeypatch, capsys)
+
+
+def test_a_mesh_follows_a_ring_without_folds(monkeypatch, capsys):
+    module = script("moving_mesh", monkeypatch)
+    rows = module.run(n=20)
+    for row in rows:
+        assert float(row.mesh.jacobian.min()) > 0
+        assert row.mesh.equidistribution < 1e-9
+        assert row.error < 0.6 * row.uniform
+    assert all(row.mesh.iterations < rows[0].mesh.iterations for row in rows[1:])  # the mesh before is a good start
+    assert "Newton steps" in printed(module, rows, monkeypatch, capsys)
+
+
+def test_a_reduced_model_says_before_it_runs_how_much_it_misses(monkeypatch, capsys):
+    module = script("reduced_model", monkeypatch)
+    found = module.run()
+    exact, some, more = found.rows
+    assert exact.defects[1] < 1e-6
+    assert exact.error < 1e-4
+    assert exact.error < some.error < more.error
+    assert 0.01 < some.defects[0] < more.defects[0]
+    assert abs(found.speed - 2) < 1e-4
+    assert "defect" in printed(module, found, monkeypatch, capsys)
+
+
+def test_convection_is_learnt_along_the_flow_and_not_across_it(monkeypatch, capsys):
+    module = script("lagrangian_coordinates", monkeypatch)
+    monkeypatch.setattr(module, "POINTS", 10)
+    monkeypatch.setattr(module, "STEPS", 25)
+    rows = module.run(speeds=(30.0,))
+    assert rows[0].eulerian > 0.5
+    assert rows[0].lagrangian < 0.2  # the script's own size reaches 2e-3
+    assert "along the flow" in printed(module, rows, monkeypatch, capsys)
+
+
+def test_gaussians_that_move_solve_helmholtz_equation(monkeypatch, capsys):
+    module = script("gaussian_features", monkeypatch)
+    found = module.run(waves=(1, 1), per_axis=4, points=10, steps=20)
+    assert found.error < 2e-3
+    assert found.error < 0.2 * found.first
+    assert "weights alone" in printed(module, found, monkeypatch, capsys)
+
+
+def test_the_adversary_s_density_is_the_maximum_of_its_game(monkeypatch, capsys):
+    module = script("adversarial_sampling", monkeypatch)
+    x = (torch.arange(module.GRID, dtype=torch.float64) + 0.5) / module.GRID
+    square = torch.exp(-200 * (x - 0.3) ** 2)
+    p = module.adversary(square)
+    assert float(p.mean()) == pytest.approx(1)
+    assert float(p.min()) == pytest.approx(0.1)
+    # stationary: h r^2 p - beta int p'^2 changes to second order along directions of mean zero, for one beta
+    h, v = 1 / module.GRID, torch.cos(3 * torch.pi * x)
+    beta = float((square * v).sum() * h / (2 * (p.diff() * v.diff()).sum() / h))
+    w = torch.cos(5 * torch.pi * x)
+    assert float((square * w).sum() * h) == pytest.approx(2 * beta * float((p.diff() * w.diff()).sum() / h), rel=1e-3)
+    found = module.run(draws=2, rounds=3)
+    assert bool((found.adversarial[:, 0] == found.uniform[:, 0]).all())  # the same start
+    assert bool((found.adversarial[:, -1] < found.adversarial[:, 0]).all())
+    assert "near a peak" in printed(module, found, monkeypatch, capsys)
+
+
+def test_the_numbers_of_a_compressor_lie_in_their_intervals(monkeypatch, capsys):
+    module = script("levelling_amplifier", monkeypatch)
+    found = module.run(samples=150)
+    assert found.solution.converged
+    assert bool(((found.parameters - module.TRUE).abs() < 4 * found.errors).all())
+    assert found.after < 1.2 * module.NOISE < 0.1 * found.before
+    z = module.outside(module.TRUE)
+    assert torch.allclose(module.inside(z), module.TRUE)
+    assert "threshold" in printed(module, found, monkeypatch, capsys)
+
+
+def test_a_process_on_a_grid_solves_helmholtz_equation_at_high_frequency(monkeypatch, capsys):
+    module = script("high_frequency", monkeypatch)
+    rows = module.run(((30.0, 80), (60.0, 160)))
+    assert all(r.error < 1e-4 for r in rows)
+    assert all(r.iterations < 60 for r in rows)
+    assert "points" in printed(module, rows, monkeypatch, capsys)

@@ -3,7 +3,14 @@ import torch
 from torch import nn
 
 from frechet import Objective, cross_entropy, hessian, squared_error
-from frechet.compress import activation_sensitivity, allocate_bits, quantized, with_quantized_activations
+from frechet.compress import (
+    activation_sensitivity,
+    allocate_bits,
+    bit_operations,
+    quantized,
+    sensitivity,
+    with_quantized_activations,
+)
 
 F64 = torch.float64
 
@@ -110,3 +117,74 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
+
+
+class Rows(nn.Module):
+    """A linear layer that takes all positions of all examples as rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        m, t, _ = x.shape
+        return self.last(self.first(x.reshape(m * t, -1)).tanh().view(m, t, -1).mean(1))
+
+
+def test_sizes_are_of_one_example_whatever_the_axes_are():
+    torch.manual_seed(0)
+    X, y = torch.randn(14, 5, 4, dtype=F64), torch.randint(0, 3, (14,))
+    o = Objective(Rows().double(), cross_entropy(), [(X[:5], y[:5]), (X[5:, :3], y[5:])])
+    table = activation_sensitivity(o, (4,))
+    assert (table.names, table.sizes) == (("first", "last"), (-(-(5 * 5 + 9 * 3) * 4 // 14), 6))
+    assert activation_sensitivity(objective(called=2), (4,)).sizes == (32, 32, 16)  # of both calls
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "axis"),
+    [
+        (lambda: nn.Conv1d(3, 2, 3, padding=1), (3, 9), 1),
+        (lambda: nn.Conv2d(3, 2, 3, padding=1), (3, 5, 4), 1),
+        (lambda: nn.Conv3d(3, 2, 3, padding=1), (3, 4, 3, 5), 1),
+        (lambda: nn.Linear(3, 2), (3,), 1),
+        (lambda: nn.Linear(3, 2), (5, 3), 2),
+        (lambda: nn.Linear(3, 2), (4, 5, 3), 3),
+    ],
+)
+def test_channels_are_what_the_layer_sums_over(layer, shape, axis):
+    torch.manual_seed(0)
+    net = nn.Sequential(layer(), nn.Flatten(1)).double()
+    X = torch.randn(6, *shape, dtype=F64)
+    scales = torch.tensor([1.0, 100.0, 1e4], dtype=F64)
+    X = X * scales.view([3 if i == axis else 1 for i in range(X.ndim)])
+    target = torch.zeros_like(net(X).detach())
+    o = Objective(net, squared_error(), [(X, target)])
+    others = [i for i in range(X.ndim) if i != axis]
+    with torch.no_grad():
+        q = rounded(X, 4, X.amin(others, keepdim=True), X.amax(others, keepdim=True))
+        expected = float((net(q) - target).square().mean())
+    found = with_quantized_activations(o, {"0": 4}, ranges="channel")
+    assert float(found.value()) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("ranges", ["tensor", "channel"])
+def test_batches_of_other_lengths_share_their_ranges(ranges):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()).double()
+    batches = [(torch.randn(6, 3, n, dtype=F64), torch.randint(0, 5, (6,))) for n in (9, 7)]
+    o = Objective(net, cross_entropy(), batches)
+    table = activation_sensitivity(o, (12,), ranges=ranges, measured=True, curvature="hessian")
+    assert table.sizes == (24,)
+    planned = float(with_quantized_activations(o, {"0": 12}, ranges=ranges).value()) - table.loss
+    assert float(table.measured) == pytest.approx(planned, abs=1e-12)
+    assert float(table.predicted) == pytest.approx(planned, rel=0.01)
+
+
+def test_the_layers_of_gpt2_are_found():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    net = transformers.pytorch_utils.Conv1D(3, 4).double()  # a weight (in, out)
+    net = nn.Sequential(net, nn.Tanh(), nn.Linear(3, 2).double())
+    o = Objective(net, squared_error(), [(torch.randn(6, 4, dtype=F64), torch.zeros(6, 2, dtype=F64))])
+    assert activation_sensitivity(o, (4,)).names == ("0", "2")
+    assert bit_operations(o, sensitivity(o, (2,)), activation_bits=1)[:, 0].tolist() == [24.0, 12.0]

@@ -71,3 +71,18 @@ def test_wrong_masks_are_named():
         for function in (keep_zeros, as_torch_prune):
             with pytest.raises(ValueError, match=sentence):
                 function(model, given)
+
+
+def test_a_shared_weight_is_masked_in_all_its_modules_and_stays_shared():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    kept = {"0.weight": torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) > 0.5}
+    assert len(as_torch_prune(model, kept)) == 2
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).square().sum().backward()
+        optimizer.step()
+    model(torch.ones(2, 4))
+    assert torch.equal(model[0].weight, model[2].weight)
+    assert bool((model[2].weight[~kept["0.weight"]] == 0).all())

@@ -40,3 +40,12 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="uniform: scale must be 'tensor', 'channel' or a group's size"):
         uniform(w, 4, scale="row")
     assert uniform(w, 1, symmetric=False).shape == (2, 6)
+
+
+@pytest.mark.parametrize("scale", ["tensor", "channel", 4])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_channels_may_lie_on_another_axis(axis, scale):
+    w = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(uniform(w, 3, scale=scale, axis=axis), uniform(w.T, 3, scale=scale).T)
+    with pytest.raises(ValueError, match="uniform: axis must be one of 2, got 2"):
+        uniform(w, 3, axis=2)

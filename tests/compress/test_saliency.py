@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from frechet import Objective, cross_entropy, hessian
-from frechet.compress import groups_along, inverse_curvature, saliency
+from frechet.compress import groups_along, inverse_curvature, prune, saliency
 from frechet.space import Space
 
 F64 = torch.float64
@@ -95,3 +95,34 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=sentence):
             call()
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        torch.tensor([1, 1]),
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([-1, 2]),
+        torch.tensor([10_000]),
+        torch.zeros(3, dtype=torch.bool),
+        torch.zeros(0, dtype=torch.long),
+        torch.tensor([[0, 1]]),
+    ],
+)
+@pytest.mark.parametrize("ranking", ["magnitude", "quadratic"])
+def test_groups_that_name_a_weight_twice_or_none_are_refused(group, ranking):
+    o = objective()
+    with pytest.raises(ValueError, match="saliency: each group must be indices from 0 to"):
+        saliency(o, ranking, groups=[group])
+    with pytest.raises(ValueError, match="prune: each group must be indices from 0 to"):
+        prune(o, 0.5, ranking=ranking, groups=[group])
+
+
+def test_masks_are_groups_too():
+    o = objective()
+    mask = torch.arange(o.space.dim) % 3 == 0
+    both = [mask, ~mask]
+    for ranking in ("magnitude", "obd", "quadratic"):
+        found = saliency(o, ranking, groups=both)
+        torch.testing.assert_close(found, saliency(o, ranking, groups=[m.nonzero()[:, 0] for m in both]))
+    assert float((prune(o, 0.5, ranking="magnitude", groups=both).x != 0).double().mean()) < 1

@@ -95,3 +95,15 @@ def test_wrong_arguments_are_named():
         sensitivity(objective, quantizer=lambda w, b: w / 0)
     with pytest.raises(ValueError, match="quantized: bits must name trainable parameters, got 'no'"):
         quantized(objective, {"no": 2})
+
+
+def test_a_quantizer_that_rounds_in_place_leaves_the_point():
+    o = net_objective()
+
+    def in_place(w, bits):
+        return w.copy_(uniform(w, bits))
+
+    found, expected = (sensitivity(o, (2, 4), quantizer=q, measured=True) for q in (in_place, uniform))
+    assert torch.equal(found.predicted, expected.predicted)
+    assert torch.equal(found.measured, expected.measured)
+    assert float(found.predicted.abs().min()) > 0

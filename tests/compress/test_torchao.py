@@ -1,5 +1,8 @@
 import builtins
 import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +22,92 @@ def data():
     return [(torch.randn(50, 64, generator=g), torch.randint(0, 4, (50,), generator=g))]
 
 
+def rounded_by_hand(weight, bits, group):
+    """Integers from -2^(b-1) to 2^(b-1) - 1 with the scale max |w| / (2^(b-1) - 1/2), number by number."""
+    found = weight.clone()
+    for i, row in enumerate(weight.tolist()):
+        size = len(row) if group is None else group
+        for a in range(0, len(row), size):
+            part = row[a : a + size]
+            scale = max(map(abs, part)) / (2 ** (bits - 1) - 0.5)
+            for j, w in enumerate(part):
+                level = min(max(round(w / scale), -(2 ** (bits - 1))), 2 ** (bits - 1) - 1)
+                found[i, a + j] = level * scale
+    return found
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """`PerAxis` and `PerGroup` of the stand-in."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class WeightOnly:
+    """`IntxWeightOnlyConfig` of the stand-in."""
+
+    weight_dtype: torch.dtype
+    granularity: Granularity | None
+
+
+@dataclass(frozen=True)
+class ByName:
+    """`FqnToConfig` of the stand-in."""
+
+    config: dict[str, WeightOnly]
+
+
+class Stored(nn.Parameter):
+    """A weight that was rounded."""
+
+
+def stand_in():
+    """A module with the five names of torchao that are used, which rounds number by number."""
+    ao: Any = ModuleType("torchao.quantization")
+    ao.PerAxis, ao.PerGroup = lambda axis: None if axis == 0 else 1 / 0, Granularity
+    ao.IntxWeightOnlyConfig, ao.FqnToConfig = WeightOnly, ByName
+
+    def quantize_(model, config, filter_fn=None):
+        pairs = {"": config} if isinstance(config, WeightOnly) else config.config
+        for name, c in pairs.items():
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            bits = int(str(c.weight_dtype).removeprefix("torch.int"))
+            group = None if c.granularity is None else c.granularity.size
+            layer.weight = Stored(rounded_by_hand(layer.weight.detach(), bits, group), requires_grad=False)
+
+    ao.quantize_ = quantize_
+    return ao
+
+
+@pytest.fixture(params=["torchao", "stand-in"])
+def ao(request, monkeypatch):
+    """torchao where it is installed, and everywhere a stand-in that shares no code with it or with the library."""
+    if request.param == "torchao":
+        return pytest.importorskip("torchao.quantization")
+    made = stand_in()
+    monkeypatch.setitem(sys.modules, "torchao", ModuleType("torchao"))
+    monkeypatch.setitem(sys.modules, "torchao.quantization", made)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("group", [None, 4])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_its_rounding_is_that_by_hand(ao, bits, group):
+    weight = torch.randn(5, 32, generator=torch.Generator().manual_seed(bits))
+    size = 32 if group is None else group
+    step = weight.view(5, -1, size).abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 0.5)
+    found, by_hand = torchao_rounding(weight, bits, group=group), rounded_by_hand(weight, bits, group)
+    off = (found - by_hand).abs().view(5, -1, size)
+    ties = ((weight.view(5, -1, size) / step).frac().abs() - 0.5).abs() < 1e-4  # either neighbour is right
+    assert bool((off <= torch.where(ties, 1.001 * step, 1e-4 * step)).all())
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("group", [None, 16])
-def test_the_loss_of_the_plan_is_that_of_the_model_that_torchao_quantizes(group):
-    ao = pytest.importorskip("torchao.quantization")
+def test_the_loss_of_the_plan_is_that_of_the_model_that_torchao_quantizes(ao, group):
     model = net()
     objective = Objective(model, cross_entropy(), data())
 
@@ -42,8 +127,7 @@ def test_the_loss_of_the_plan_is_that_of_the_model_that_torchao_quantizes(group)
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_rounded_row_has_as_many_values_as_the_bits_can_tell(bits):
-    pytest.importorskip("torchao.quantization")
+def test_a_rounded_row_has_as_many_values_as_the_bits_can_tell(ao, bits):
     weight = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = torchao_rounding(weight, bits)
     assert found.dtype == torch.float64

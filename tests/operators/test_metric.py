@@ -221,6 +221,21 @@ def test_a_product_metric_has_the_names_of_the_variables():
     torch.testing.assert_close(s.x["q"], torch.ones(3, dtype=F64))
 
 
+def test_values_on_a_grid_and_dicts_of_them_are_vectors():
+    H1, g = sobolev((3, 4), 0.5), gaussian(3, 4)
+    both = product_metric({"f": H1, "s": Metric(from_diagonal(geometric(5, 9.0)))})
+    x, y = ({"f": gaussian(3, 4, seed=s), "s": gaussian(5, seed=s + 2)} for s in (1, 2))
+    flat = [torch.cat([v["f"].reshape(-1), v["s"]]) for v in (x, y)]
+    assert torch.equal(H1.norm(g), H1.norm(g.reshape(-1)))
+    assert torch.equal(H1.riesz(g), H1.riesz(g.reshape(-1)))
+    assert torch.equal(both.inner(x, y), both.inner(*flat))
+    assert torch.equal(both.norm(dict(reversed(x.items()))), both.norm(flat[0]))
+    for product in (both.riesz, both.covector):
+        assert torch.equal(product(x), product(flat[0]))
+    with pytest.raises(ValueError, match=r"a dict must hold blocks with {'f': 12, 's': 5} entries, got .*\(4,\)"):
+        both.inner(x, {**y, "s": torch.ones(4, dtype=F64)})
+
+
 @pytest.mark.parametrize("size", [1e-200, 1e-160, 1.0, 1e160, 1e200])
 def test_norms_of_small_and_large_vectors_stay_in_range(size):
     metric, c = METRICS["dense"](), gaussian(12)

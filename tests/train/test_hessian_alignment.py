@@ -137,3 +137,24 @@ def test_other_heads_have_no_closed_form():
         hessian_alignment(nn.Sequential(linear()), features, targets, by="matrix")
     with pytest.raises(ValueError, match="by must be"):
         hessian_alignment(linear(), features, targets, by="trace")
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_frozen_parameters_of_the_head_are_not_aligned(frozen):
+    g = torch.Generator().manual_seed(0)
+    head = nn.Linear(4, 3).double()
+    getattr(head, frozen).requires_grad_(False)
+    features = [torch.randn(n, 4, generator=g, dtype=torch.float64) for n in (5, 9)]
+    targets = [torch.randint(0, 3, (len(h),), generator=g) for h in features]
+    found = hessian_alignment(head, features, targets, hessian=0.7, gradient=0.3)
+    expected = hessian_alignment(nn.Sequential(head), features, targets, hessian=0.7, gradient=0.3)  # by autograd
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("made", [lambda: nn.Linear(4, 3), lambda: nn.Sequential(nn.Linear(4, 3))])
+def test_examples_without_a_label_and_frozen_heads_are_refused(made):
+    features, targets = [torch.randn(5, 4)] * 2, [torch.zeros(5, dtype=torch.long), torch.tensor([0, 1, -100, 2, 0])]
+    with pytest.raises(ValueError, match="targets must be class indices from 0 on, got -100"):
+        hessian_alignment(made(), features, targets)
+    with pytest.raises(ValueError, match="the head must have trainable parameters, got none"):
+        hessian_alignment(made().requires_grad_(False), features, [targets[0]] * 2)

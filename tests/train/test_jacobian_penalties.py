@@ -325,3 +325,30 @@ def test_a_backward_without_a_derivative_is_refused():
 
     with pytest.raises(NotDifferentiable, match="must depend on the inputs"):
         jacobian_frobenius(Cut(), inputs(3, 4), seed=0)
+
+
+class Flattened(nn.Module):
+    """Positions as rows, or only their mean: the outputs have other examples than the inputs."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.layer = how, nn.Linear(2, 2)
+
+    def forward(self, x):
+        y = self.layer(x.reshape(-1, 2))
+        return {"rows": y, "mean": y.mean(0), "scalar": y.sum()}[self.how]
+
+
+@pytest.mark.parametrize("how", ["rows", "mean", "scalar"])
+def test_outputs_of_other_examples_than_the_inputs_are_refused(how):
+    x = torch.randn(5, 4)
+    with pytest.raises(ValueError, match="outputs must have the 5 examples of the inputs on axis 0, got shape"):
+        jacobian_frobenius(Flattened(how), x, seed=0)
+    if how != "scalar":
+        with pytest.raises(ValueError, match="outputs must have the 5 examples of the inputs on axis 0, got shape"):
+            jacobian_nuclear(nn.Linear(4, 4), Flattened(how), x, seed=0)
+
+
+def test_in_inference_mode_it_says_so():
+    with torch.inference_mode(), pytest.raises(NotDifferentiable, match=r"leave torch\.inference_mode"):
+        jacobian_frobenius(nn.Linear(4, 3), torch.randn(5, 4), seed=0)

@@ -49,5 +49,37 @@ def test_the_initialization_has_its_variance_and_seed(layer):
 def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="rank must be a positive int"):
         maxout_variance(0)
-    with pytest.raises(ValueError, match=r"weight \(outputs, inputs"):
+    with pytest.raises(ValueError, match="must be linear or convolutional, got ReLU"):
         initialize_maxout(nn.ReLU(), 2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan_in"),
+    [
+        (lambda: nn.Conv2d(8, 120, 3, groups=2), 36),
+        (lambda: nn.ConvTranspose2d(8, 120, 3), 72),
+        (lambda: nn.ConvTranspose2d(8, 120, 4, stride=2, groups=2), 16),
+        (lambda: nn.ConvTranspose1d(8, 400, 4, stride=2), 16),
+    ],
+)
+def test_the_fan_in_is_what_an_output_sums_over(layer, fan_in):
+    made = layer()
+    initialize_maxout(made, 2, seed=0)
+    x = torch.randn(1, 8, *[40] * (made.weight.ndim - 2), generator=torch.Generator().manual_seed(1))
+    inner = (slice(None), slice(None), *[slice(4, -4)] * (made.weight.ndim - 2))
+    with torch.no_grad():
+        assert float(made(x)[inner].var()) == pytest.approx(1.0, abs=0.1)
+        assert float(made.weight.var()) * fan_in == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(4), nn.Embedding(5, 4), nn.Bilinear(2, 3, 4), nn.ReLU()])
+def test_layers_of_other_kinds_are_refused(layer):
+    with pytest.raises(ValueError, match="initialize_maxout: layer must be linear or convolutional, got"):
+        initialize_maxout(layer, 2, seed=0)
+
+
+def test_the_layer_of_gpt2_sums_over_its_first_axis():
+    transformers = pytest.importorskip("transformers")
+    layer = transformers.pytorch_utils.Conv1D(400, 50)
+    initialize_maxout(layer, 2, seed=0)
+    assert float(layer.weight.detach().var()) * 50 == pytest.approx(1.0, abs=0.05)

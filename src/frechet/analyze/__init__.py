@@ -8,6 +8,7 @@ from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobeni
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
 from frechet.analyze._examples import ExampleCurvatures, ExampleGradients, example_curvatures, example_gradients
+from frechet.analyze._game import Game, Player, game_trajectory
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
 from frechet.analyze._intrinsic_dimension import IntrinsicDimension, intrinsic_dimension, random_subspace
@@ -18,6 +19,7 @@ from frechet.analyze._laplace.prediction import LaplacePrediction, draw, predict
 from frechet.analyze._layers import LayerTops, LayerTraces, layer_tops, layer_traces
 from frechet.analyze._lyapunov import Lyapunov, lyapunov
 from frechet.analyze._noise_scale import CurvatureNoiseScale, NoiseScale, curvature_noise_scale, noise_scale
+from frechet.analyze._ntk_discriminator import NtkDiscriminator, NtkFlow, ntk_discriminator, ntk_flow
 from frechet.analyze._ntk_prediction import NtkDrift, NtkPrediction, ntk_drift, ntk_prediction
 from frechet.analyze._outliers import Outliers, outliers
 from frechet.analyze._plan import Job, Plan, plan
@@ -50,6 +52,7 @@ from frechet.analyze._stability import (
     stability,
     stable_learning_rate,
 )
+from frechet.analyze._training_regions import TrainingRegions, training_regions
 from frechet.analyze._trajectory import (
     Trajectory,
     Update,
@@ -57,8 +60,9 @@ from frechet.analyze._trajectory import (
     sgd_update,
     training_jacobian,
     trajectory,
-    trajectory_influence,
 )
+from frechet.analyze._trajectory_influence import trajectory_influence
+from frechet.analyze._trajectory_invariance import TrajectoryInvariance, trajectory_invariance
 
 __all__ = [
     "AnnealingLaw",
@@ -75,6 +79,7 @@ __all__ = [
     "ExampleGradients",
     "ExampleQuadratics",
     "ExampleSlopes",
+    "Game",
     "Gram",
     "History",
     "Hyperparameters",
@@ -90,11 +95,14 @@ __all__ = [
     "MatrixNorms",
     "Monitor",
     "NoiseScale",
+    "NtkDiscriminator",
     "NtkDrift",
+    "NtkFlow",
     "NtkPrediction",
     "Outliers",
     "Plan",
     "Plane",
+    "Player",
     "Posterior",
     "PowerLaw",
     "Quantity",
@@ -108,7 +116,9 @@ __all__ = [
     "Stability",
     "StepMetric",
     "StepRule",
+    "TrainingRegions",
     "Trajectory",
+    "TrajectoryInvariance",
     "Update",
     "adam_update",
     "adamw_timescale",
@@ -129,6 +139,7 @@ __all__ = [
     "fit_annealing_law",
     "fit_power_law",
     "fit_smoothness",
+    "game_trajectory",
     "gradient_gram",
     "influence",
     "interpolation",
@@ -141,7 +152,9 @@ __all__ = [
     "loss_slices",
     "lyapunov",
     "noise_scale",
+    "ntk_discriminator",
     "ntk_drift",
+    "ntk_flow",
     "ntk_matrix",
     "ntk_prediction",
     "optimizer_metric",
@@ -162,8 +175,10 @@ __all__ = [
     "stable_learning_rate",
     "step_rule",
     "training_jacobian",
+    "training_regions",
     "trajectory",
     "trajectory_influence",
+    "trajectory_invariance",
     "tune_evidence",
     "weight_decay_for",
     "width_exponent",

@@ -1,4 +1,4 @@
-"""A training run as a map: its Jacobian as an operator, and the influence of every example from one backward sweep.
+"""A training run as a map, and its Jacobian as an operator.
 
     s_{t+1} = update(s_t, g_t),    g_t = gradient of batch t at x_t,    s = (x, buffers)
 
@@ -6,12 +6,8 @@ The tangent of a step is elementwise but for d g = H_t d x, a Hessian product; t
 The Jacobian d x_T / d x_0 is the product of all steps. Its leading singular vectors are directions in which training is
 chaotic, its small ones those that training forgets, and in the rest it is nearly the identity.
 
-The influence of example n on a function M of x_T is dM/dw_n, with w_n its weight in every batch it is in: with u the
-adjoint of g_t, the slope of the example's loss along u, added up over the batches. One sweep gives all of them.
-
 **Source.** Belrose and Scherlis, "Understanding gradient descent through the training Jacobian" (2024), arXiv
-2412.07003. Hara, Nitanda and Maehara, "Data cleansing for models trained with SGD" (2019), arXiv 1906.08473: the
-sweep. Terashita et al., "Influence estimation for generative adversarial networks" (2021), arXiv 2101.08367.
+2412.07003.
 **Differs from the source.** (1) No matrix is formed. (2) Momentum and Adam with all their buffers: the path through the
 second moment counts. (3) States are kept at every root-of-T-th step, and those between are computed again.
 **Cost.** A product with the Jacobian takes T gradients and T Hessian products, one with its transpose a second pass of
@@ -29,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frechet.analyze._example_slopes import example_slopes
 from frechet.linalg._shown import Result
 from frechet.objective import Objective
 from frechet.objective._data import rows_of
@@ -146,7 +141,7 @@ class Trajectory(Result):
 
     def batch(self, t: int) -> Objective:
         """The objective on the batch of step t."""
-        return _on_rows(self.objective, self.rows[t])[0]
+        return on_rows(self.objective, self.rows[t])[0]
 
     def forward(self) -> Iterator[tuple[int, Objective, State, Tensor]]:
         """Every step: its number, the objective on its batch, the state before it, and the gradient."""
@@ -206,7 +201,7 @@ def trajectory(objective: Objective, rows: Sequence[Tensor], update: Update, *, 
             )
         if t and t % every == 0:
             kept[t] = state
-        state = update.step(state, _on_rows(objective, r)[0].gradient(state[0]), t)
+        state = update.step(state, on_rows(objective, r)[0].gradient(state[0]), t)
     return Trajectory(objective, update, chosen, kept, state[0], size)
 
 
@@ -227,63 +222,20 @@ def training_jacobian(run: Trajectory) -> LinearOperator:
         tangents: State = (V, *(torch.zeros_like(V) for _ in update.buffers))
         for t, part, state, g in run.forward():
             dg = hessian(part, state[0]) @ tangents[0]
-            tangents = _tangent(update, state, g, t, tangents, dg)
+            tangents = tangent_of_step(update, state, g, t, tangents, dg)
         return tangents[0]
 
     def rmatmat(U: Tensor) -> Tensor:
         adjoint: State = (U, *(torch.zeros_like(U) for _ in update.buffers))
         for t, part, state, g in run.backward():
-            adjoint, ug = _adjoint(update, state, g, t, adjoint)
+            adjoint, ug = adjoint_of_step(update, state, g, t, adjoint)
             adjoint = (adjoint[0] + hessian(part, state[0]) @ ug, *adjoint[1:])
         return adjoint[0]
 
     return from_callable(matmat, rmatmat=rmatmat, domain=space, codomain=space)
 
 
-def trajectory_influence(run: Trajectory, metric_gradient: Tensor) -> Tensor:
-    """Return dM/dw_n for every example n: how a metric of the trained parameters changes with the example's weight.
-
-    Leaving example n out of every batch it is in (with the batches' denominators as they are) changes the metric by
-    about minus this number.
-
-    Args:
-        run: the training run.
-        metric_gradient: the gradient ``(n,)`` of the metric at ``run.x``, such as ``validation.gradient(run.x)``.
-
-    Example:
-        >>> import torch
-        >>> from frechet import Objective, squared_error
-        >>> from frechet.analyze import sgd_update, trajectory, trajectory_influence
-        >>> model = torch.nn.Linear(1, 1, bias=False)
-        >>> _ = torch.nn.init.zeros_(model.weight)
-        >>> objective = Objective(model, squared_error(), [(torch.ones(2, 1), torch.tensor([[1.0], [3.0]]))])
-        >>> run = trajectory(objective, [torch.tensor([0, 1])], sgd_update(0.5))
-        >>> trajectory_influence(run, torch.ones(1))  # x_1 = 0.5 w_0 + 1.5 w_1
-        tensor([0.5000, 1.5000], dtype=torch.float64)
-    """
-    space = run.objective.space
-    if metric_gradient.shape != (space.dim,):
-        raise ValueError(
-            f"trajectory_influence: metric_gradient must have shape ({space.dim},), got {tuple(metric_gradient.shape)}"
-        )
-    total = torch.zeros(run.examples, dtype=torch.float64)
-    u = metric_gradient[:, None]
-    adjoint: State = (u, *(torch.zeros_like(u) for _ in run.update.buffers))
-    for t, part, state, g in run.backward():
-        adjoint, ug = _adjoint(run.update, state, g, t, adjoint)
-        slopes = example_slopes(_without_penalties(part), ug, x=state[0])
-        order = _on_rows(run.objective, run.rows[t])[1]
-        total.index_add_(0, order, slopes.values[:, 0] / len(order))
-        adjoint = (adjoint[0] + hessian(part, state[0]) @ ug, *adjoint[1:])
-    return total
-
-
-def _without_penalties(objective: Objective) -> Objective:
-    """The objective without its penalties, which no example's weight multiplies."""
-    return objective._with(objective.parts, ())
-
-
-def _on_rows(objective: Objective, rows: Tensor) -> tuple[Objective, Tensor]:
+def on_rows(objective: Objective, rows: Tensor) -> tuple[Objective, Tensor]:
     """The objective on some examples, and their numbers in the order in which they come."""
     part, pieces, order, start = objective.parts[0], [], [], 0
     raw: Any = part.data
@@ -298,7 +250,7 @@ def _on_rows(objective: Objective, rows: Tensor) -> tuple[Objective, Tensor]:
     return made, torch.cat(order)
 
 
-def _tangent(update: Update, state: State, g: Tensor, t: int, tangents: State, dg: Tensor) -> State:
+def tangent_of_step(update: Update, state: State, g: Tensor, t: int, tangents: State, dg: Tensor) -> State:
     """The tangents (n, k) after a step, from those before it and of the gradient."""
 
     def step(*args: Tensor) -> State:
@@ -312,7 +264,7 @@ def _tangent(update: Update, state: State, g: Tensor, t: int, tangents: State, d
     return torch.func.vmap(one, in_dims=1, out_dims=1)(*tangents, dg)
 
 
-def _adjoint(update: Update, state: State, g: Tensor, t: int, adjoint: State) -> tuple[State, Tensor]:
+def adjoint_of_step(update: Update, state: State, g: Tensor, t: int, adjoint: State) -> tuple[State, Tensor]:
     """The adjoints (n, k) before a step, and that of the gradient, from those after it."""
 
     def step(*args: Tensor) -> State:

@@ -10,7 +10,8 @@ so that the block of curvature of all layers and numbers of bits is a small matr
 over all examples, with no vector of an activation's size. Layers are quantized one at a time.
 
 The range of a quantizer is fixed by a first pass over the data: the least and the largest entry of the whole input, or
-of each channel (axis 1 of images, the last axis elsewhere).
+of each channel: the axis that a convolution or a linear layer sums over; of other modules axis 1 of images, else the
+last one.
 
 **Source.** Z. Dong et al. (2020), HAWQ-V2, arXiv 1911.03852, section 3.3, for the second order in activations.
 **Differs from the source.** The quadratic form of the actual errors instead of a trace times their size.
@@ -32,9 +33,10 @@ from torch import Tensor, nn
 from frechet.compress._sensitivity import Curvature, Sensitivity
 from frechet.objective import Objective
 from frechet.operators.derivatives import gauss_newton, hessian
+from frechet.operators.derivatives._kfac_layers import is_transposed
 
 Ranges = Literal["tensor", "channel"]
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # the axes behind the channels
 NUMBER = "_error"  # the parameter t of a layer
 
 
@@ -45,9 +47,10 @@ class _Site:
     name: str
     bits: tuple[int, ...]
     ranges: Ranges
+    module: nn.Module
     low: Tensor | None = None
     high: Tensor | None = None
-    size: int = 0  # entries for each example
+    entries: int = 0  # in a pass over the data
 
     def look(self, a: Tensor) -> None:
         axes = self._others(a)
@@ -55,11 +58,17 @@ class _Site:
         zero = torch.zeros((), dtype=a.dtype, device=a.device)  # 0 is always a level
         self.low = torch.minimum(low, zero if self.low is None else self.low)
         self.high = torch.maximum(high, zero if self.high is None else self.high)
-        self.size = max(self.size, a[0].numel() if a.ndim else 1)
+        self.entries += a.numel()
 
     def _others(self, a: Tensor) -> list[int]:
-        channel = 1 if a.ndim >= 4 else a.ndim - 1
-        return [i for i in range(a.ndim) if self.ranges == "tensor" or i != channel]
+        return [i for i in range(a.ndim) if self.ranges == "tensor" or i != self._channel(a.ndim)]
+
+    def _channel(self, axes: int) -> int:
+        behind = next((k for kind, k in CONVOLUTIONS.items() if isinstance(self.module, kind)), None)
+        if behind is None:
+            linear = isinstance(self.module, nn.Linear) or is_transposed(self.module)
+            return axes - 1 if linear or axes < 4 else 1
+        return axes - 1 - behind
 
     def errors(self, a: Tensor) -> list[Tensor]:
         assert self.low is not None
@@ -94,11 +103,12 @@ def activation_sensitivity(
         method: ``"taylor"`` has the gradient's part, ``"quadratic"`` the curvature's alone.
         curvature: as in `sensitivity`.
         measured: whether the loss is evaluated with each input quantized, too.
-        modules: glob patterns of modules that take one tensor. Default: all Linear and Conv layers that are called.
+        modules: glob patterns of modules that take one tensor. Default: all Linear and Conv layers that are called,
+            and those of GPT-2 in transformers.
 
     Returns:
-        A `Sensitivity` whose names are modules and whose sizes are the entries of their inputs for one example, so that
-            `allocate_bits` plans the bytes of activations.
+        A `Sensitivity` whose names are modules and whose sizes are the entries of their inputs for one example, of all
+            calls together, the mean over the data rounded up, so that `allocate_bits` plans the bytes of activations.
 
     Raises:
         ValueError: no module matches or is called, a number of bits is out of range, or the objective has several
@@ -130,12 +140,12 @@ def activation_sensitivity(
     found = None
     if measured:
         found = torch.tensor([float(moved.value(e)) - loss for e in space.units(range(n)).T], dtype=torch.float64)
-    order = [s.name for s in sites]
+    order, examples = [s.name for s in sites], sum(b.examples for b in objective.batches())
     at = torch.stack([torch.arange(n)[space.block(f"{name}.{NUMBER}".lstrip("."))] for name in order]).to(value.device)
     value = value[at]
     return Sensitivity(
         names=tuple(order),
-        sizes=tuple(s.size for s in sites),
+        sizes=tuple(-(-s.entries // examples) for s in sites),
         bits=widths,
         predicted=value,
         lower=value,
@@ -224,13 +234,13 @@ def _calibrated(what: str, objective: Objective, widths: Mapping[str, tuple[int,
     for name in widths:
         if name not in modules:
             raise ValueError(f"{what}: modules must be those of the model, got {name!r}")
-    sites = [_Site(name, own, ranges) for name, own in widths.items()]
+    sites = [_Site(name, own, ranges, modules[name]) for name, own in widths.items()]
     model = copy.deepcopy(objective.model)
     for site in sites:
 
         def look(module: nn.Module, given: tuple[Any, ...], site: _Site = site) -> None:
             if not given or not isinstance(given[0], Tensor) or not given[0].is_floating_point():
-                raise ValueError(f"{what}: module '{site.name}' must take a floating tensor first")
+                raise ValueError(f"{what}: module '{site.name}' must take a floating tensor by position first")
             site.look(given[0].detach())
 
         model.get_submodule(site.name).register_forward_pre_hook(look)
@@ -244,7 +254,7 @@ def _calibrated(what: str, objective: Objective, widths: Mapping[str, tuple[int,
 def _named(objective: Objective, patterns: str | Iterable[str] | None) -> list[str]:
     modules = dict(objective.model.named_modules())
     if patterns is None:
-        found = [n for n, m in modules.items() if isinstance(m, KINDS)]
+        found = [n for n, m in modules.items() if isinstance(m, (nn.Linear, *CONVOLUTIONS)) or is_transposed(m)]
     else:
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         found = [n for n in modules if any(fnmatchcase(n, g) for g in globs)]

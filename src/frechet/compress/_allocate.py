@@ -4,7 +4,7 @@
 
 One budget: dynamic programming over the weights. Each state is a cost and the least loss that has it; a state that
 another one beats in both is dropped, so that the states after the last weight are the Pareto front. Several budgets, or
-more states than MOST: an integer program by HiGHS, which SciPy carries.
+more states than MOST: an integer program by HiGHS, and a search that starts from its plan (`_several_budgets.py`).
 
 **Source.** Z. Yao et al. (2021), HAWQ-V3: dyadic neural network quantization, arXiv 2011.10680, for the program.
 **Differs from the source.** The front by dynamic programming, which is exact and serves all budgets at once.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from frechet.compress._sensitivity import Sensitivity
+from frechet.compress._several_budgets import within
 from frechet.linalg._shown import Result, Rows
 
 MOST = 2_000_000  # states
@@ -64,7 +65,7 @@ def allocate_bits(
             model with `quantized` and measure.
 
     Raises:
-        ValueError: no plan fits, with the smallest cost; or the table has no measured losses.
+        ValueError: no plan fits, with the smallest cost; the table has no measured losses, or some that are not finite.
 
     Example:
         >>> import torch
@@ -80,7 +81,7 @@ def allocate_bits(
     if not limits:
         raise ValueError("allocate_bits: a budget or limits must be given, got none")
     for cost, most in limits:
-        if float(cost.amin(1).sum()) > most * (1 + 1e-12):
+        if not float(cost.amin(1).sum()) <= most * (1 + 1e-12):
             raise ValueError(
                 f"allocate_bits: the budget must be at least {float(cost.amin(1).sum()):.6g}, the cost of the fewest "
                 f"bits, got {most:.6g}"
@@ -90,7 +91,7 @@ def allocate_bits(
         front = _front(loss.numpy(), limits[0][0].numpy(), limits[0][1])
         chosen = None if front is None else front[-1]
     if chosen is None:
-        chosen = _by_program(loss.numpy(), limits)
+        chosen = within(loss.numpy(), [(c.numpy(), m) for c, m in limits], MOST)
     return _plan(table, loss, chosen, [c for c, _ in limits])
 
 
@@ -175,25 +176,6 @@ def _front(loss: np.ndarray, cost: np.ndarray, most: float) -> list[list[int]] |
     return plans
 
 
-def _by_program(loss: np.ndarray, limits: Sequence[tuple[Tensor, float]]) -> list[int]:
-    import scipy.optimize
-
-    n, k = loss.shape
-    one = np.kron(np.eye(n), np.ones((1, k)))
-    rows = [scipy.optimize.LinearConstraint(one, 1, 1)]
-    for cost, most in limits:
-        scale = max(abs(most), 1e-300)
-        rows.append(scipy.optimize.LinearConstraint(cost.numpy().reshape(1, -1) / scale, -np.inf, most / scale))
-    unit = np.abs(loss).max() or 1.0
-    found: Any = scipy.optimize.milp(
-        loss.ravel() / unit, constraints=rows, integrality=np.ones(n * k), bounds=scipy.optimize.Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
-    )  # fmt: skip
-    if found.x is None:
-        raise ValueError(f"allocate_bits: a plan must fit all budgets, got none: {found.message}")
-    return found.x.reshape(n, k).argmax(1).tolist()
-
-
 def _plan(table: Sensitivity, loss: Tensor, chosen: Sequence[int], costs: Sequence[Tensor]) -> BitPlan:
     rows = torch.arange(len(chosen))
     at = torch.tensor(list(chosen))
@@ -223,4 +205,7 @@ def _losses(name: str, table: Sensitivity, losses: str) -> Tensor:
         raise ValueError(
             f"{name}: losses must be 'predicted', or 'measured' of a table with measured=True, got {losses!r}"
         )
+    if not bool(found.isfinite().all()):
+        row = int((~found.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"{name}: the {losses} losses must be finite, got NaN or infinity for '{table.names[row]}'")
     return found.detach().cpu().double()

@@ -119,3 +119,20 @@ def example_rows(objective: Objective, number: int | None, seed: int, x: Tensor 
         return torch.cat(rows)
 
     return by_route("inverse_curvature", None, objective, run)
+
+
+def example_second_moments(objective: Objective, x: Tensor | None) -> Tensor:
+    """The mean over the examples of the squared entries of their gradients, without penalties, ``(n,)`` float64."""
+
+    def run(way: ExampleRoute) -> Tensor:
+        total, seen = torch.zeros(objective.space.dim, dtype=torch.float64, device=objective.space.device), 0
+
+        def add(G: Tensor, losses: Tensor, walk: Walk) -> None:
+            nonlocal total, seen
+            total = total + (G - walk.common).double().square().sum(0)
+            seen += len(G)
+
+        walk_gradients("saliency", objective, x, way, add)
+        return total / seen
+
+    return by_route("saliency", None, objective, run)

@@ -47,8 +47,8 @@ def as_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[
     """Return the modules and names that now are masked by ``torch.nn.utils.prune``.
 
     Each weight becomes ``weight_orig`` times a buffer ``weight_mask`` in every forward pass, as by torch's own pruning,
-    and ``torch.nn.utils.prune.remove(module, name)`` makes it plain again. Names of parameters change: make the
-    optimizer afterwards.
+    and ``torch.nn.utils.prune.remove(module, name)`` makes it plain again. A weight that several modules share is
+    masked in each of them, and stays shared. Names of parameters change: make the optimizer afterwards.
 
     Args:
         model: the model, which is changed.
@@ -66,13 +66,13 @@ def as_torch_prune(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[
         >>> [name for name, _ in model.named_parameters()]
         ['0.weight_orig']
     """
-    pairs = _pairs("as_torch_prune", model, masks)
     found = []
-    for name, (_, mask) in zip(masks, pairs, strict=True):
-        owner, _, own = name.rpartition(".")
-        module = model.get_submodule(owner)
-        torch_prune.custom_from_mask(module, own, mask)
-        found.append((module, own))
+    for p, mask in _pairs("as_torch_prune", model, masks):
+        for module in model.modules():
+            for own, q in list(module.named_parameters(recurse=False)):
+                if q is p:
+                    torch_prune.custom_from_mask(module, own, mask)
+                    found.append((module, own))
     return found
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from frechet.compress._removal import compensated
-from frechet.compress._saliency import RANKINGS, Ranking, saliency
+from frechet.compress._saliency import RANKINGS, Ranking, checked_groups, saliency
 from frechet.linalg._shown import Result, Rows
 from frechet.objective import Objective
 from frechet.operators._operator import LinearOperator
@@ -97,8 +97,8 @@ def prune(
         compensate: whether the weights that stay are moved, where there is an inverse. All trainable parameters are.
         slope: whether the gradient enters the moves: then each level is also a damped Newton step.
         weights: glob patterns of the parameters whose entries may go. Default: all with at least two axes.
-        groups: the indices of weights that go together, of no two groups the same: channels, neurons or heads, as by
-            `groups_along`. Sparsities are then parts of the groups. Default: each of `weights` alone.
+        groups: the indices, or masks, of weights that go together, no weight in two of them: channels, neurons or
+            heads, as by `groups_along`. Sparsities are then parts of the groups. Default: each of `weights` alone.
         x: the point ``(n,)``. Default: the model's present parameters.
         observe: is called with the point and the sparsity after each level, as to fine-tune elsewhere or to measure
             accuracy. Where it returns a point ``(n,)``, that one is taken, its removed weights at 0.
@@ -130,6 +130,7 @@ def prune(
             f"{type(inverse).__name__}; write lambda o, x, kept: inverse_curvature(o, x=x, kept=kept)"
         )
     space, point = objective.space, (objective.point if x is None else x).clone()
+    groups = None if groups is None else checked_groups("prune", groups, space.dim)
     unit = _units(space, weights, groups)  # of each weight
     may_go = unit >= 0
     count = int(unit.max()) + 1

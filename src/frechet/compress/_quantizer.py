@@ -2,7 +2,7 @@
 
     Q(w) = s clamp(round(w / s) + z) - s z
 
-with one scale s for the tensor, for each channel (axis 0), or for each group of so many entries along a row. Symmetric:
+with one scale s for the tensor, for each channel, or for each group of so many entries along a row. Symmetric:
 z = 0 and s = max |w| / (2^(b-1) - 1), the integers from -2^(b-1) + 1 on. Affine: s = (max - min) / (2^b - 1), and z
 such that 0 is stored exactly.
 """
@@ -17,15 +17,19 @@ from torch import Tensor
 Scale = Literal["tensor", "channel"]
 
 
-def uniform(weight: Tensor, bits: int, *, scale: Scale | int = "channel", symmetric: bool = True) -> Tensor:
+def uniform(
+    weight: Tensor, bits: int, *, scale: Scale | int = "channel", symmetric: bool = True, axis: int = 0
+) -> Tensor:
     """Return the weight as it is after rounding to `bits` bits.
 
     Args:
         weight: a tensor of any shape.
         bits: from 2 to 16, or 1 where not symmetric.
-        scale: one scale for the ``"tensor"``, for each ``"channel"`` (axis 0), or for each group of that many entries
-            of a row, which they must divide.
+        scale: one scale for the ``"tensor"``, for each ``"channel"``, or for each group of that many entries of a
+            channel, which they must divide.
         symmetric: whether 0 is in the middle of the range.
+        axis: of the channels. Default: 0, the outputs of Linear and Conv layers; those of GPT-2 in transformers have
+            their outputs on axis 1.
 
     Returns:
         A tensor like the weight, with at most ``2^bits`` values for each scale.
@@ -43,6 +47,10 @@ def uniform(weight: Tensor, bits: int, *, scale: Scale | int = "channel", symmet
     least = 2 if symmetric else 1
     if isinstance(bits, bool) or not isinstance(bits, int) or not least <= bits <= 16:
         raise ValueError(f"uniform: bits must be an int from {least} to 16, got {bits!r}")
+    if not -max(weight.ndim, 1) <= axis < max(weight.ndim, 1):
+        raise ValueError(f"uniform: axis must be one of {weight.ndim}, got {axis}")
+    if axis:
+        return uniform(weight.movedim(axis, 0), bits, scale=scale, symmetric=symmetric).movedim(0, axis)
     rows = _rows(weight, scale)
     if not rows.numel():
         return weight.clone()

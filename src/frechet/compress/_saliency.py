@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from frechet.compress._inverses import example_rows
+from frechet.compress._inverses import example_second_moments
 from frechet.linalg import diagonal
 from frechet.objective import Objective
 from frechet.operators import submatrix
@@ -80,6 +80,23 @@ def groups_along(space: Space, axes: Mapping[str, int], number: int) -> list[Ten
     return list(torch.cat(parts, 1))
 
 
+def checked_groups(what: str, groups: Sequence[Tensor], size: int) -> list[Tensor]:
+    """The groups as indices, each weight once; masks become indices."""
+    found = []
+    for c in groups:
+        given = torch.as_tensor(c)
+        if given.dtype == torch.bool and given.shape == (size,):
+            given = given.nonzero()[:, 0]
+        wrong = given.is_floating_point() or given.dtype == torch.bool or given.ndim != 1 or not len(given)
+        if wrong or not 0 <= int(given.min()) <= int(given.max()) < size or len(given.unique()) < len(given):
+            raise ValueError(
+                f"{what}: each group must be indices from 0 to {size - 1}, each of them once, or a mask ({size},), got "
+                f"{given.dtype} of shape {tuple(given.shape)}"
+            )
+        found.append(given.long())
+    return found
+
+
 @torch.no_grad()
 def saliency(
     objective: Objective,
@@ -130,6 +147,7 @@ def saliency(
             return point.square() / (2 * diagonal(inverse, method="exact").value)
         found = _of_weights(objective, ranking, point)
         return found.abs() if ranking == "apoptosis" else found
+    groups = checked_groups("saliency", groups, len(point))
     if inverse is not None and ranking == "obs":
         return torch.stack([_alone(point[c], submatrix(inverse, c)) for c in groups])
     if ranking == "quadratic":
@@ -144,7 +162,7 @@ def _of_weights(objective: Objective, ranking: Ranking, point: Tensor) -> Tensor
     if ranking == "magnitude":
         return point.square()
     if ranking == "obd":
-        return point.square() * example_rows(objective, None, 0, point).square().mean(0) / 2
+        return point.square() * example_second_moments(objective, point).to(point) / 2
     return point * (hessian(objective, x=point) @ point)
 
 

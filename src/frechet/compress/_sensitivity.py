@@ -182,6 +182,10 @@ def _weights(objective: Objective, patterns: str | Iterable[str] | None) -> tupl
     else:
         globs = [patterns] if isinstance(patterns, str) else list(patterns)
         found = tuple(n for n in space.names if any(fnmatchcase(n, g) for g in globs))
+    if not found and patterns is None:
+        raise ValueError(
+            "sensitivity: a trainable parameter must have two axes or more, got none; name others by weights="
+        )
     if not found:
         raise ValueError(f"sensitivity: weights must match a trainable parameter, got {patterns!r}")
     return found
@@ -198,7 +202,7 @@ def _errors(
         w = blocks[name].detach()
         columns = []
         for b in widths:
-            q = quantizer(w, b)
+            q = quantizer(w.clone(), b)  # it may round in place
             if not isinstance(q, Tensor) or q.shape != w.shape:
                 got = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
                 raise ValueError(f"sensitivity: quantizer must return shape {tuple(w.shape)} for '{name}', got {got}")

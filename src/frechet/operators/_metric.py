@@ -105,24 +105,37 @@ class Metric:
         """The space of the vectors."""
         return self.mass.domain
 
-    def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        """Return u'M v of two vectors."""
-        return self.space.inner(u, applied(self.mass, v))
+    def inner(self, u: Tensor | Mapping[str, Tensor], v: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """Return u'M v of two vectors, tensors with n entries or dicts of the blocks."""
+        return self.space.inner(self._flat(u), applied(self.mass, self._flat(v)))
 
-    def norm(self, v: Tensor) -> Tensor:
+    def norm(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return sqrt(v'M v) of a vector."""
-        unit = _unit(v)
-        return unit * self.inner(v / unit, v / unit).clamp(min=0).sqrt()
+        flat = self._flat(v)
+        unit = _unit(flat)
+        return unit * self.inner(flat / unit, flat / unit).clamp(min=0).sqrt()
 
     def riesz(self, covector: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return the gradient ``(n,)``: the vector r with r'M h = covector'h for all h."""
-        flat = self.space.flatten(covector) if isinstance(covector, Mapping) else covector
-        return applied(self.inverse, flat)
+        return applied(self.inverse, self._flat(covector))
 
     def covector(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return M v ``(n,)``: the linear form h -> v'M h."""
-        flat = self.space.flatten(v) if isinstance(v, Mapping) else v
-        return applied(self.mass, flat)
+        return applied(self.mass, self._flat(v))
+
+    def _flat(self, given: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The vector of a tensor or of named blocks in any shape, such as the values on a grid; (n, k) stays."""
+        space = self.space
+        if isinstance(given, Mapping):
+            sizes = dict(zip(space.names, space.sizes, strict=True))
+            fits = given.keys() == sizes.keys() and all(given[name].numel() == size for name, size in sizes.items())
+            if not fits:
+                got = {name: tuple(t.shape) for name, t in given.items()}
+                raise ValueError(f"Metric: a dict must hold blocks with {sizes} entries, got {got}")
+            return torch.cat([given[name].reshape(-1) for name in space.names])
+        if given.ndim != 1 and given.shape[:1] != (space.dim,) and given.numel() == space.dim:
+            return given.reshape(-1)
+        return given
 
     def dual_norm(self, covector: Tensor) -> Tensor:
         """Return sqrt(c'M^-1 c) of a covector ``(n,)``, or those of the columns of a block ``(n, k)``."""

@@ -10,7 +10,7 @@ from frechet.optimize._least_squares.least_squares_batch import least_squares_ba
 from frechet.optimize._least_squares.least_squares_batch_result import LeastSquaresBatch
 from frechet.optimize._least_squares.least_squares_result import LeastSquaresSolution
 from frechet.optimize._least_squares.run import LeastSquaresState
-from frechet.optimize._means.frechet_mean import FrechetMean, frechet_mean
+from frechet.optimize._means.frechet_mean import FrechetMean, frechet_mean, karcher_step
 from frechet.optimize._means.geometry import Geometry, affine_invariant, bures_wasserstein, hyperbolic, sphere
 from frechet.optimize._nonsmooth.convex import Convex
 from frechet.optimize._nonsmooth.prox_linear import ProxLinearSolution, ProxLinearState, prox_linear
@@ -38,6 +38,7 @@ __all__ = [
     "fixed_point",
     "frechet_mean",
     "hyperbolic",
+    "karcher_step",
     "least_squares",
     "least_squares_batch",
     "minimize",

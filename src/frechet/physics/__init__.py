@@ -4,6 +4,7 @@ from frechet.physics._collocation import Collocation, collocation
 from frechet.physics._conflict import Conflict, conflict
 from frechet.physics._control import Control
 from frechet.physics._galerkin import LatentVelocity, galerkin_velocity
+from frechet.physics._grid_collocation import GridSolution, grid_collocation
 from frechet.physics._implicit_step import implicit_step
 from frechet.physics._march import Trajectory, march
 from frechet.physics._mesh import Mesh, monge_ampere_mesh
@@ -19,6 +20,7 @@ __all__ = [
     "Control",
     "Descent",
     "DescentState",
+    "GridSolution",
     "LatentVelocity",
     "Mesh",
     "Posterior",
@@ -28,6 +30,7 @@ __all__ = [
     "collocation",
     "conflict",
     "galerkin_velocity",
+    "grid_collocation",
     "implicit_step",
     "low_rank_posterior",
     "march",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,10 @@ class Planned:
     table: Sensitivity
     plan: BitPlan
     measured: float  # increase of the loss
+    alone: tuple[float, ...]  # of each weight of the plan quantized alone, measured
     others: float  # bytes of the parameters that are not planned
+    scales: float  # bytes of a scale for each channel of a weight
+    whole: float  # bytes of all parameters as they are
     budget: float
     front: tuple[tuple[BitPlan, float], ...]  # with measured increases
 
@@ -53,24 +57,41 @@ def planned(
 ) -> Planned:
     """The plan of least increase whose weights, with the parameters that are not planned, fit into the budget."""
     table = sensitivity(objective, bits, method=method, seed=seed, measured=measure)
-    others = (objective.space.dim - sum(table.sizes)) * objective.space.dtype.itemsize
-    least = others + sum(table.sizes) * min(bits) / 8
+    space, width = objective.space, objective.space.dtype.itemsize
+    others = (space.dim - sum(table.sizes)) * width
+    scales = width * sum(space.shapes[space.names.index(n)][0] for n in table.names)
+    least = others + scales + sum(table.sizes) * min(bits) / 8
     if budget < least:
         raise ValueError(
-            f"--budget must be at least {_size(least)}: {_size(others)} of parameters that stay as "
-            f"they are, and the weights at {min(bits)} bits, got {_size(budget)}"
+            f"--budget must be at least {_size(least)}: {_size(others)} of parameters that stay as they are, "
+            f"{_size(scales)} of scales, and the weights at {min(bits)} bits, got {_size(budget)}"
         )
     losses = "measured" if measure else "predicted"
-    plan = allocate_bits(table, budget - others, losses=losses)
+    plan = allocate_bits(table, budget - others - scales, losses=losses)
     ends = [sum(table.sizes) * b / 8 for b in (min(bits), max(bits))]
     steps = [ends[0] + (ends[1] - ends[0]) * i / (DRAWN - 1) for i in range(DRAWN)]
     best = {p.bytes: p for p in (allocate_bits(table, most, losses=losses) for most in steps)}
     shown = [(p, _increase(objective, table, p)) for p in best.values()]
-    return Planned(title, table, plan, _increase(objective, table, plan), others, budget, tuple(shown))
+    return Planned(
+        title=title,
+        table=table,
+        plan=plan,
+        measured=_increase(objective, table, plan),
+        alone=tuple(_rise(objective, table, {n: b}) for n, b in plan.bits.items()),
+        others=others,
+        scales=scales,
+        whole=space.dim * width,
+        budget=budget,
+        front=tuple(shown),
+    )
 
 
 def _increase(objective: Objective, table: Sensitivity, plan: BitPlan) -> float:
-    return float(objective.value(quantized(objective, plan.bits))) - table.loss
+    return _rise(objective, table, plan.bits)
+
+
+def _rise(objective: Objective, table: Sensitivity, bits: Mapping[str, int]) -> float:
+    return float(objective.value(quantized(objective, bits))) - table.loss
 
 
 def lines(found: Planned) -> list[str]:
@@ -81,11 +102,17 @@ def lines(found: Planned) -> list[str]:
     for i, name in enumerate(table.names):
         b = plan.bits[name]
         value = float(table.predicted[i, table.bits.index(b)])
-        told.append(f"  {name.ljust(wide)}  {b:>2} bits  {table.sizes[i]:>12,} entries  predicted {value:+.3g}")
-    whole = plan.bytes + found.others
+        told.append(
+            f"  {name.ljust(wide)}  {b:>2} bits  {table.sizes[i]:>12,} entries  predicted {value:+9.3g}  "
+            f"measured {found.alone[i]:+9.3g}"
+        )
+    planned = plan.bytes + found.others + found.scales
     told.append(
-        f"{_size(whole)} of {_size(found.budget)}, {_size(found.others)} of them parameters that stay as they are"
+        f"{_size(planned)} of {_size(found.budget)}, {_size(found.others)} of them parameters that stay as they are, "
+        f"{_size(found.scales)} a scale for each channel"
     )
+    if found.whole <= found.budget:
+        told.append(f"as they are, all parameters take {_size(found.whole)} and fit into the budget too")
     told.append(f"the loss rises by {found.measured:.4g}, measured; the sum of the table is {plan.predicted:.4g}")
     return told
 
@@ -101,9 +128,11 @@ def as_json(found: Planned) -> str:
             "bits": found.plan.bits,
             "bytes": found.plan.bytes,
             "other_bytes": found.others,
+            "scale_bytes": found.scales,
             "budget": found.budget,
             "predicted": found.plan.predicted,
             "measured": found.measured,
+            "measured_alone": dict(zip(found.table.names, found.alone, strict=True)),
             "table": found.table.to_dict(),
             "front": [
                 {"bits": p.bits, "bytes": p.bytes, "predicted": p.predicted, "measured": m} for p, m in found.front

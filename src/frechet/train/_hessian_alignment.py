@@ -10,8 +10,8 @@ environments are constants for the gradient. For a linear head, logits W h + b, 
     H_e g_e = mean_n (S_n G h_n) h_n'     diag H_e = mean_n p_n (1 - p_n) (h_n^2)'     G the gradient as a matrix
     <H_e, H_f> = mean_nm tr(S_n S_m) (h_n'h_m)^2
 
-with h extended by 1 for the bias: closed forms, without probes or second derivatives. Other heads take `product` by
-double backward.
+with h extended by 1 for the bias, as far as weight and bias are trainable: closed forms, without probes or second
+derivatives. Other heads take `product` by double backward.
 
 **Source.** S. Hemati, G. Zhang, A. Estiri, X. Chen (2023), Understanding Hessian alignment for domain generalization,
 arXiv 2308.11778.
@@ -82,6 +82,11 @@ def hessian_alignment(
                 f"hessian_alignment: targets must be class indices ({len(h)},) of at least one example, got "
                 f"{y.dtype} of shape {tuple(y.shape)}"
             )
+        if int(y.min()) < 0:
+            raise ValueError(
+                f"hessian_alignment: targets must be class indices from 0 on, got {int(y.min())}; leave out examples "
+                "without a label"
+            )
     if by not in ("product", "diagonal", "matrix"):
         raise ValueError(f"hessian_alignment: by must be 'product', 'diagonal' or 'matrix', got {by!r}")
     if type(head) is not nn.Linear:
@@ -121,7 +126,12 @@ class _Linear:
                 f"{tuple(h.shape)}"
             )
         p = head(h).softmax(1)
-        h = h if head.bias is None else torch.cat([h, torch.ones_like(h[:, :1])], 1)
+        parts = [h] if head.weight.requires_grad else []  # what is frozen has no gradient to align
+        if head.bias is not None and head.bias.requires_grad:
+            parts.append(torch.ones_like(h[:, :1]))
+        if not parts:
+            raise ValueError("hessian_alignment: the head must have trainable parameters, got none")
+        h = torch.cat(parts, 1)
         return cls(p, h, (p - F.one_hot(y, p.shape[1]).to(p)).T @ h / len(h))
 
     def product(self) -> Tensor:

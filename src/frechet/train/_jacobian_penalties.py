@@ -65,7 +65,8 @@ def jacobian_frobenius(
         The outputs, and the estimate, a scalar tensor.
 
     Raises:
-        ValueError: a module couples the examples, or `projections` exceeds the outputs of an example.
+        ValueError: a module couples the examples, the outputs have other examples than the inputs, or `projections`
+            exceeds the outputs of an example.
         NotDifferentiable: the outputs do not depend on the inputs.
 
     Example:
@@ -208,7 +209,15 @@ def _squares(what: str, y: Tensor, x: Tensor, seed: int, projections: int | None
     """The mean over the examples of |J|_F^2 for the outputs y of x, with its graph."""
     refuse_once_differentiable([y])
     if not y.requires_grad:
-        raise NotDifferentiable(f"{what}: the outputs must depend on the inputs by torch operations, got none of them")
+        raise NotDifferentiable(
+            f"{what}: the outputs must depend on the inputs by torch operations, got none of them"
+            + ("; leave torch.inference_mode" if torch.is_inference_mode_enabled() else "")
+        )
+    if not y.ndim or len(y) != len(x):
+        raise ValueError(
+            f"{what}: outputs must have the {len(x)} examples of the inputs on axis 0, got shape {tuple(y.shape)}; let "
+            "the model return (examples, ...)"
+        )
     directions = _directions(what, y, seed, projections, later)
     total = x.new_zeros(())
     for v in directions:

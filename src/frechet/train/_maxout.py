@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from frechet.operators.derivatives._kfac_layers import is_transposed
 from frechet.space import euclidean
 
 STREAM = 1 << 40  # the number of the draw, far from those of probes: weights must not be the probes of an equal seed
@@ -60,7 +61,8 @@ def initialize_maxout(layer: nn.Module, rank: int, *, seed: int) -> None:
     """Draw a layer's weight from N(0, c / fan_in) for maxout units of this rank, and set its bias to zero.
 
     Args:
-        layer: a linear or convolutional module, whose outputs a maximum over `rank` of them follows.
+        layer: a linear or convolutional module, also a transposed one, whose outputs a maximum over `rank` of them
+            follows. The fan-in of a transposed convolution is its mean over the outputs, away from the borders.
         rank: how many linear functions a unit takes the maximum of.
         seed: of the draws. Give each layer another one.
 
@@ -73,13 +75,21 @@ def initialize_maxout(layer: nn.Module, rank: int, *, seed: int) -> None:
         True
     """
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        raise ValueError(
-            f"initialize_maxout: layer must have a weight (outputs, inputs, ...), got {type(layer).__name__}"
-        )
-    fan_in = weight[0].numel()
+    fan_in = _fan_in(layer)
+    if fan_in is None or not isinstance(weight, Tensor):
+        raise ValueError(f"initialize_maxout: layer must be linear or convolutional, got {type(layer).__name__}")
     z = euclidean(weight.numel(), torch.float64, "cpu").random(STREAM, seed, "gaussian").view(weight.shape)
     with torch.no_grad():
         weight.copy_(z * math.sqrt(maxout_variance(rank) / fan_in))
         if isinstance(bias, Tensor):
             bias.zero_()
+
+
+def _fan_in(layer: nn.Module) -> float | None:
+    """How many weights an output sums over; None for other kinds of layers."""
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        inputs = len(layer.weight) // layer.groups
+        return inputs * layer.weight[0, 0].numel() / math.prod(layer.stride)
+    if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return layer.weight[0].numel()
+    return len(layer.weight) if is_transposed(layer) else None  # type: ignore[arg-type]

@@ -182,6 +182,37 @@ def test_the_share_is_kept(each, share, quantities, monkeypatch):
     assert monitor.share > 0.3 * share
 
 
+def test_steps_at_which_nothing_is_due_count():
+    """A run of fast steps, in which a monitor that only looks at the clock takes more than its share."""
+    model, X, y = made("plain")
+
+    class Slow(Clock):
+        def __call__(self):
+            self.now += self.each
+            return self.now
+
+    clock = Slow(0.01)
+    monitor = Monitor(probe(model, X, y), every=10**6, seed=0, clock=clock)
+    for step in range(1, 101):
+        clock.now += 1.0
+        monitor.step(step)
+    assert 0.009 < monitor.share < 0.03
+
+
+def test_writing_counts(tmp_path):
+    model, X, y = made("plain")
+    clock = Clock(1.0)
+
+    def write(name, value, step):
+        clock.now += 5.0
+
+    monitor = Monitor(probe(model, X, y), quantities=("trace",), every=10, seed=0, clock=clock, write=write)
+    for step in range(1, 11):
+        clock.now += 1.0
+        monitor.step(step)
+    assert monitor.share >= 5 / 15
+
+
 def test_the_first_readings_say_that_they_are_not_finished(monkeypatch):
     model, X, y = made("attention")
     clock = Clock(1.0)

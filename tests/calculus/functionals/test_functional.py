@@ -95,6 +95,32 @@ def w(x):
     return torch.cos(x[..., 0]) + x[..., 0] * x[..., 1]
 
 
+def displacement(x):
+    return torch.stack([v(x), torch.exp(x[..., 0]) * x[..., 1] ** 2], -1)
+
+
+def strain(p):
+    return (p + p.mT) / 2
+
+
+VECTOR = {
+    "elasticity": local_functional(
+        lambda x, u, p: 0.7 * strain(p).square().sum((-1, -2)) + 0.65 * p.diagonal(dim1=-2, dim2=-1).sum(-1) ** 2,
+        PLANE,
+        order=1,
+    ),
+    "a coupling of components": local_functional(
+        lambda x, u, p, q: u[..., 0] * q[..., 1, :, :].square().sum((-1, -2)) + p[..., 0, 1] * q[..., 0, 0, 1],
+        PLANE,
+        order=2,
+    ),
+    "repulsion of components": nonlocal_functional(
+        lambda x, y, s, t: torch.exp(-(s - t).square().sum(-1)) * (1 + x[..., 0]), box([0.0, 0.0], [1.0, 2.0], nodes=4)
+    ),
+}
+ON_THE_PLANE = ("minimal surface", "plate", "elasticity", "a coupling of components")
+
+
 def cases():
     found = {name: (local_functional(d, LINE, order=o), u, h, k) for name, (o, d, _) in ANALYTIC.items()}
     found["minimal surface"] = (
@@ -121,6 +147,8 @@ def cases():
         h,
         k,
     )
+    for name, F in VECTOR.items():
+        found[name] = (F, displacement, lambda x: torch.stack([w(x), v(x) ** 2], -1), lambda x: x.flip(-1) ** 2)
     bending = local_functional(lambda x, u, p: p[..., 0] ** 2, LINE, order=1)
     mass = local_functional(lambda x, u: u**2, LINE, order=0)
     found["Rayleigh quotient"] = (composed_functional(lambda a, b: a / b, bending, mass), u, h, k)
@@ -134,10 +162,11 @@ CASES = cases()
 def test_the_first_variation_is_the_derivative_plus_the_boundary(name):
     F, at, test, _ = CASES[name]
     D = functional_derivative(F, at)
-    domain = PLANE if name in ("minimal surface", "plate") else LINE
+    domain = PLANE if name in ON_THE_PLANE else getattr(F, "domain", LINE)
     whole = D.along(test)
-    torch.testing.assert_close(domain.integral(D(domain.points) * test(domain.points)) + D.boundary(test), whole)
-    if name not in ("repulsion", "exchange of a density"):
+    product = (D(domain.points) * test(domain.points)).reshape(len(domain.points), -1).sum(1)
+    torch.testing.assert_close(domain.integral(product) + D.boundary(test), whole)
+    if name not in ("repulsion", "repulsion of components", "exchange of a density"):
         assert abs(float(D.boundary(test))) > 1e-3  # which a rule without boundary terms loses
 
 
@@ -160,6 +189,42 @@ def test_the_second_variation_is_symmetric_and_the_derivative_of_the_first(name)
     e = 1e-5
     ends = [functional_derivative(F, lambda x, s=s: at(x) + s * e * other(x)).along(test) for s in (1, -1)]
     torch.testing.assert_close((ends[0] - ends[1]) / (2 * e), D.second(test, other), rtol=1e-6, atol=1e-7)
+
+
+def test_the_derivative_of_elastic_energy_is_the_operator_of_lame():
+    """mu |strain|^2 + lambda / 2 (div u)^2 has the derivative -mu Laplacian u - (lambda + mu) grad div u."""
+    x = PLANE.points[::37].requires_grad_()
+    rows = [torch.autograd.grad(displacement(x)[:, i].sum(), x, create_graph=True)[0] for i in range(2)]
+    second = torch.stack(
+        [torch.stack([torch.autograd.grad(g[:, j].sum(), x, retain_graph=True)[0] for j in range(2)], 1) for g in rows],
+        1,
+    )  # (N, component, j, k)
+    right = -0.7 * second.diagonal(dim1=2, dim2=3).sum(-1) - 2.0 * torch.einsum("niij->nj", second)
+    found = functional_derivative(VECTOR["elasticity"], displacement)(x.detach())
+    torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-11)
+
+
+def test_the_derivative_of_length_is_the_curvature_of_the_curve():
+    """A circle of radius 2 run through once has length 4 pi, and dF/du = curvature times speed, towards outside."""
+    circle = box(0.0, 2 * torch.pi)
+    length = local_functional(lambda x, u, p: p[..., 0].square().sum(-1).sqrt(), circle, order=1)
+
+    def curve(x):
+        return 2 * torch.cat([x.cos(), x.sin()], -1)
+
+    assert float(length(curve)) == pytest.approx(4 * torch.pi, rel=1e-13)
+    x = circle.points
+    torch.testing.assert_close(functional_derivative(length, curve)(x), curve(x) / 2)
+
+
+def test_one_component_equals_a_function_without_components():
+    x = LINE.points
+    one = local_functional(lambda x, u, p, q: u[..., 0] * q[..., 0, 0, 0] ** 2 + p[..., 0, 0] ** 3, LINE, order=2)
+    none = local_functional(lambda x, u, p, q: u * q[..., 0, 0] ** 2 + p[..., 0] ** 3, LINE, order=2)
+    D, E = functional_derivative(one, lambda x: u(x)[..., None]), functional_derivative(none, u)
+    torch.testing.assert_close(D(x)[:, 0], E(x), rtol=1e-12, atol=1e-12)
+    for f in ("along", "boundary"):
+        torch.testing.assert_close(getattr(D, f)(lambda x: h(x)[..., None]), getattr(E, f)(h))
 
 
 def test_a_network_learns_through_a_functional():
@@ -204,7 +269,12 @@ def test_boxes_integrate_polynomials_and_their_faces():
         (lambda: local_functional(3, LINE, order=1), TypeError, "density must be a function"),
         (lambda: local_functional(lambda x, u: u, LINE, order=3), ValueError, "order must be 0, 1 or 2"),
         (lambda: local_functional(lambda x, u: u.sum(), LINE, order=0)(u), ValueError, "a value for each point"),
-        (lambda: local_functional(lambda x, u: u, LINE, order=0)(lambda x: x), ValueError, r"to values \(N,\)"),
+        (lambda: local_functional(lambda x, u: u, LINE, order=0)(lambda x: x), ValueError, "a value for each point"),
+        (
+            lambda: local_functional(lambda x, u: u, LINE, order=0)(lambda x: x[None]),
+            ValueError,
+            r"to values \(N,\), or \(N, m\)",
+        ),
         (lambda: nonlocal_functional(lambda x, y, s, t: s.sum(), LINE)(u), ValueError, "a value for each pair"),
         (lambda: nonlocal_functional(3, LINE), TypeError, "kernel must be a function"),
         (lambda: composed_functional(lambda: 0.0), ValueError, "at least one functional"),

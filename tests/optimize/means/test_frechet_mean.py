@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from frechet import implicit
+from frechet.calculus import fixed_point_conditions
+from frechet.errors import NotDifferentiable
 from frechet.linalg import Status
 from frechet.optimize import (
     Geometry,
@@ -12,6 +15,7 @@ from frechet.optimize import (
     bures_wasserstein,
     frechet_mean,
     hyperbolic,
+    karcher_step,
     sphere,
 )
 
@@ -163,6 +167,68 @@ def test_a_geometry_of_ones_own_and_its_statuses():
     broken = Geometry(exp=lambda x, v: x + v, log=lambda x, p: (p - x) / 0.0)
     assert frechet_mean(randn(9, 4), broken).status is Status.NONFINITE
     assert "unique" in repr(frechet_mean(on_sphere(5), sphere()))
+
+
+def differentiable(geometry):
+    return implicit(
+        lambda p, w: frechet_mean(p, geometry, weights=w, rtol=1e-12).x,
+        fixed_point_conditions(lambda x, p, w: karcher_step(x, p, geometry, weights=w)),
+    )
+
+
+EQUAL = {
+    "sphere, equal points": (sphere(), on_sphere(1).expand(4, 3).clone()),
+    "hyperbolic, equal points": (hyperbolic(), on_hyperboloid(1).expand(4, 3).clone()),
+    "affine invariant, equal eigenvalues": (
+        affine_invariant(),
+        torch.tensor([1.0, 4.0, 2.0], dtype=F64)[:, None, None] * torch.eye(3, dtype=F64),
+    ),
+    "Bures-Wasserstein, equal eigenvalues": (
+        bures_wasserstein(),
+        torch.tensor([1.0, 4.0, 2.0], dtype=F64)[:, None, None] * torch.eye(3, dtype=F64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in SPACES if "singular" not in n] + list(EQUAL))
+def test_means_have_derivatives_in_points_and_weights(name):
+    geometry, points = (SPACES | EQUAL)[name]
+    mean, n = differentiable(geometry), len(points)
+    w = torch.arange(1.0, n + 1, dtype=F64)
+    p, weights = points.clone().requires_grad_(), w.clone().requires_grad_()
+    x = mean(p, weights)
+    c = randn(*x.shape, seed=3) / (1 + x.detach().abs())
+    in_points, in_weights = torch.autograd.grad((c * x).sum(), (p, weights))
+    # along the space: a point moves on a geodesic, and one weight grows with another
+    velocity = 0.3 * geometry.log(points[1], points[2:3])[0] if "equal points" not in name else None
+
+    def moved(s):
+        q, v = points.clone(), w.clone()
+        if velocity is not None:
+            q[1] = geometry.exp(points[1], s * velocity)
+        v[0] += s
+        return q, v
+
+    e = 1e-5
+    (ahead, more), (behind, less) = moved(e), moved(-e)
+    right = float((c * (mean(ahead, more) - mean(behind, less))).sum() / (2 * e))
+    dp, dw = (ahead - behind) / (2 * e), (more - less) / (2 * e)
+    assert float((in_points * dp).sum() + (in_weights * dw).sum()) == pytest.approx(right, rel=1e-6, abs=1e-9)
+    forward = torch.func.jvp(mean, (points, w), (dp, dw))[1]
+    assert float((c * forward).sum()) == pytest.approx(right, rel=1e-6, abs=1e-9)
+    assert float((in_weights * w).sum()) == pytest.approx(0.0, abs=1e-12)  # weights count by their ratios
+
+
+def test_singular_covariances_have_derivatives_in_weights_alone():
+    geometry, points = SPACES["Bures-Wasserstein, singular"]
+    w = torch.arange(1.0, len(points) + 1, dtype=F64).requires_grad_()
+    with pytest.raises(NotDifferentiable, match="a singular matrix has no derivative"):
+        differentiable(geometry)(points, w).sum().backward()
+    mean = implicit(
+        lambda w: frechet_mean(points, geometry, weights=w, rtol=1e-12).x,
+        fixed_point_conditions(lambda x, w: karcher_step(x, points, geometry, weights=w)),
+    )
+    assert torch.autograd.gradcheck(mean, (w,), eps=1e-5, atol=1e-7)
 
 
 def test_float32_points_have_a_mean_to_their_digits():

@@ -124,18 +124,23 @@ class Monitor:
         """
         if self._silent:
             return None
-        self._pace.tick()
+        begun, before = self._pace.tick(), self._pace.spent
+        try:
+            return self._stepped(step, optimizer or self.optimizer, begun)
+        finally:  # all of it counts, files too, and the steps at which nothing is due
+            self._pace.spent = before + self._pace.clock() - begun
+
+    def _stepped(self, step: int, optimizer: Optimizer | None, begun: float) -> Reading | None:
         self._take_back(step)
         if not self._pace.due(step):
             return None
-        begun = self._pace.clock()
         reading = None
         try:
             with self._aside():
                 if self._pace.every is None and self._pace.need is None:
                     self._calibrate(begun)
                     return None
-                reading = self._read(step, optimizer or self.optimizer, begun)
+                reading = self._read(step, optimizer, begun)
         except Exception as error:  # whatever it is, training goes on
             self._failed(step, error, begun)
         if reading is not None:

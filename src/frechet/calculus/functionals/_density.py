@@ -26,7 +26,7 @@ class Derivatives:
     """All derivatives of u at points up to an order."""
 
     x: Tensor
-    values: dict[tuple[int, ...], Tensor]  # multi-index -> (N,)
+    values: dict[tuple[int, ...], Tensor]  # multi-index -> (N,), or (N, m) for m components
 
     @classmethod
     def of(cls, name: str, u: Function, x: Tensor, order: int) -> Derivatives:
@@ -35,9 +35,11 @@ class Derivatives:
         indices = [a for a in itertools.product(range(order + 1), repeat=d) if sum(a) <= order]
         found = differential_operator(u, [{a: 1.0} for a in indices])(x)
         for value in found:
-            if not isinstance(value, Tensor) or value.shape != x.shape[:-1]:
+            if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1] or value.ndim not in (1, 2):
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{name}: u must map points (N, {d}) to values (N,), got {got}; write u(x)[..., 0]")
+                raise ValueError(
+                    f"{name}: u must map points (N, {d}) to values (N,), or (N, m) for m components, got {got}"
+                )
         return cls(x, dict(zip(indices, found, strict=True)))
 
     def state(self, order: int, along: tuple[int, ...] = ()) -> State:

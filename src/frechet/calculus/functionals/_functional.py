@@ -3,7 +3,8 @@
 F[u] = int L(x, u, Du, D^2u) dx has the derivative DF[u] h = int (L_u h + L_p . Dh + L_q : D^2h) dx, which is
 int (dF/du) h dx + boundary terms, with dF/du = L_u - div L_p + div div L_q and, with the outer normal n,
 boundary = int_faces (L_p - div L_q) . n h + (L_q n) . Dh. F[u] = int int K(x, y, u(x), u(y)) dx dy has
-dF/du(x) = int K_3(x, y, u(x), u(y)) + K_4(y, x, u(y), u(x)) dy and no boundary terms.
+dF/du(x) = int K_3(x, y, u(x), u(y)) + K_4(y, x, u(y), u(x)) dy and no boundary terms. u may have m components, as a
+curve or a displacement has; then h has as many, and products of u-like things are sums over components.
 
 **Source.** Gelfand and Fomin, "Calculus of Variations" (1963); Lin, "Automatic functional differentiation in JAX"
 (2023). **Differs from the source:** (1) boundary terms are there, and not assumed to vanish; (2) derivatives of u come
@@ -37,7 +38,7 @@ Order = Literal[0, 1, 2]
 
 
 class Functional(ABC):
-    """A number for each function of points ``(N, d) -> (N,)``; call it with the function."""
+    """A number for each function of points ``(N, d) -> (N,)`` or ``(N, m)``; call it with the function."""
 
     @abstractmethod
     def __call__(self, u: Function) -> Tensor:
@@ -45,7 +46,7 @@ class Functional(ABC):
 
     @abstractmethod
     def derivative_at(self, u: Function, x: Tensor) -> Tensor:
-        """Return dF/du at points ``(N, d)``, without boundary terms."""
+        """Return dF/du at points ``(N, d)``, shaped as u there, without boundary terms."""
 
     @abstractmethod
     def along(self, u: Function, h: Function) -> Tensor:
@@ -73,7 +74,7 @@ class FunctionalDerivative:
     u: Function
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return dF/du at points ``(N, d)``."""
+        """Return dF/du at points ``(N, d)``, shaped as u there."""
         return self.functional.derivative_at(self.u, x)
 
     def along(self, h: Function) -> Tensor:
@@ -94,7 +95,8 @@ def functional_derivative(F: Functional, u: Function) -> FunctionalDerivative:
 
     Args:
         F: made by `local_functional`, `nonlocal_functional` or `composed_functional`.
-        u: a function of points ``(N, d) -> (N,)`` made of torch functions, which takes each point alone.
+        u: a function of points ``(N, d) -> (N,)``, or ``(N, m)`` for m components, made of torch functions, which
+            takes each point alone.
 
     Example:
         >>> import torch
@@ -163,8 +165,8 @@ class Local(Functional):
                 for j in range(d):
                     spread = total_derivative(partial(self.density, 3), z, at.state(self.order, (j,)))
                     momentum = momentum - _symmetric(spread)[..., j]
-                total = total + torch.tensordot(weights, ((moment @ normal) * slope).sum(-1), 1)
-            total = total + torch.tensordot(weights, (momentum @ normal) * value, 1)
+                total = total + torch.tensordot(weights, _at_each_point((moment @ normal) * slope), 1)
+            total = total + torch.tensordot(weights, _at_each_point((momentum @ normal) * value), 1)
         return total
 
     def _derivatives(self, u: Function, x: Tensor, order: int) -> Derivatives:
@@ -172,10 +174,10 @@ class Local(Functional):
 
     def _values(self, z: State) -> Tensor:
         found = self.density(*z)
-        if not isinstance(found, Tensor) or found.shape != z[1].shape:
+        if not isinstance(found, Tensor) or found.shape != z[0].shape[:-1]:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"local_functional: density must return a value for each point, {tuple(z[1].shape)}, got {got}"
+                f"local_functional: density must return a value for each point, {tuple(z[0].shape[:-1])}, got {got}"
             )
         return found
 
@@ -194,10 +196,11 @@ class Nonlocal(Functional):
         a, b, s, t = self._pairs(u, x)
         one = torch.func.grad(lambda s: self._values(a, b, s, t).sum())(s)
         other = torch.func.grad(lambda s: self._values(b, a, t, s).sum())(s)
-        return (one + other) @ self.domain.weights
+        return torch.einsum("nm...,m->n...", one + other, self.domain.weights)
 
     def along(self, u: Function, h: Function) -> Tensor:
-        return self.domain.integral(self.derivative_at(u, self.domain.points) * h(self.domain.points))
+        x = self.domain.points
+        return self.domain.integral(_at_each_point(self.derivative_at(u, x) * h(x)))
 
     def boundary_along(self, u: Function, h: Function) -> Tensor:
         return self.domain.weights.new_zeros(())
@@ -218,16 +221,16 @@ class Nonlocal(Functional):
         return (
             x[:, None].expand(*shape, x.shape[-1]),
             y[None].expand(*shape, y.shape[-1]),
-            s[:, None].expand(shape),
-            t[None].expand(shape),
+            s[:, None].expand(*shape, *s.shape[1:]),
+            t[None].expand(*shape, *t.shape[1:]),
         )
 
     def _values(self, x: Tensor, y: Tensor, s: Tensor, t: Tensor) -> Tensor:
         found = self.kernel(x, y, s, t)
-        if not isinstance(found, Tensor) or found.shape != s.shape:
+        if not isinstance(found, Tensor) or found.shape != x.shape[:-1]:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"nonlocal_functional: kernel must return a value for each pair, {tuple(s.shape)}, got {got}"
+                f"nonlocal_functional: kernel must return a value for each pair, {tuple(x.shape[:-1])}, got {got}"
             )
         return found
 
@@ -267,6 +270,11 @@ class Composed(Functional):
         return sum((w * c for w, c in zip(weights, changes, strict=True)), start=torch.zeros_like(changes[0]))
 
 
+def _at_each_point(product: Tensor) -> Tensor:
+    """Sum over components and derivatives, (N, ...) -> (N,)."""
+    return product.flatten(1).sum(1) if product.ndim > 1 else product
+
+
 def _symmetric(q: Tensor) -> Tensor:
     return (q + q.mT) / 2
 
@@ -276,7 +284,8 @@ def local_functional(density: Density, domain: Box, *, order: Order) -> Function
 
     Args:
         density: L, a function of ``x (N, d)``, ``u (N,)`` and, by order, ``Du (N, d)`` and ``D^2u (N, d, d)``, to
-            ``(N,)``. It takes each point alone.
+            ``(N,)``. It takes each point alone. For u with m components these are ``(N, m)``, ``(N, m, d)`` and
+            ``(N, m, d, d)``.
         domain: the box, with its quadrature.
         order: the highest derivative of u in L.
 
@@ -299,6 +308,7 @@ def nonlocal_functional(kernel: Density, domain: Box) -> Functional:
 
     Args:
         kernel: K, a function of ``x (N, M, d)``, ``y (N, M, d)``, ``u(x) (N, M)`` and ``u(y) (N, M)``, to ``(N, M)``.
+            For u with m components u(x) and u(y) are ``(N, M, m)``.
         domain: the box, with its quadrature. All pairs of nodes are formed.
 
     Example:

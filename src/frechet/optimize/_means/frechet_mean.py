@@ -71,7 +71,7 @@ def frechet_mean(
     The certificate is the gradient of the variance, recomputed at the result: `converged` means that its half is at
     most `rtol` times the mean distance of the points. That is a mean where the space makes it unique; `unique` says so.
     Elsewhere it is the best stationary point of several starts, and `unique` is None, or False where another mean was
-    found.
+    found. No graph leads from the result to the points; see `karcher_step` for derivatives.
 
     Args:
         points: the points ``(N, ...)``, in float32 or float64.
@@ -109,6 +109,38 @@ def frechet_mean(
         variance=best.variance,
         unique=unique,
     )
+
+
+def karcher_step(x: Tensor, points: Tensor, geometry: Geometry, *, weights: Tensor | None = None) -> Tensor:
+    """Return exp_x(sum_i w_i log_x(p_i)), one step of Karcher's iteration; a Fréchet mean is its fixed point.
+
+    With it `implicit` differentiates a mean in points and weights, in both modes and to second order. Derivatives in
+    points are those along the space, where the space has equations.
+
+    Args:
+        x: a point of the space.
+        points: the points ``(N, ...)``.
+        geometry: the space.
+        weights: weights ``(N,)``, which are divided by their sum. Default: equal ones.
+
+    Example:
+        >>> import torch
+        >>> from frechet import implicit
+        >>> from frechet.calculus import fixed_point_conditions
+        >>> from frechet.optimize import affine_invariant, frechet_mean, karcher_step
+        >>> space = affine_invariant()
+        >>> def find(points, weights):
+        ...     return frechet_mean(points, space, weights=weights).x
+        >>> def step(x, points, weights):
+        ...     return karcher_step(x, points, space, weights=weights)
+        >>> mean = implicit(find, fixed_point_conditions(step))
+        >>> points = torch.tensor([[[1.0]], [[4.0]]], dtype=torch.float64)  # matrices 1 x 1: a geometric mean
+        >>> weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        >>> torch.autograd.grad(mean(points, weights).sum(), weights)[0] / torch.log(torch.tensor(4.0))
+        tensor([-0.5000,  0.5000], dtype=torch.float64)
+    """
+    w = points.new_ones(len(points)) if weights is None else weights
+    return geometry.exp(x, torch.tensordot(w / w.sum(), geometry.log(x, points), 1))
 
 
 def _descend(

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from frechet.calculus.matrices import matrix_function
+from frechet.errors import NotDifferentiable
+
 Map = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -76,15 +79,14 @@ def sphere() -> Geometry:
     """
 
     def exp(x: Tensor, v: Tensor) -> Tensor:
-        angle = v.square().sum().sqrt()
-        moved = torch.cos(angle) * x + torch.sinc(angle / torch.pi) * v
+        square = v.square().sum()
+        moved = _cosine(square) * x + _sine_over(square) * v
         return moved / moved.square().sum().sqrt()
 
     def log(x: Tensor, points: Tensor) -> Tensor:
         along = points @ x
         u = points - along.unsqueeze(-1) * x
-        size = u.square().sum(-1).sqrt()
-        return u * (torch.atan2(size, along) / torch.where(size == 0, 1.0, size)).unsqueeze(-1)
+        return u * _angle_over(u.square().sum(-1), along).unsqueeze(-1)
 
     def check(points: Tensor) -> None:
         if points.ndim != 2 or not bool(((points.square().sum(-1) - 1).abs() < _slack(points)).all()):
@@ -130,16 +132,13 @@ def hyperbolic() -> Geometry:
         return torch.cat([(1 + x[..., 1:].square().sum(-1, keepdim=True)).sqrt(), x[..., 1:]], -1)
 
     def exp(x: Tensor, v: Tensor) -> Tensor:
-        size = lorentz(v, v).clamp(min=0).sqrt()
-        factor = torch.sinh(size) / size if float(size) > 0 else torch.ones_like(size)
-        return on(torch.cosh(size) * x + factor * v)
+        square = lorentz(v, v)
+        return on(_cosine(-square) * x + _sine_over(-square) * v)
 
     def log(x: Tensor, points: Tensor) -> Tensor:
         chord = points - x
-        distance = 2 * torch.asinh(lorentz(chord, chord).clamp(min=0).sqrt() / 2)
         u = points + lorentz(points, x).unsqueeze(-1) * x
-        factor = torch.where(distance == 0, 1.0, distance / torch.sinh(distance))
-        return u * factor.unsqueeze(-1)
+        return u * _distance_over(lorentz(chord, chord)).unsqueeze(-1)
 
     def check(points: Tensor) -> None:
         off = (lorentz(points, points) + 1).abs() if points.ndim == 2 and points.shape[1] > 1 else None
@@ -212,10 +211,16 @@ def bures_wasserstein() -> Geometry:
 
     def log(x: Tensor, points: Tensor) -> Tensor:
         # the map from x to p = F F' is F (F'x F)^(-1/2) F': no root of the rounding errors of a singular p
-        lam, V = torch.linalg.eigh(_symmetric(points))
-        F = V * _without_rounding(lam).sqrt().unsqueeze(-2)
-        inverse = _function(F.mT @ x @ F, lambda mu: _inverse(_without_rounding(mu).sqrt()))
-        return F @ inverse @ F.mT - torch.eye(len(x), dtype=x.dtype, device=x.device)
+        lam, V = torch.linalg.eigh(_symmetric(points.detach()))
+        noise = lam.shape[-1] * torch.finfo(lam.dtype).eps * lam.abs().amax(-1, keepdim=True)
+        real = lam > noise
+        if bool(real.all()):
+            maps = _map_from(x, torch.linalg.cholesky(_symmetric(points)))
+        else:
+            _refuse_derivatives(points)
+            factors = [V[i][:, real[i]] * lam[i][real[i]].sqrt() for i in range(len(lam))]
+            maps = torch.stack([_map_from(x, F) for F in factors])
+        return maps - torch.eye(len(x), dtype=x.dtype, device=x.device)
 
     def inner(x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         return _trace(u @ x @ v)
@@ -233,17 +238,79 @@ def bures_wasserstein() -> Geometry:
     return Geometry(exp, log, inner, "Bures-Wasserstein", check, starts, unique)
 
 
+# --- functions of a square: derivatives exist where a velocity or a distance is zero ----------------------------------
+
+SMALL = 1e-3  # below it four terms of a series leave less than 1e-16
+
+
+def _by_series(square: Tensor, small: Tensor, away: Callable[[Tensor], Tensor], terms: list[float]) -> Tensor:
+    """`away` of the square, and the series where it is small: no root of 0, and no derivative of one, is formed."""
+    series = torch.zeros_like(square)
+    for term in reversed(terms):
+        series = series * square + term
+    return torch.where(small, series, away(torch.where(small, torch.ones_like(square), square)))
+
+
+def _cosine(q: Tensor) -> Tensor:
+    """cos sqrt(q), which is cosh sqrt(-q) where q < 0."""
+    sign = q.detach().sign()
+
+    def away(q: Tensor) -> Tensor:
+        root = q.abs().sqrt()
+        return torch.where(sign > 0, torch.cos(root), torch.cosh(root))
+
+    return _by_series(q, q.detach().abs() < SMALL, away, [1, -1 / 2, 1 / 24, -1 / 720, 1 / 40320])
+
+
+def _sine_over(q: Tensor) -> Tensor:
+    """sin(sqrt(q)) / sqrt(q), which is sinh(sqrt(-q)) / sqrt(-q) where q < 0."""
+    sign = q.detach().sign()
+
+    def away(q: Tensor) -> Tensor:
+        root = q.abs().sqrt()
+        return torch.where(sign > 0, torch.sin(root), torch.sinh(root)) / root
+
+    return _by_series(q, q.detach().abs() < SMALL, away, [1, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880])
+
+
+def _angle_over(q: Tensor, along: Tensor) -> Tensor:
+    """atan2(sqrt(q), a) / sqrt(q), the angle over its sine if q + a^2 = 1; 1 at the antipode, where it is infinite."""
+    near = (q.detach() < SMALL * along.detach() ** 2) & (along.detach() > 0)
+    small = near | (q.detach() == 0)
+    a = torch.where(near, along, torch.ones_like(along))
+    ratio = torch.where(near, q / a**2, torch.zeros_like(q))
+    series = _by_series(ratio, small, torch.ones_like, [1, -1 / 3, 1 / 5, -1 / 7, 1 / 9]) / a
+    root = torch.where(small, torch.ones_like(q), q).sqrt()
+    return torch.where(small, series, torch.atan2(root, along) / root)
+
+
+def _distance_over(c: Tensor) -> Tensor:
+    """d / sinh d for the square c = 4 sinh(d/2)^2 of a chord."""
+
+    def away(c: Tensor) -> Tensor:
+        half = c.abs().sqrt() / 2
+        return torch.asinh(half) / (half * (1 + half**2).sqrt())
+
+    # rounding of a chord may be negative: it is small
+    small = c.detach() < SMALL
+    terms = [1, -1 / 6, 1 / 30, -1 / 140, 1 / 630]
+    return _by_series(torch.where(small, c.clamp(min=-SMALL), c), small, away, terms)
+
+
 def _slack(x: Tensor) -> float:
     return 1e3 * torch.finfo(x.dtype).eps
 
 
-def _without_rounding(lam: Tensor) -> Tensor:
-    noise = lam.shape[-1] * torch.finfo(lam.dtype).eps * lam.abs().amax(-1, keepdim=True)
-    return torch.where(lam <= noise, torch.zeros_like(lam), lam)
+def _map_from(x: Tensor, F: Tensor) -> Tensor:
+    return F @ _function(F.mT @ x @ F, torch.rsqrt) @ F.mT
 
 
-def _inverse(x: Tensor) -> Tensor:
-    return torch.where(x == 0, torch.zeros_like(x), 1 / torch.where(x == 0, torch.ones_like(x), x))
+def _refuse_derivatives(points: Tensor) -> None:
+    if points.requires_grad or torch.autograd.forward_ad.unpack_dual(points).tangent is not None:
+        raise NotDifferentiable(
+            "bures_wasserstein: the map to a singular matrix has no derivative in that matrix; add a ridge to the "
+            "points, or ask for derivatives in the weights alone, with points that are no input of `implicit`"
+        )
 
 
 def _symmetric(A: Tensor) -> Tensor:
@@ -255,8 +322,7 @@ def _trace(A: Tensor) -> Tensor:
 
 
 def _function(A: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    lam, V = torch.linalg.eigh(_symmetric(A))
-    return (V * f(lam).unsqueeze(-2)) @ V.mT
+    return matrix_function(f)(_symmetric(A))
 
 
 def _power(A: Tensor, p: float) -> Tensor:
