@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from frechet.calculus.functionals import riesz_map
+from frechet.calculus.functionals import sobolev
 from frechet.physics import operator_collocation
 
 F64 = torch.float64
@@ -52,7 +52,7 @@ def bent(u: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 def adversary(square: Tensor, share: float = 0.1) -> Tensor:
     """The density on the cells, for the beta with which its least value is `share`."""
-    R = riesz_map(GRID, 1 / GRID, boundary="neumann", mass=1e-6)  # of beta = 1 / 2
+    R = sobolev(GRID, 1 / GRID, boundary="neumann", mass=1e-6).inverse  # of beta = 1 / 2
     g = R @ ((square - square.mean()) / GRID)
     return 1 + (1 - share) * g / -g.min()
 
