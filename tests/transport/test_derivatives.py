@@ -225,8 +225,9 @@ FAMILY = {
 def test_first_and_second_derivatives_in_both_modes(f, case):
     F, inputs = FAMILY[case]
     F, xs = functools.partial(F, f), [x.requires_grad_() for x in inputs()]
-    assert torch.autograd.gradcheck(F, xs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(F, xs, check_fwd_over_rev=True)
+    fast = case != "masses"  # along one random direction, where the other case sees every entry
+    assert torch.autograd.gradcheck(F, xs, check_forward_ad=True, fast_mode=fast)
+    assert torch.autograd.gradgradcheck(F, xs, check_fwd_over_rev=True, fast_mode=fast)
 
 
 def first(y):

@@ -66,7 +66,7 @@ def test_domains_without_bounds(f, row, start, best):
 )
 @pytest.mark.parametrize("start", [(0.5, 2.0), (-3.0, 1.0)])
 def test_contradicting_equalities_are_infeasible(row, least, start):
-    s = constrained(lambda x: x.sum(), vector(*start), row)
+    s = constrained(lambda x: x.sum(), vector(*start), row, max_iterations=200)  # the third falls for ever
     assert s.status is Status.INFEASIBLE or (least is None and not s.converged)
     if least is not None:
         assert s.infeasibility == pytest.approx(least, abs=1e-5)

@@ -67,8 +67,9 @@ def whole_matrices(p):
 @pytest.mark.parametrize("name", FREE)
 def test_problems_of_the_cutest_collection_reach_their_known_values(name):
     p = problem(name)
-    s = minimize(p.f, p.x0, hessian=whole_matrices(p))
     # DENSCHND creeps through a narrow valley to x = 0, where no step is small beside x
+    enough = (lambda now: now.value < 1e-20) if name == "DENSCHND" else None
+    s = minimize(p.f, p.x0, hessian=whole_matrices(p), observe=enough)
     assert s.converged or (name == "DENSCHND" and s.value < 1e-20), s.message
     assert s.value <= FREE[name] + 1e-6 * max(1.0, abs(FREE[name]))
 

@@ -17,13 +17,14 @@ from frechet.operators._operator import LinearOperator
 from frechet.optimize._constrained.projected_cg import to_ball
 from frechet.optimize._constrained.projection import Rows
 from frechet.optimize._constrained.slack_rows import SlackRows
+from frechet.space import Space
 
 TURNS = 4  # of the normal step along the box
 SLOPE = 1e-10  # of norm(C), relative to the first: rounding errors
 FEW = 0.1  # of norm(C) that a normal step may leave
 
 
-def normal_step(  # noqa: C901 - one branch for each way to go on or to end
+def normal_step(
     A: LinearOperator, rows: Rows | SlackRows, C: Tensor, radius: float, low: Tensor, high: Tensor
 ) -> tuple[Tensor, float]:
     """A step towards A v = -C in the ball and the box, and norm(A v + C): the best of three."""
@@ -36,20 +37,8 @@ def normal_step(  # noqa: C901 - one branch for each way to go on or to end
     if bend <= 0:
         return space.zeros(), float(image.norm(C))
     cauchy = (float(space.inner(downhill, downhill)) / bend) * downhill
-    candidates = []
-    if float(space.norm(newton)) <= radius:
-        candidates.append(newton)
-    elif float(space.norm(cauchy)) < radius:
-        way = newton - cauchy
-        a, b = float(space.inner(way, way)), float(space.inner(cauchy, way))
-        c = radius**2 - float(space.inner(cauchy, cauchy))
-        root = math.sqrt(b * b + a * c)
-        candidates.append(cauchy + (c / (b + root) if b > 0 else (root - b) / a) * way)
-    size = float(space.norm(newton))
-    candidates += [newton * min(1.0, radius / size)] if size > 0 else []
-    candidates += [cauchy * min(1.0, radius / length)] if (length := float(space.norm(cauchy))) > 0 else []
     best, left = space.zeros(), float(image.norm(C))
-    for v in candidates:
+    for v in _candidates(space, newton, cauchy, radius):
         v = share(v, low, high) * v
         rest = float(image.norm(A @ v + C))
         if rest < left:
@@ -75,6 +64,23 @@ def normal_step(  # noqa: C901 - one branch for each way to go on or to end
             break
         best, left = v, rest
     return best, left
+
+
+def _candidates(space: Space, newton: Tensor, cauchy: Tensor, radius: float) -> list[Tensor]:
+    """The dogleg step in the ball, and both of its ends cut to it."""
+    candidates = []
+    if float(space.norm(newton)) <= radius:
+        candidates.append(newton)
+    elif float(space.norm(cauchy)) < radius:
+        way = newton - cauchy
+        a, b = float(space.inner(way, way)), float(space.inner(cauchy, way))
+        c = radius**2 - float(space.inner(cauchy, cauchy))
+        root = math.sqrt(b * b + a * c)
+        candidates.append(cauchy + (c / (b + root) if b > 0 else (root - b) / a) * way)
+    size = float(space.norm(newton))
+    candidates += [newton * min(1.0, radius / size)] if size > 0 else []
+    candidates += [cauchy * min(1.0, radius / length)] if (length := float(space.norm(cauchy))) > 0 else []
+    return candidates
 
 
 def share(v: Tensor, low: Tensor, high: Tensor) -> float:

@@ -46,7 +46,7 @@ WHY = {
 
 
 @torch.no_grad()
-def fixed_point(  # noqa: C901 - one branch for each way to go on or to end
+def fixed_point(
     g: Callable[..., object],
     x0: Tensor | Mapping[str, Tensor],
     *,
@@ -91,10 +91,7 @@ def fixed_point(  # noqa: C901 - one branch for each way to go on or to end
     space = variables.space
     tolerance = space.eps**0.75 if rtol is None else rtol
     check_numbers("fixed_point", rtol=tolerance, atol=atol, max_iterations=max_iterations)
-    if memory < 0:
-        raise ValueError(f"fixed_point: memory must be >= 0, got {memory}")
-    if not 0 < mixing <= 1:
-        raise ValueError(f"fixed_point: mixing must lie in (0, 1], got {mixing}")
+    _check(memory, mixing)
     x = space.join(blocks)
     f = moved_by("fixed_point", "g", g, variables, x) - x
     norm = float(space.norm(f))
@@ -104,14 +101,10 @@ def fixed_point(  # noqa: C901 - one branch for each way to go on or to end
     dX, dF = space.zeros(0), space.zeros(0)
     iterations, history, status = 0, [norm], None
     while True:
-        if norm <= max(tolerance * float(space.norm(x)), atol):
-            status = Status.CONVERGED
-        elif observe is not None and observe(RootState(iterations, x, norm, 0)):
-            status = Status.STOPPED
-        elif iterations >= max_iterations:
-            status = Status.MAX_ITERATIONS
-        elif mixing < LEAST:
-            status = Status.STAGNATED
+        solved = norm <= max(tolerance * float(space.norm(x)), atol)
+        status = (
+            Status.CONVERGED if solved else _ended(RootState(iterations, x, norm, 0), observe, max_iterations, mixing)
+        )
         if status is not None:
             break
         step = _mixed(space, f, dX, dF, mixing)
@@ -140,6 +133,24 @@ def fixed_point(  # noqa: C901 - one branch for each way to go on or to end
     found = x.view(space.shapes[0]) if variables.single else x
     message = f"fixed_point by Anderson mixing{WHY[status]}"
     return Solution(found, status, norm, iterations, 0, tuple(history), message, evaluations=iterations + 1)
+
+
+def _check(memory: int, mixing: float) -> None:
+    if memory < 0:
+        raise ValueError(f"fixed_point: memory must be >= 0, got {memory}")
+    if not 0 < mixing <= 1:
+        raise ValueError(f"fixed_point: mixing must lie in (0, 1], got {mixing}")
+
+
+def _ended(
+    state: RootState, observe: Callable[[RootState], bool] | None, max_iterations: int, mixing: float
+) -> Status | None:
+    """Why a run ends that is not converged, None where it goes on."""
+    if observe is not None and observe(state):
+        return Status.STOPPED
+    if state.iteration >= max_iterations:
+        return Status.MAX_ITERATIONS
+    return Status.STAGNATED if mixing < LEAST else None
 
 
 def _mixed(space: Space, f: Tensor, dX: Tensor, dF: Tensor, mixing: float) -> Tensor:
