@@ -64,7 +64,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that memory could not be had."""
+    """Return whether an exception says that memory ran out."""
     refused = ("not enough memory", "can't allocate memory", "out of memory")
     said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in refused)
     return said or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -282,7 +282,7 @@ class Report:
 
 
 def from_estimate(estimate: Estimate, *, cost: Cost, level: float = 0.95, unit: str = "") -> Measured:
-    """A scalar `Estimate` with its `level` interval as a `Measured`.
+    """Return a scalar `Estimate` with its `level` interval as a `Measured`.
 
     Example:
         >>> from frechet.linalg._result import exact_estimate

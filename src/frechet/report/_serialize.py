@@ -18,17 +18,21 @@ from frechet.report._schema import SCHEMA, Report
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """`report` as a tree of dicts, lists, strings, numbers and None that `json.dumps(..., allow_nan=False)` accepts."""
+    """Return a report as a tree of dicts, lists, strings, numbers and None, which `json.dumps` takes without NaN."""
     return {"schema": SCHEMA, **_encoded(report)}
 
 
 def dumps(report: Report) -> str:
-    """The text of ``report.json``."""
+    """Return the text of ``report.json``."""
     return json.dumps(to_json(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def from_json(tree: Mapping[str, Any]) -> Report:
-    """The report that `to_json` wrote. Raises ValueError for another version or a tree of another shape."""
+    """Return the report that `to_json` wrote.
+
+    Raises:
+        ValueError: the tree has another version or another shape.
+    """
     if not isinstance(tree, Mapping):
         raise ValueError(f"from_json: tree must be a JSON object, got {type(tree).__name__}")
     version = tree.get("schema")

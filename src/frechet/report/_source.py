@@ -23,7 +23,7 @@ class BadSource(ValueError):
 
 
 def load(source: str, group: Group | None = None) -> tuple[Objective, str]:
-    """The objective named by `source`, and a title. Collective with a group."""
+    """Return the objective that `source` names, and a title. With a group, every rank must call."""
     if group is None:
         return _load(source)
     objective, title = group.together(lambda: _load(source))

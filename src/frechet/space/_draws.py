@@ -7,7 +7,7 @@ import torch
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator for one stream of a seed; different streams are independent."""
+    """Return a CPU generator for one stream of a seed. Different streams are independent."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"generator: seed must be a non-negative int, got {seed!r}")
     # spawn_key and not a list: trailing zeros of a list are ignored, so (seed,) and (seed, 0) would be one stream

@@ -218,7 +218,7 @@ class _Shared(torch.autograd.Function):
 
 @torch.no_grad()
 def digest(t: Tensor) -> int:
-    """32 bits that differ, but for one in some 10^9, where two tensors of one shape differ in any bit."""
+    """Return a hash of 32 bits: two tensors of one shape with other bits share it with a probability of some 1e-9."""
     flat = t.detach().contiguous().reshape(-1)
     words = flat.view(torch.int32) if flat.element_size() % 4 == 0 else flat.view(torch.uint8).to(torch.int32)
     # odd factors keep every bit, the shifts carry high bits down; everything wraps around

@@ -382,7 +382,7 @@ class Space:
 
 
 def aligned(t: Tensor) -> Tensor:
-    """`t`, copied where it is not contiguous or begins at no multiple of 16 bytes, as `view_as_complex` needs."""
+    """Return `t`, copied if it is not contiguous or begins at no multiple of 16 bytes, as `view_as_complex` needs."""
     if t.is_contiguous() and t.storage_offset() * t.element_size() % 16 == 0:
         return t
     return t.clone(memory_format=torch.contiguous_format)

@@ -13,7 +13,7 @@ Point = Tensor | Mapping[str, Tensor]
 
 
 def named(x: Point) -> dict[str, Tensor]:
-    """The blocks of a point by name; a single tensor is named ""."""
+    """Return the blocks of a point by name. A single tensor has the name ""."""
     return {"": x} if isinstance(x, Tensor) else dict(x)
 
 
