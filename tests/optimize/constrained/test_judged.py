@@ -66,6 +66,27 @@ def test_a_start_of_zeros_is_no_size(tiny):
     assert torch.allclose(s.x, plain.x, atol=1e-6)
 
 
+@pytest.mark.parametrize("tiny", [1e-30, 1e-14])
+@pytest.mark.parametrize("factors", [2, 3])
+def test_variables_defined_by_products_of_zeros_have_no_size_either(tiny, factors):
+    """At zero the linearized rows u = x_0 x_1 .. say that u is zero, not that it stays as small as its start."""
+    n = 6
+    target = torch.linspace(0.5, 1.5, n, dtype=F64)
+
+    def product(x):
+        return torch.stack([x[:n].roll(i)[:factors].prod() for i in range(n)])
+
+    s = minimize(
+        lambda x: ((x[:n] - target) ** 2).sum() - x[n:].sum(),
+        torch.full((2 * n,), tiny, dtype=F64),
+        constraints=[lambda x: x[n:] - product(x), lambda x: x[:n].sum() - 5.0],
+        bounds=(0.0, INF),
+        max_iterations=60,
+    )
+    assert s.converged, s.message
+    assert s.infeasibility < 1e-8
+
+
 def test_a_row_far_from_its_side_does_not_shorten_steps():
     """Hock and Schittkowski 109: two rows are 2e6 from their sides, and curved."""
     p = s2mpj.problem("HS109")

@@ -79,13 +79,19 @@ def _to_rows(point: Point) -> Tensor | None:
 def reaching(point: Point, sizes: Tensor) -> Tensor:
     """Longer lengths, up to 1, for parameters that start near zero and have to go far for the rows to hold.
 
-    A start of 1e-30 is a zero, and no size; in units of 1e-30 the rows ask for steps of that size.
+    A start of 1e-30 is a zero, and no size; in units of 1e-30 the rows ask for steps of that size. Where one such start
+    is a zero, others that are as small are zeros, too: the rows at zero do not show what a product of them will be.
     """
     step = _to_rows(point) if bool((sizes < USUAL).any()) else None
     if step is None:
         return sizes
     asked = (step.abs() * sizes).clamp_max(1.0)
-    return torch.where(asked > sizes / FLAT, _powers(asked), sizes)
+    longest, longer = asked.max(), torch.where(asked > sizes / FLAT, _powers(asked), sizes)
+    zeros = sizes[asked > sizes / ROUNDING]
+    if not len(zeros):
+        return longer
+    as_small = (sizes <= zeros.max()) & (asked <= ROUNDING * longest)
+    return torch.where(as_small, _powers(longest), longer)
 
 
 def bending(point: Point) -> float:
