@@ -1,7 +1,7 @@
 """Differential equations by networks and `collocation`, beside published figures and first-order training.
 
-    python benchmarks/collocation.py [--problems poisson1 poisson2 ...] [--seeds 0 1] [--solvers frechet adam lbfgs trf]
-                                     [--seconds 60]
+    python benchmarks/collocation.py [--problems poisson1 poisson2 ...] [--seeds 0 1] [--seconds 60]
+                                     [--solvers frechet balanced adam lbfgs trf]
 
     poisson1    u'' = -pi^2 sin(pi x), tanh 1-32-1 (97 parameters), 60 + 2 points
     poisson2    sin sin on the unit square, tanh 2-64-1 (257), 900 + 120 points
@@ -31,7 +31,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -217,7 +217,12 @@ def cost(p: Problem, x: dict[str, Tensor]) -> Tensor:
     return torch.stack([r.square().sum() for r in p.residual(x).values()]).sum()
 
 
-SOLVERS = {"frechet": frechet_steps, "adam": adam, "lbfgs": lbfgs, "trf": trf}
+def balanced(p: Problem, seen: Callable[[dict[str, Tensor]], None]) -> None:
+    """Ours, with the weights of the conditions that `Collocation.balanced` finds at the start."""
+    frechet_steps(replace(p, residual=p.residual.balanced(p.start)), seen)
+
+
+SOLVERS = {"frechet": frechet_steps, "balanced": balanced, "adam": adam, "lbfgs": lbfgs, "trf": trf}
 
 
 def measured(name: str, seed: int, solver: str, seconds: float) -> dict[str, object]:

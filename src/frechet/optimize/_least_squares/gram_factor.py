@@ -62,13 +62,18 @@ class GramFactor:
         """The singular values of J."""
         return factored(self.linear, self.scale, self.free, self.shift)
 
+    @property
+    def in_hand(self) -> Factor | None:
+        """The exact factors, if a step has needed them."""
+        return self.__dict__.get("exact")
+
     def step(self, damping: float) -> Tensor:
         """The damped step ``(n,)``."""
         return (self.squared if self._hides(damping) else self.exact).step(damping)
 
     def within(self, radius: float, guess: float = 0.0) -> tuple[Tensor, float]:
         """The step within `radius`, and its damping."""
-        if "exact" not in self.__dict__:
+        if self.in_hand is None:
             p, damping = self.squared.within(radius, guess)
             if self._hides(damping):
                 return p, damping

@@ -15,8 +15,9 @@ right takes steps that are much too short.
 2. The target is met by the first crossing, and not by interpolation between radii.
 3. Where no radius meets it, the last one is divided by six.
 4. A large J with many more columns than rows is factored through J J' while the damping hides the rounding of squares.
+5. The truncated step without damping is tried, too (`truncated_step.py`): the last digits come in a few steps.
 
-**Cost.** One Jacobian and one SVD per step; up to `RADII` residuals.
+**Cost.** One Jacobian and one SVD per step; up to `RADII` + 1 residuals.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from frechet.optimize._least_squares.damped_step import Factor, boxed, factored
 from frechet.optimize._least_squares.gram_factor import GramFactor, is_wide
 from frechet.optimize._least_squares.last_digits import polished
 from frechet.optimize._least_squares.optimality import IDLE, Rules, Verdict, free_to_move, judged, too_short
-from frechet.optimize._least_squares.residual import LARGE, Linearization, Residual, length
+from frechet.optimize._least_squares.residual import LARGE, Linearization, Point, Residual, length
 from frechet.optimize._least_squares.run import RESUMED, LeastSquaresState, Run
+from frechet.optimize._least_squares.truncated_step import better
 
 TARGET = 0.075
 WIDTH, RADII = 6.0, 16  # of the window of radii around the last one, and how many
@@ -63,9 +65,13 @@ def target_ratio(
             return Run(linear, Status.STOPPED, iterations, tuple(history), verdict)
         accepted = None
         while accepted is None and idle < IDLE and residual.ledger.residuals < rules.max_evaluations:
-            accepted, found, short = _longest(residual, linear, rules, factor, radius)
+            point, found, short = _longest(residual, linear, rules, factor, radius)
+            plain = factor.in_hand if isinstance(factor, GramFactor) else factor
+            if plain is not None and (best := better(residual, linear, rules, plain, (point or linear.point).cost)):
+                point, found = best[0], max(length(best[1]), radius / WIDTH)
+            accepted = None if point is None else residual.linearized(point)
             radius = found if accepted is not None else radius / WIDTH
-            if short:
+            if short and accepted is None:
                 break
         if accepted is None:
             spent = residual.ledger.residuals >= rules.max_evaluations
@@ -92,7 +98,7 @@ def _modelled(
 
 def _longest(
     residual: Residual, linear: Linearization, rules: Rules, factor: Factor | GramFactor, radius: float
-) -> tuple[Linearization | None, float, bool]:
+) -> tuple[Point | None, float, bool]:
     """The point of the longest step that meets the target, its radius, and whether even the longest is rounding."""
     best, chosen, damping, short = None, radius, 0.0, False
     slack = linear.noise * linear.size
@@ -112,4 +118,4 @@ def _longest(
         if damping == 0:  # the undamped step, whatever the radius
             chosen = max(length(p), R / WIDTH)
             break
-    return (None if best is None else residual.linearized(best)), chosen, short
+    return best, chosen, short
