@@ -1,7 +1,7 @@
 """Differential equations by networks and `collocation`, beside published figures and first-order training.
 
-    python benchmarks/collocation.py [--problems poisson1 poisson2 ...] [--seeds 0 1] [--solvers frechet adam lbfgs trf]
-                                     [--seconds 60]
+    python benchmarks/collocation.py [--problems poisson1 poisson2 ...] [--seeds 0 1] [--seconds 60]
+                                     [--solvers frechet balanced adam lbfgs trf]
 
     poisson1    u'' = -pi^2 sin(pi x), tanh 1-32-1 (97 parameters), 60 + 2 points
     poisson2    sin sin on the unit square, tanh 2-64-1 (257), 900 + 120 points
@@ -16,21 +16,23 @@ steps to an error are taken at each step of the run. The error is relative, in L
 the 2-D and 5-D problems are absolute root mean squares, on a GPU, each with a damping tuned by sweeps. The last two
 problems have more residuals than a factorization should hold: ours takes 700 + 300 of their points, anew every 4 steps.
 
-Each finished run is one line of results/collocation.jsonl; a run that is there is not repeated.
+Each finished run is one line of results/collocation.jsonl; a run that is there is not repeated. A run that SIGTERM or
+SIGINT ends is kept with what it reached, and repeated by the next call. The line has the least error after each of
+`MARKS` seconds, which is printed where several solvers share a problem.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import timing
@@ -47,6 +49,7 @@ from frechet.space import Variables
 
 FILE = timing.RESULTS / "collocation.jsonl"
 ERRORS = [10.0**-k for k in range(2, 13)]
+MARKS = [5, 10, 20, 30, 45, 60, 90, 120, 150, 200, 250, 300, 400, 500, 600]
 # absolute root mean squares at the end of the best runs of the official files, and their seconds on a GPU
 PUBLISHED = {
     "poisson2": "ENGD 6.2e-8, KFAC 2.0e-7, Adam 9.4e-5, L-BFGS 1.8e-4 in 1000 s (absolute; twice that is relative)",
@@ -57,7 +60,7 @@ PUBLISHED = {
 
 
 class OutOfTime(BaseException):
-    """Not an Exception: no solver may catch it."""
+    """Not an Exception: no solver may catch it. The argument says whether the run was ended from outside."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,18 +148,20 @@ def problem(name: str, seed: int) -> Problem:
 
 
 def frechet_steps(p: Problem, seen: Callable[[dict[str, Tensor]], None]) -> None:
-    x, variables = p.start, Variables.of(p.start)
+    x, variables, last = p.start, Variables.of(p.start), None
 
     def blocks(flat: Tensor) -> dict[str, Tensor]:
         return dict(zip(variables.space.names, variables.space.split(flat), strict=True))
 
     def observe(state: LeastSquaresState) -> bool:
+        nonlocal last
         seen(blocks(state.x))
+        last = state
         return p.part is not None and state.iteration >= 4
 
     for seed in itertools.count():
         residual = p.residual if p.part is None else p.residual.sample(p.part, seed=seed)
-        s = least_squares(residual, x, method=p.method, max_evaluations=10**6, observe=observe)
+        s = least_squares(residual, x, method=p.method, max_evaluations=10**6, observe=observe, resume=last)
         x = blocks(variables.flatten(s.x))
         if p.part is None:
             seen(x)
@@ -212,29 +217,41 @@ def cost(p: Problem, x: dict[str, Tensor]) -> Tensor:
     return torch.stack([r.square().sum() for r in p.residual(x).values()]).sum()
 
 
-SOLVERS = {"frechet": frechet_steps, "adam": adam, "lbfgs": lbfgs, "trf": trf}
+def balanced(p: Problem, seen: Callable[[dict[str, Tensor]], None]) -> None:
+    """Ours, with the weights of the conditions that `Collocation.balanced` finds at the start."""
+    frechet_steps(replace(p, residual=p.residual.balanced(p.start)), seen)
+
+
+SOLVERS = {"frechet": frechet_steps, "balanced": balanced, "adam": adam, "lbfgs": lbfgs, "trf": trf}
 
 
 def measured(name: str, seed: int, solver: str, seconds: float) -> dict[str, object]:
     p = problem(name, seed)
-    begin, steps, least, reached = time.process_time(), 0, math.inf, {}
+    begin, steps, least, reached, trace, cut = time.process_time(), 0, math.inf, {}, {}, False
 
     def seen(x: dict[str, Tensor]) -> None:
         nonlocal steps, least
         now, error = time.process_time() - begin, p.error(x)
+        trace.update((str(t), least) for t in MARKS if str(t) not in trace and t <= now)
         least = min(least, error)
         for e in ERRORS:
             if error <= e:
                 reached.setdefault(f"{e:.0e}", [steps, round(now, 1)])
         steps += 1
         if now > seconds or error <= 1e-13:
-            raise OutOfTime
+            raise OutOfTime(False)
 
-    with contextlib.suppress(OutOfTime):
+    try:
         SOLVERS[solver](p, seen)
+    except OutOfTime as end:
+        cut = bool(end.args[0])
     spent = time.process_time() - begin
-    cell = {"problem": name, "seed": seed, "solver": solver, "seconds": seconds}
-    return {**cell, "spent": round(spent, 1), "steps": steps - 1, "error": least, "reached": reached}
+    cell = {"problem": name, "seed": seed, "solver": solver, "seconds": seconds, "cut": cut}
+    return {**cell, "spent": round(spent, 1), "steps": steps - 1, "error": least, "reached": reached, "trace": trace}
+
+
+def ended(*_: object) -> None:
+    raise OutOfTime(True)
 
 
 def cells(a: argparse.Namespace) -> Iterator[tuple[str, int, str, float]]:
@@ -251,21 +268,37 @@ def main() -> None:
     timing.restart(1)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, ended)
     done = [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
     for cell in cells(arguments):
-        if not any((r["problem"], r["seed"], r["solver"], r["seconds"]) == cell for r in done):
+        if not any((r["problem"], r["seed"], r["solver"], r["seconds"]) == cell and not r.get("cut") for r in done):
             done.append(measured(*cell))
             with FILE.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
             print(json.dumps(done[-1]), file=sys.stderr, flush=True)
+            if done[-1]["cut"]:
+                break
     print("relative error: the least of the run; steps and processor seconds at which it fell below")
     for name in arguments.problems:
         print(f"{name}: published {PUBLISHED.get(name, 'nothing comparable')}")
-        for r in [r for r in done if r["problem"] == name]:
+        rows = [r for r in done if r["problem"] == name]
+        for r in rows:
             marks = "  ".join(f"{e} {k}/{t}s" for e, (k, t) in list(r["reached"].items())[::2])
             print(
                 f"  {r['solver']:<8} seed {r['seed']}  {r['error']:.1e} in {r['steps']} steps, {r['spent']} s  {marks}"
             )
+        if len({r["solver"] for r in rows}) > 1:
+            curves(rows)
+
+
+def curves(rows: list[dict[str, Any]]) -> None:
+    """The least error after each number of seconds, a column for each run."""
+    shown = [r for r in rows if r.get("trace")]
+    print("    seconds" + "".join(f"{r['solver'] + ' ' + str(r['seed']):>13}" for r in shown))
+    for t in map(str, MARKS):
+        if any(t in r["trace"] for r in shown):
+            print(f"    {t:>7}" + "".join(f"{r['trace'][t]:>13.1e}" if t in r["trace"] else f"{'':>13}" for r in shown))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from frechet import least_squares
+from frechet.optimize import LeastSquaresState
+from frechet.optimize._least_squares import gram_factor
 from frechet.optimize._least_squares import target_ratio as module
 from frechet.physics import collocation
 from pinns import F64, network, parameters_of, poisson, square
@@ -76,28 +79,93 @@ def test_a_low_target_takes_fewer_steps(monkeypatch):
     assert steps[0.075] < steps[0.9]
 
 
-@pytest.mark.parametrize("at", [1, 5])
-def test_a_resumed_run_has_the_same_bits(at):
-    residual, p = net_problem()
-    kept = []
+def watched(limit, keep, at):
+    """An observer that stops after `limit` steps and keeps the state of step `at`."""
 
-    def stop_at(k):
-        def observe(state):
-            if state.iteration == at:
-                kept.append(state)
-            return state.iteration >= k
+    def observe(state):
+        if state.iteration == at:
+            keep.append(state)
+        return state.iteration >= limit
 
-        return observe
+    return observe
 
-    whole = least_squares(residual, p, observe=stop_at(8))
-    least_squares(residual, p, observe=stop_at(at))
-    rest = least_squares(residual, p, resume=kept[-1], observe=stop_at(8 - at))
+
+@pytest.mark.parametrize("method", ["target-ratio", "adaptive-damping"])
+@pytest.mark.parametrize("at", [0, 1, 5])
+@pytest.mark.parametrize("problem", ["network", "singular", "bounded"])
+def test_a_resumed_run_has_the_same_bits(method, at, problem):
+    options = {"method": method}
+    if problem == "network":
+        residual, p = net_problem()
+    elif problem == "singular":  # steps that shrink by a constant factor
+        residual, p = (lambda x: torch.stack([(x["a"] ** 3).sum(), x["a"][0] ** 2])), {"a": torch.ones(2, dtype=F64)}
+    else:
+        residual, p = (lambda x: rosenbrock(x["a"])), {"a": torch.tensor([-1.2, 1.0], dtype=F64)}
+        options["bounds"] = (-2.0, 0.8)
+    kept, seen, again = [], [], []
+    whole = least_squares(residual, p, observe=lambda s: seen.append(s) or s.iteration >= 30, **options)
+    least_squares(residual, p, observe=watched(at, kept, at), **options)
+    left = 30 - at
+    rest = least_squares(
+        residual, p, resume=kept[-1], observe=lambda s: again.append(s) or s.iteration >= left, **options
+    )
     assert all(torch.equal(whole.x[name], rest.x[name]) for name in p)
     assert whole.iterations == at + rest.iterations
+    assert [s.control for s in seen[at:]] == [s.control for s in again]
+    assert whole.history[at:] == rest.history
+    assert whole.status is rest.status
+
+
+@pytest.mark.parametrize("method", ["target-ratio", "adaptive-damping"])
+def test_a_state_survives_a_file(method, tmp_path):
+    residual, p = net_problem()
+    kept = []
+    least_squares(residual, p, method=method, observe=watched(3, kept, 3))
+    torch.save(dataclasses.asdict(kept[0]), tmp_path / "state.pt")
+    read = LeastSquaresState(**torch.load(tmp_path / "state.pt", weights_only=True))
+    runs = [least_squares(residual, p, method=method, resume=s, observe=watched(3, [], 3)) for s in (kept[0], read)]
+    assert all(torch.equal(runs[0].x[name], runs[1].x[name]) for name in p)
 
 
 def test_other_methods_do_not_resume():
     kept = []
-    least_squares(decay, torch.ones(3, dtype=F64), observe=lambda s: kept.append(s) or False)
-    with pytest.raises(ValueError, match="resume must come with method 'target-ratio'"):
-        least_squares(decay, torch.ones(3, dtype=F64), resume=kept[0])
+    x = torch.ones(3, dtype=F64)
+    least_squares(decay, x, observe=lambda s: kept.append(s) or False)
+    with pytest.raises(ValueError, match="resume must come with method 'target-ratio' or 'adaptive-damping'"):
+        least_squares(decay, x, resume=kept[0])
+    with pytest.raises(ValueError, match="resume must be a state of method 'adaptive-damping'"):
+        least_squares(decay, x, method="adaptive-damping", resume=kept[0])
+    least_squares(decay, x, method="target-ratio", observe=lambda s: kept.append(s) or False)
+    with pytest.raises(ValueError, match="resume must be a state of method 'adaptive-damping'"):
+        least_squares(decay, x, method="adaptive-damping", resume=kept[-1])
+
+
+# --- wide problems ----------------------------------------------------------------------------------------------------
+
+
+def test_squares_and_singular_values_take_the_same_steps(monkeypatch):
+    """J J' loses half of the digits of small singular values; the run does not show it."""
+    residual, p = wide_problem()
+    exact = least_squares(residual, p, max_evaluations=400)
+    monkeypatch.setattr(gram_factor, "WIDE", 1)
+    squared = least_squares(residual, p, max_evaluations=400)
+    assert squared.residual < 1e-10
+    assert squared.residual < 1e3 * max(exact.residual, 1e-12)
+
+
+def test_the_cost_of_wide_steps(monkeypatch):
+    """Far from a solution no point is factored by its singular values."""
+    monkeypatch.setattr(gram_factor, "WIDE", 1)
+    calls = []
+    original = gram_factor.factored
+    monkeypatch.setattr(gram_factor, "factored", lambda *a: calls.append(a) or original(*a))
+    residual, p = wide_problem()
+    s = least_squares(residual, p, observe=lambda state: state.iteration >= 3)
+    assert s.iterations == 3
+    assert not calls
+
+
+def wide_problem():
+    net = network(2, 60, 1)
+    inside, edge = square(30, 12)
+    return collocation(poisson(net), {"equation": inside, "boundary": edge}), parameters_of(net)

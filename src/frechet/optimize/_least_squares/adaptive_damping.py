@@ -26,9 +26,11 @@ metrically subregular mappings via globally convergent Levenberg-Marquardt metho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.optimize._geometric import Geometric
@@ -36,7 +38,7 @@ from frechet.optimize._least_squares.damped_step import boxed, column_scale, fac
 from frechet.optimize._least_squares.last_digits import at_limit, polished
 from frechet.optimize._least_squares.optimality import IDLE, Rules, free_to_move, judged, too_short
 from frechet.optimize._least_squares.residual import LARGE, Linearization, Residual, length
-from frechet.optimize._least_squares.run import LeastSquaresState, Run
+from frechet.optimize._least_squares.run import RESUMED, LeastSquaresState, Run
 
 FAIR, GOOD = 1e-4, 0.9
 RAISE, LOWER = 2.0, 0.5
@@ -51,12 +53,17 @@ def adaptive_damping(  # noqa: C901 - one branch for each way to go on or to end
     *,
     eta: float = 1.2,
     observe: Callable[[LeastSquaresState], bool] | None = None,
+    resume: LeastSquaresState | None = None,
 ) -> Run:
     """Run from `linear`, with the exponent `eta`."""
     D, unit = column_scale(linear.columns), max(linear.size, 1e-300)
     lam, xi, value = FIRST, 1.0, linear.cost
     iterations, history, status = 0, [linear.cost], None
-    idle, pace, best = 0, Geometric(torch.dot), linear
+    idle, pace, best, before = 0, Geometric(torch.dot), linear, 0
+    if resume is not None:
+        lam, xi, m = resume.control, _xi(before := int(resume.memory["steps"])), resume.memory
+        D, unit, value, idle = m["scale"], m["unit"], m["value"], int(m["idle"])
+        pace, best = _pace(m), _best(residual, linear, m)
     while True:
         free = free_to_move(residual, linear)
         factor = factored(linear, D, free)
@@ -66,10 +73,17 @@ def adaptive_damping(  # noqa: C901 - one branch for each way to go on or to end
             break
         size, slope = linear.size / unit, length(torch.where(free, linear.gradient / D, 0.0)) / unit
         if observe is not None and observe(
-            LeastSquaresState(iterations, linear.x, linear.cost, verdict.optimality, lam, residual.ledger.residuals)
+            LeastSquaresState(
+                iterations,
+                linear.x,
+                linear.cost,
+                verdict.optimality,
+                lam,
+                residual.ledger.residuals,
+                _memory(D, unit, value, idle, before + iterations, pace, best),
+            )
         ):
-            status = Status.STOPPED
-            break
+            return Run(best, Status.STOPPED, iterations, tuple(history), verdict if best is linear else None)
         if idle >= IDLE:
             status = Status.STAGNATED
             break
@@ -99,6 +113,40 @@ def adaptive_damping(  # noqa: C901 - one branch for each way to go on or to end
         linear, iterations = at_limit(residual, accepted, accepted.x - linear.x, pace), iterations + 1
         best = linear if linear.cost <= best.cost else best
         value = (1 - MEMORY) * linear.cost + MEMORY * max(value, linear.cost)
-        xi = 0.95 if 0.95**iterations >= 1e-2 else max(0.95**iterations, 1e-10)
+        xi = _xi(before + iterations)
         history.append(linear.cost)
     return Run(best, status, iterations, tuple(history))
+
+
+def _xi(steps: int) -> float:
+    """The share of norm(r) in the damping."""
+    share = MEMORY**steps
+    return 1.0 if not steps else MEMORY if share >= 1e-2 else max(share, 1e-10)
+
+
+# --- what a run goes on with ------------------------------------------------------------------------------------------
+
+
+def _memory(
+    scale: Tensor, unit: float, value: float, idle: int, steps: int, pace: Geometric, best: Linearization
+) -> dict[str, float | Tensor]:
+    kept = {"scale": scale, "unit": unit, "value": value, "idle": idle, "steps": steps, "best": best.x}
+    rate = {"q": pace.q, "wait": pace.wait, "row": pace.row, "most": pace.most}
+    last = {} if pace.last is None else {"last": pace.last}
+    return {"method": RESUMED.index("adaptive-damping"), **kept, **rate, **last}
+
+
+def _pace(memory: Mapping[str, Any]) -> Geometric:
+    pace = Geometric(torch.dot)
+    pace.last, pace.q = memory.get("last"), memory["q"]
+    pace.wait, pace.row, pace.most = memory["wait"], memory["row"], memory["most"]
+    return pace
+
+
+def _best(residual: Residual, linear: Linearization, memory: Mapping[str, Any]) -> Linearization:
+    """The best point so far, at which the residual is evaluated again."""
+    if torch.equal(memory["best"], linear.x):
+        return linear
+    point = residual.at(memory["best"])
+    found = None if point is None else residual.linearized(point)
+    return linear if found is None else found

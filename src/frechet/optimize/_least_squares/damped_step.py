@@ -47,6 +47,11 @@ class Factor:
             weights[: self.rank] = self.b[: self.rank] / self.s[: self.rank]
         return self._unscaled(weights)
 
+    def truncated(self, cut: float) -> Tensor:
+        """The undamped step ``(n,)`` in the directions whose singular value is above `cut` times the largest."""
+        kept = self.s > cut * self.s[:1]
+        return self._unscaled(torch.where(kept, self.b / torch.where(kept, self.s, 1.0), 0.0))
+
     def within(self, radius: float, guess: float = 0.0) -> tuple[Tensor, float]:
         """The step with norm(D p) near `radius` where the undamped one is longer, and its damping; 0 for radius 0."""
         rank = self.rank

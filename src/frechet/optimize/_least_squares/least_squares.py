@@ -43,9 +43,9 @@ from frechet.optimize._least_squares.optimality import VANISHED, Rules, free_to_
 from frechet.optimize._least_squares.own_jacobian import OwnJacobian, method_for, with_products
 from frechet.optimize._least_squares.residual import Linearization, Parameters, Point, Residual, Route, length
 from frechet.optimize._least_squares.robust import Loss, robust_loss
-from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, sizes
+from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, resumed, sizes
 from frechet.optimize._least_squares.start import begin, first_linearization
-from frechet.optimize._least_squares.target_ratio import resumed, target_ratio
+from frechet.optimize._least_squares.target_ratio import target_ratio
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
 from frechet.space import Variables
@@ -124,8 +124,8 @@ def least_squares(
             ratios, and errors are estimated from what is left.
         eta: the power of norm(r) in the damping of "adaptive-damping", in (0, 4).
         observe: is called with a `LeastSquaresState` at each step, and stops the run by returning True.
-        resume: a state that `observe` saw, to go on from there as if the run had not been interrupted, with method
-            "target-ratio". Others start anew at x0.
+        resume: a state that `observe` saw, to go on from there as if the run had not been interrupted, with methods
+            "target-ratio" and "adaptive-damping". Others start anew at x0.
 
     Returns:
         A `LeastSquaresSolution`. Its status is `converged` or one of these, each with a sentence in `message`:
@@ -273,8 +273,12 @@ def _solution(
     status, message, optimality = _judged(problem, linear, rules, run)
     x = linear.x
     active = Box(problem.lower, problem.upper).held(x, linear.gradient)
-    known = uncertainty(linear, active == 0, 1 / unit if absolute else None)
-    if status is Status.CONVERGED and linear.size > linear.noise and known.rank < (had := _rank(first, active == 0)):
+    known = uncertainty(linear, active == 0, 1 / unit if absolute else None, status is Status.CONVERGED)
+    if (
+        status is Status.CONVERGED
+        and linear.size > linear.noise
+        and (known.rank or 0) < (had := _rank(first, active == 0))
+    ):
         message += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
     found = problem.structured(x)
     return LeastSquaresSolution(
@@ -305,7 +309,7 @@ def _solution(
 
 def _judged(problem: Residual, linear: Linearization, rules: Rules, run: Run) -> tuple[Status, str, float]:
     """The status, why, and the optimality, recomputed where the run ended."""
-    verdict = judged(problem, linear, rules)
+    verdict = run.verdict or judged(problem, linear, rules)
     free = free_to_move(problem, linear)
     if not verdict.solved and bool(free.any()):
         S = problem.curvature(linear)

@@ -17,6 +17,7 @@ from frechet.space import Space
 
 ROWS = 40  # of parameters in the report
 LOOSE = math.sqrt(torch.finfo(torch.float64).eps)  # part of a parameter in the null space from which it is unknown
+DEAR = 1 << 20  # entries of J from which its factors are not made for a point that is no solution
 MOST = 1 << 24  # entries of a covariance or of null directions: 128 MiB
 
 
@@ -33,7 +34,8 @@ class LeastSquaresSolution:
     residual is missing if it and its derivatives are exactly zero.
 
     `covariance` and `null_directions` are None where they would have more than 2^24 entries; `standard_errors` stay.
-    Rank, directions, observations, covariance and errors are None for matrix-free runs. Covariance and errors are None
+    Rank, directions, observations, covariance and errors are None for matrix-free runs, rank and directions also where
+    J has more than 2^20 entries and the result is not converged. Covariance and errors are None
     as well where the result is not converged, and, unless sigma is absolute, where no degree of freedom is left.
     """
 
@@ -123,14 +125,14 @@ def _combination(direction: Tensor, names: list[str]) -> str:
 class Uncertainty:
     """What J at the minimum says of the parameters."""
 
-    rank: int
+    rank: int | None
     observations: int
     null_directions: Tensor | None
     covariance: Tensor | None
     standard_errors: Tensor | None
 
 
-def uncertainty(linear: Linearization, free: Tensor, sigma: float | None = None) -> Uncertainty:
+def uncertainty(linear: Linearization, free: Tensor, sigma: float | None = None, solved: bool = True) -> Uncertainty:
     """Rank, null directions and covariance from the free columns of J, in units that give each the same norm.
 
     `sigma` is the standard deviation of the entries of r; it is estimated from r where it is None.
@@ -138,6 +140,8 @@ def uncertainty(linear: Linearization, free: Tensor, sigma: float | None = None)
     n = len(linear.x)
     # a weight of zero or a mask leaves a row of zeros, which no continuous noise would
     observations = int(((linear.point.r != 0) | (linear.J != 0).any(1)).sum())
+    if not solved and linear.J.numel() >= DEAR:
+        return Uncertainty(None, observations, None, None, None)
     scale = column_scale(linear.columns)
     factor = factored(linear, scale, free)
     rank = factor.rank

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.optimize._least_squares.last_digits import in_range
-from frechet.optimize._least_squares.optimality import Rules
+from frechet.optimize._least_squares.optimality import Rules, Verdict
 from frechet.optimize._least_squares.residual import Linearization, Residual
 
 ENDED = (Status.STOPPED, Status.MAX_ITERATIONS)
+RESUMED = ("target-ratio", "adaptive-damping")  # the methods whose states have a memory
 
 
 @dataclass(frozen=True, eq=False)
 class LeastSquaresState:
-    """One moment of `least_squares`. `x` is flat ``(n,)``; `control` is the radius or the damping of the method."""
+    """One moment of `least_squares`. `x` is flat ``(n,)``; `control` is the radius or the damping of the method.
+
+    `memory` holds what else "adaptive-damping" and "target-ratio" go on with, as numbers and tensors, for ``resume=``.
+    """
 
     iteration: int
     x: Tensor
@@ -26,6 +32,7 @@ class LeastSquaresState:
     optimality: float
     control: float
     evaluations: int
+    memory: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +43,7 @@ class Run:
     status: Status | None
     iterations: int
     history: tuple[float, ...]  # the cost, per iteration
+    verdict: Verdict | None = None  # of the tests at `linear`, where the run was stopped after they were made
 
 
 def in_units(
@@ -65,6 +73,20 @@ def in_units(
         if moved is None:
             return problem, rules, replace(run, iterations=total, history=history)
         problem, linear, rules = other, moved, replace(rules, x0=sizes(point.x))
+
+
+def resumed(algorithm: Callable[..., Run], method: str, state: LeastSquaresState | None) -> Callable[..., Run]:
+    """The algorithm from a state on."""
+    if state is None:
+        return algorithm
+    if method not in RESUMED:
+        raise ValueError(
+            f"least_squares: resume must come with method {' or '.join(map(repr, RESUMED))}, got {method!r}; start "
+            "anew at x0=state.x"
+        )
+    if state.memory.get("method") != RESUMED.index(method):
+        raise ValueError(f"least_squares: resume must be a state of method {method!r}; start anew at x0=state.x")
+    return partial(algorithm, resume=state)
 
 
 def sizes(x: Tensor) -> Tensor:

@@ -14,25 +14,28 @@ right takes steps that are much too short.
 1. J is factored as it is, without a sketch.
 2. The target is met by the first crossing, and not by interpolation between radii.
 3. Where no radius meets it, the last one is divided by six.
+4. A large J with many more columns than rows is factored through J J' while the damping hides the rounding of squares.
+5. The truncated step without damping is tried, too (`truncated_step.py`): the last digits come in a few steps.
 
-
-**Cost.** One Jacobian and one SVD per step; up to `RADII` residuals.
+**Cost.** One Jacobian and one SVD per step; up to `RADII` + 1 residuals.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
+from torch import Tensor
 
 from frechet.linalg._result import Status
 from frechet.optimize._least_squares.damped_step import Factor, boxed, factored
+from frechet.optimize._least_squares.gram_factor import GramFactor, is_wide
 from frechet.optimize._least_squares.last_digits import polished
-from frechet.optimize._least_squares.optimality import IDLE, Rules, free_to_move, judged, too_short
-from frechet.optimize._least_squares.residual import LARGE, Linearization, Residual, length
-from frechet.optimize._least_squares.run import LeastSquaresState, Run
+from frechet.optimize._least_squares.optimality import IDLE, Rules, Verdict, free_to_move, judged, too_short
+from frechet.optimize._least_squares.residual import LARGE, Linearization, Point, Residual, length
+from frechet.optimize._least_squares.run import RESUMED, LeastSquaresState, Run
+from frechet.optimize._least_squares.truncated_step import better
 
 TARGET = 0.075
 WIDTH, RADII = 6.0, 16  # of the window of radii around the last one, and how many
@@ -43,28 +46,32 @@ def target_ratio(
     linear: Linearization,
     rules: Rules,
     *,
-    radius: float = 1.0,
     observe: Callable[[LeastSquaresState], bool] | None = None,
+    resume: LeastSquaresState | None = None,
 ) -> Run:
-    """Run from `linear`, the first radii around `radius`."""
+    """Run from `linear`, the first radii around one, or around that of the state that goes on."""
     D = torch.ones_like(linear.x)
-    iterations, history, status, idle = 0, [linear.cost], None, 0
+    iterations, history, status = 0, [linear.cost], None
+    radius, idle = (1.0, 0) if resume is None else (resume.control, int(resume.memory["idle"]))
     while True:
-        factor = factored(linear, D, free_to_move(residual, linear))
-        verdict = judged(residual, linear, rules, known=factor if linear.J.numel() >= LARGE else None)
+        factor, verdict = _modelled(residual, linear, rules, D)
         if verdict.solved:
             linear = polished(residual, linear, rules) if rules.tight else linear
             break
+        spent, memory = residual.ledger.residuals, {"method": RESUMED.index("target-ratio"), "idle": idle}
         if observe is not None and observe(
-            LeastSquaresState(iterations, linear.x, linear.cost, verdict.optimality, radius, residual.ledger.residuals)
+            LeastSquaresState(iterations, linear.x, linear.cost, verdict.optimality, radius, spent, memory)
         ):
-            status = Status.STOPPED
-            break
+            return Run(linear, Status.STOPPED, iterations, tuple(history), verdict)
         accepted = None
         while accepted is None and idle < IDLE and residual.ledger.residuals < rules.max_evaluations:
-            accepted, found, short = _longest(residual, linear, rules, factor, radius)
+            point, found, short = _longest(residual, linear, rules, factor, radius)
+            plain = factor.in_hand if isinstance(factor, GramFactor) else factor
+            if plain is not None and (best := better(residual, linear, rules, plain, (point or linear.point).cost)):
+                point, found = best[0], max(length(best[1]), radius / WIDTH)
+            accepted = None if point is None else residual.linearized(point)
             radius = found if accepted is not None else radius / WIDTH
-            if short:
+            if short and accepted is None:
                 break
         if accepted is None:
             spent = residual.ledger.residuals >= rules.max_evaluations
@@ -76,20 +83,22 @@ def target_ratio(
     return Run(linear, status, iterations, tuple(history))
 
 
-def resumed(algorithm: Callable[..., Run], method: str, state: LeastSquaresState | None) -> Callable[..., Run]:
-    """The algorithm from a state on: all that goes from one point to the next here is the radius."""
-    if state is None:
-        return algorithm
-    if method != "target-ratio":
-        raise ValueError(
-            f"least_squares: resume must come with method 'target-ratio', got {method!r}; start anew at x0=state.x"
-        )
-    return partial(algorithm, radius=state.control)
+def _modelled(
+    residual: Residual, linear: Linearization, rules: Rules, scale: Tensor
+) -> tuple[Factor | GramFactor, Verdict]:
+    """The linear model and the tests at a point: squares show that it is not solved, singular values that it is."""
+    free = free_to_move(residual, linear)
+    if not is_wide(linear.J):
+        factor = factored(linear, scale, free)
+        return factor, judged(residual, linear, rules, known=factor if linear.J.numel() >= LARGE else None)
+    model = GramFactor(linear, scale, free)
+    verdict = judged(residual, linear, rules, known=model.squared)
+    return model, judged(residual, linear, rules, known=model.exact) if verdict.solved else verdict
 
 
 def _longest(
-    residual: Residual, linear: Linearization, rules: Rules, factor: Factor, radius: float
-) -> tuple[Linearization | None, float, bool]:
+    residual: Residual, linear: Linearization, rules: Rules, factor: Factor | GramFactor, radius: float
+) -> tuple[Point | None, float, bool]:
     """The point of the longest step that meets the target, its radius, and whether even the longest is rounding."""
     best, chosen, damping, short = None, radius, 0.0, False
     slack = linear.noise * linear.size
@@ -109,4 +118,4 @@ def _longest(
         if damping == 0:  # the undamped step, whatever the radius
             chosen = max(length(p), R / WIDTH)
             break
-    return (None if best is None else residual.linearized(best)), chosen, short
+    return best, chosen, short
