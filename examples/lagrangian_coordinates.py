@@ -26,7 +26,7 @@ from frechet import least_squares
 from frechet.physics import collocation
 
 F64 = torch.float64
-POINTS, STEPS = 16, 40
+POINTS, STEPS = 20, 60
 Parameters = dict[str, Tensor]
 
 
