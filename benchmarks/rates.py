@@ -307,26 +307,37 @@ def copied(state: Any) -> Any:
 
 
 def limit(task: Task, cell: Cell) -> Cell:
-    """The largest stable rate by curvature, that by training on the same data, and the critical rate on half of it."""
+    """The largest stable rate by curvature, and that by training on the same data."""
     model, opt, data = prepared(task, cell["optimizer"], cell["width"])
-    half = len(data[0]) // 2
-    whole, probe = (Objective(model, task.criterion, [(data[0][:n], data[1][:n])]) for n in (2 * half, half))
+    whole = Objective(model, task.criterion, [data])
     metric = optimizer_metric(opt, whole)
     top = eigsh(metric.index(hessian(whole)), 1, seed=0, rtol=0.01)
     index, residual, rate = float(top.values[0]), float(top.residuals[0]), metric.rates[0]
-    criticals = []
-    for objective in (probe, whole):
-        step = optimizer_step(opt, objective, objective.gradient(), metric)
-        found = critical_rate(objective, step, rtol=1 / 32)
-        criticals.append([rate * found.lower, rate * found.upper])
     low, high = rate / index / 8, rate / index * 8
     while high / low > 1.05:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if diverges(model, opt, data, middle) else (middle, high)
     return {
         "predicted": [rate / (index + residual), rate / max(index - residual, 1e-30)], "measured": [low, high],
-        "critical": criticals,
     }  # fmt: skip
+
+
+def critical(task: Task, cell: Cell) -> Cell:
+    """The critical rate on half of some examples and on all of them, while training on batches goes on."""
+    rate = task.centers[cell["optimizer"]] / 4
+    model, opt = built(task, cell["optimizer"], cell["width"], settings(cell["optimizer"], rate), False, 0)
+    trained(task, model, opt, task.batch, 0, 60)
+    n = task.whole[0]
+    return {"critical": [critical_on(task, model, opt, rows) for rows in (slice(n // 2), slice(n))]}
+
+
+def critical_on(task: Task, model: nn.Module, opt: Any, rows: slice) -> list[float]:
+    """The bracket of the critical rate of the optimizer's next step on some examples."""
+    objective = Objective(model, task.criterion, [(task.train[0][rows], task.train[1][rows])])
+    metric = optimizer_metric(opt, objective)
+    step = optimizer_step(opt, objective, objective.gradient(), metric)
+    found = critical_rate(objective, step, rtol=1 / 32)
+    return [metric.rates[0] * found.lower, metric.rates[0] * found.upper]
 
 
 def edge(task: Task, cell: Cell) -> Cell:
@@ -454,41 +465,41 @@ def paths(task: Task, cell: Cell) -> Cell:
 
 
 PARTS: dict[str, Callable[[Task, Cell], Cell]] = {
-    "optimum": optimum, "limit": limit, "edge": edge, "sharper": sharper, "averages": averages, "decays": decays,
-    "curves": curves, "paths": paths,
+    "optimum": optimum, "limit": limit, "critical": critical, "edge": edge, "sharper": sharper, "averages": averages,
+    "decays": decays, "curves": curves, "paths": paths,
 }  # fmt: skip
 
 
-def cells(name: str, task: Task) -> Iterator[Cell]:
-    """The questions of one task, the cheap ones first."""
+def cells(name: str, task: Task) -> Iterator[tuple[int, Cell]]:
+    """The questions of one task, each with its stage: those of an early stage come first, of all tasks."""
     base = {"task": name, "width": task.width, "batch": task.batch, "scaled": False, "betas": 1}
-    yield {"part": "sharper", **base, "sizes": [4, 16, 64, 256] if name == "digits" else [2, 4, 8, 16, 32]}
+    yield 0, {"part": "sharper", **base, "sizes": [4, 16, 64, 256] if name == "digits" else [2, 4, 8, 16, 32]}
     for optimizer in OPTIMIZERS:
         for width in (task.widths[0], task.width, task.widths[-1]):
-            yield {"part": "limit", **base, "optimizer": optimizer, "width": width}
+            stage = 0 if name == "digits" or width == task.width else 4
+            yield stage, {"part": "limit", **base, "optimizer": optimizer, "width": width}
+        yield 1, {"part": "critical", **base, "optimizer": optimizer}
         rate = task.centers[optimizer] * (8 if (name, optimizer) == ("digits", "SGD") else 2)
-        yield {"part": "edge", **base, "optimizer": optimizer, "rate": rate}
+        yield 1, {"part": "edge", **base, "optimizer": optimizer, "rate": rate}
+    lives = [2.0**k for k in range(4, 15)]
     for optimizer in OPTIMIZERS:
         one = {"part": "optimum", **base, "optimizer": optimizer}
         for size in task.sizes:
-            yield {**one, "batch": size, "betas": size / task.batch if optimizer != "SGD" else 1}
-    for optimizer in OPTIMIZERS:
-        one = {"part": "optimum", **base, "optimizer": optimizer}
+            yield 3, {**one, "batch": size, "betas": size / task.batch if optimizer != "SGD" else 1}
         for width in task.widths:
             if width != task.width:
-                yield {**one, "width": width}
-                yield {**one, "width": width, "scaled": True}
-    lives = [2.0**k for k in range(4, 15)]
-    for optimizer in OPTIMIZERS:
+                yield 4, {**one, "width": width}
+                yield 4, {**one, "width": width, "scaled": True}
         for size in (task.batch, 4 * task.batch):
-            yield {"part": "averages", **base, "optimizer": optimizer, "batch": size, "lives": lives}
-    for optimizer in OPTIMIZERS:
-        yield {"part": "curves", **base, "optimizer": optimizer, "steps": 600}
+            yield 2 if name == "digits" else 5, {
+                "part": "averages", **base, "optimizer": optimizer, "batch": size, "lives": lives,
+            }  # fmt: skip
+        yield 2 if name == "digits" else 5, {"part": "curves", **base, "optimizer": optimizer, "steps": 600}
     if name == "digits":
         for size in (task.batch // 2, task.batch, 4 * task.batch):
-            yield {"part": "decays", **base, "batch": size, "decays": [4.0**k for k in range(-4, 3)]}
+            yield 2, {"part": "decays", **base, "batch": size, "decays": [4.0**k for k in range(-4, 3)]}
         pairs = [[2e-3, 4.0], [4e-3, 2.0], [8e-3, 1.0], [2e-3, 1.0]]
-        yield {"part": "paths", **base, "pairs": pairs}
+        yield 2, {"part": "paths", **base, "pairs": pairs}
 
 
 def main() -> None:
@@ -501,15 +512,14 @@ def main() -> None:
     rows = [json.loads(line) for line in given.lines.read_text().splitlines()] if given.lines.is_file() else []
     spent = sum(row["seconds"] for row in rows)
     done = {json.dumps(row["cell"]) for row in rows}
-    for name, make in TASKS.items():
-        task = make()
-        for cell in cells(name, task):
-            if cell["part"] not in given.only or json.dumps(cell) in done:
-                continue
+    tasks = {name: make() for name, make in TASKS.items()}
+    asked = sorted((c for name, task in tasks.items() for c in cells(name, task)), key=lambda c: c[0])
+    for _, cell in asked:
+        if cell["part"] in given.only and json.dumps(cell) not in done:
             if spent > 60 * given.minutes:
                 sys.exit(f"{spent / 60:.0f} minutes are spent; call again with more --minutes")
             begun = time.process_time()
-            found = PARTS[cell["part"]](task, cell)
+            found = PARTS[cell["part"]](tasks[cell["task"]], cell)
             seconds = time.process_time() - begun
             spent += seconds
             with given.lines.open("a") as file:

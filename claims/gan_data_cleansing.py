@@ -14,11 +14,11 @@ from torch.func import functional_call
 
 from frechet.analyze import Player, adam_update, game_trajectory, trajectory_influence
 
-N, B, T = 200, 32, 300
+N, B = 200, 32
 
 
-def measure() -> Claim:
-    """A generator of points in the plane; 10 of 200 training points are outliers; the metric is a kernel distance."""
+def cleansed(T: int) -> tuple[float, float, float]:
+    """The correlation of influence with retraining after T rounds, and the metric before and after a cleansing."""
     torch.manual_seed(0)
     data = torch.randn(N, 2, dtype=torch.float64) * 0.4
     data[: N // 20] += torch.tensor([4.0, 4.0], dtype=torch.float64)
@@ -61,17 +61,27 @@ def measure() -> Claim:
     tried = [*order[:6].tolist(), *order[-6:].tolist(), *order[60:140:10].tolist()]
     changes = torch.tensor([float(metric(run({i}).x[1])) - first for i in tried])
     r = float(torch.corrcoef(torch.stack([changes, -influence[tried].float()]))[0, 1])
-    removed = set(order[:10].tolist())
-    after = float(metric(run(removed).x[1]))
-    both = r > 0.8 and after < first
-    caught = sum(i < N // 20 for i in removed)
+    return r, first, float(metric(run(set(order[:10].tolist())).x[1]))
+
+
+def measure() -> Claim:
+    """A generator of points in the plane; 10 of 200 training points are outliers; the metric is a kernel distance."""
+    rounds = (60, 120, 300)
+    found = [cleansed(T) for T in rounds]
+    told = "; ".join(
+        f"{T}: correlation {r:.2f}, distance {first:.3f} to {after:.3f}"
+        for T, (r, first, after) in zip(rounds, found, strict=True)
+    )
+    single = all(r > 0.8 for r, _, _ in found[:2])
+    better = all(after < first for _, first, after in found)
     return Claim(
         paper="Terashita, Ohashi, Nonaka, Kanemaru 2021, arXiv 2101.08367",
         claim="influence through the discriminator predicts retraining, and cleansing by it improves the generator",
         theirs="estimated and true changes correlate; metrics improve after removal of harmful instances",
-        ours=f"{len(tried)} retrainings: correlation {r:.2f}; without the 10 most harmful of {N} examples ({caught} of "
-        f"the 10 planted outliers) the squared kernel distance goes from {first:.3f} to {after:.3f}",
-        verdict="holds" if both else "holds in part" if r > 0.5 or after < first else "does not hold here",
-        why="one backward sweep through all steps of both players, Adam's buffers included",
+        ours="rounds of training: correlation of influence with 20 retrainings, and the squared kernel distance "
+        f"without the 10 most harmful of {N} examples: {told}",
+        verdict="holds" if single and better else "holds in part" if single else "does not hold here",
+        why="single removals are predicted while training is short; later it is chaotic and no derivative at one run "
+        "says what another does; ten removals at once are no small change",
         name="trajectory_influence",
     )

@@ -66,6 +66,22 @@ def test_an_unknown_rule_a_rising_sharpness_and_the_rates():
     assert "too small to tell" in said(reading(20, 0.9, noise=(float("inf"), 1.0, float("inf"))))
 
 
+def test_without_the_index_the_sharpness_and_its_limit_say_how_far_the_run_is():
+    """A monitor of the sharpness alone, of an optimizer whose limit is one number, and of one that has none."""
+
+    def sharp(step, value, limit):
+        return Reading(
+            step, 1.0, 0.1, "SGD with momentum", {"sharpness": top(value, limit=limit)}, (), (), 3, 0.1, 0.02
+        )
+
+    text = said(sharp(10, 5.0, 20.0), sharp(20, 10.0, 20.0))
+    assert "At step 20 the step of SGD with momentum is 0.50000 ± 0.00053 of the longest stable one" in text
+    assert "could be 2.0 times as large" in text
+    assert "at the edge of stability of SGD with momentum" in said(sharp(10, 20.0, 20.0))
+    text = said(sharp(10, 5.0, None))
+    assert "is not known: its quantity 'stability' was not measured" in text
+
+
 def test_readings_that_ended_early_are_counted():
     loose = Reading(10, 1.0, 0.1, "SGD", {"sharpness": Quantity(1.0, 0.5, 1.5, 2.0, 0.5, 2)}, (), (), 2, 0.1, 0.01)
     assert "1 reading ended before the eigenvalue was known to its tolerance" in said(loose, reading(20, 1.0))

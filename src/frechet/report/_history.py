@@ -65,10 +65,11 @@ def sentences(history: History) -> list[str]:
 
 
 def _of_stability(history: History) -> list[str]:
-    series = history.series("stability")
+    series = history.series("stability") or _over_limits(history)
     rule = next((r.rule for r in reversed(history.readings) if r.rule), None)
     if not series:
-        return ["How far the run is from its stability limit is not known: no rule of the optimizer was."]
+        why = "no rule of the optimizer was" if rule is None else "its quantity 'stability' was not measured"
+        return [f"How far the run is from its stability limit is not known: {why}."]
     step, last = series[-1]
     said = []
     if last.lower > 1.1:
@@ -101,6 +102,15 @@ def _of_stability(history: History) -> list[str]:
             f"The farthest beyond the limit was step {numbers.count(at)}: {_bar(most)} times the longest stable step."
         )
     return said
+
+
+def _over_limits(history: History) -> list[tuple[int, Quantity]]:
+    """The sharpness over its limit, where the optimizer has one limit for all parameters."""
+    return [
+        (step, Quantity(q.value / q.limit, q.lower / q.limit, q.upper / q.limit, 1.0, q.residual))
+        for step, q in history.series("sharpness")
+        if q.limit is not None and 0 < q.limit < math.inf
+    ]
 
 
 def _of_sharpness(history: History) -> list[str]:
