@@ -332,8 +332,10 @@ def _projected(A: Tensor, U: Tensor) -> Tensor:
     with torch.no_grad():
         lengths = A.diagonal().clamp_min(0).sqrt()
         unit = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
-        # a negative eigenvalue of the normalized matrix shows how exact its entries are
-        least = torch.linalg.eigvalsh(A / unit[:, None] / unit)[0]
+        C = A / unit[:, None] / unit
+        # a negative eigenvalue of the normalized matrix shows how exact its entries are; with a factor it has none
+        definite = int(torch.linalg.cholesky_ex(C)[1]) == 0
+        least = torch.zeros_like(lengths[0]) if definite else torch.linalg.eigvalsh(C)[0]
         noise = CANCELLED * len(A) * torch.finfo(A.dtype).eps + NOISE * (-least).clamp_min(0)
         lost = (V * (A @ V)).sum(0) <= noise * (lengths[:, None] * V.abs()).sum(0) ** 2
     return torch.where(lost, 0.0, V)
