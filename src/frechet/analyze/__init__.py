@@ -50,6 +50,7 @@ from frechet.analyze._stability import (
     stability,
     stable_learning_rate,
 )
+from frechet.analyze._step_influence import run_steps, step_influence
 from frechet.analyze._trajectory import (
     Trajectory,
     Update,
@@ -152,6 +153,7 @@ __all__ = [
     "random_subspace",
     "read_history",
     "roughness",
+    "run_steps",
     "scale_for_batch",
     "scale_for_width",
     "self_distillation",
@@ -160,6 +162,7 @@ __all__ = [
     "spectral_check",
     "stability",
     "stable_learning_rate",
+    "step_influence",
     "step_rule",
     "training_jacobian",
     "trajectory",
