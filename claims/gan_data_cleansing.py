@@ -1,87 +1,84 @@
-"""N. Terashita, H. Ohashi, Y. Nonaka, T. Kanemaru (2021), Influence estimation for generative adversarial networks,
-arXiv 2101.08367.
+"""N. Terashita, H. Ohashi, S. Hara (2025), Data cleansing for GANs, arXiv 2504.00603.
 
-Claim: the influence of a training example on a metric of the generator, carried through the discriminator, agrees with
-retraining without it, and taking out harmful examples improves the metric.
+Claim: an example reaches the generator only through the discriminator; its influence on a metric of generated samples
+follows from the Jacobians between both players, and the metric improves without the examples that it calls harmful.
+
+Measured: two networks on points of eight clusters with 2 % of outliers, trained together. The Fréchet distance between
+generated and fresh clean points is swept back through the run. Training again, with the same batches and noise, tells
+the true change: without the 10 most harmful, without 10 drawn (four times), and without each of 15. Two data sets.
 """
 
 from __future__ import annotations
 
 import torch
 from claim import Claim
-from torch import nn
-from torch.func import functional_call
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn.functional import softplus
 
-from frechet.analyze import Player, adam_update, game_trajectory, trajectory_influence
+from frechet.analyze import run_steps, step_influence
+from frechet.calculus.distances import frechet_distance
 
-N, B = 200, 32
+N, BAD, STEPS, BATCH, W = 500, 10, 300, 128, 24
 
 
-def cleansed(T: int) -> tuple[float, float, float]:
-    """The correlation of influence with retraining after T rounds, and the metric before and after a cleansing."""
-    torch.manual_seed(0)
-    data = torch.randn(N, 2, dtype=torch.float64) * 0.4
-    data[: N // 20] += torch.tensor([4.0, 4.0], dtype=torch.float64)
-    clean = torch.randn(200, 2, dtype=torch.float64) * 0.4
-    critic = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)).double()
-    maker = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)).double()
-    rows = [torch.randperm(N)[:B] for _ in range(T)]
+def net(v: Tensor, x: Tensor) -> Tensor:  # two hidden layers
+    for i, o in ((2, W), (W, W)):
+        x, v = torch.tanh(x @ v[: i * o].view(i, o) + v[i * o : (i + 1) * o]), v[(i + 1) * o :]
+    return x @ v.view(W + 1, -1)[:-1] + v.view(W + 1, -1)[-1]
 
-    def made(x: dict, t: int, n: int = B) -> torch.Tensor:
-        z = torch.randn(n, 2, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
-        return functional_call(maker, x, (z,))
 
-    def run(without: set[int]):
-        kept = torch.tensor([0.0 if i in without else 1.0 for i in range(N)], dtype=torch.float64)
+def drawn(outputs: int, g: torch.Generator) -> Tensor:
+    sizes = ((2, W), (W, W), (W, outputs))
+    return torch.cat([torch.randn((i + 1) * o, generator=g).double() / i**0.5 for i, o in sizes])
 
-        def telling(x, chosen, t):
-            real, fake = (functional_call(critic, x[0], (p,))[:, 0] for p in (data[chosen], made(x[1], t)))
-            return kept[chosen] * nn.functional.softplus(-real), nn.functional.softplus(fake).mean()
 
-        def making(x, chosen, t):
-            return nn.functional.softplus(-functional_call(critic, x[0], (made(x[1], t),))).mean()
+def points(n: int, g: torch.Generator) -> Tensor:
+    angle = torch.randint(0, 8, (n,), generator=g) * (torch.pi / 4)
+    return torch.stack([angle.cos(), angle.sin()], 1).double() + 0.05 * torch.randn(n, 2, generator=g).double()
 
-        players = [Player(telling, adam_update(5e-3, betas=(0.5, 0.9), eps=1e-4)) for _ in range(2)]
-        players[1] = Player(making, players[1].update)
-        start = [dict(critic.named_parameters()), dict(maker.named_parameters())]
-        return game_trajectory(players, start, rows, examples=N)
 
-    def metric(x: dict) -> torch.Tensor:
-        fake = made(x, 10**6, 200)
+def compared(seed: int) -> list[float]:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.cat([6 * torch.rand(BAD, 2, generator=g).double() - 3, points(N - BAD, g)])
+    new, z, noise = points(1000, g), *(torch.randn(n, 2, generator=g).double() for n in (1000, STEPS * BATCH))
+    rows = [torch.randperm(N, generator=g)[:BATCH] for _ in range(STEPS)]
+    players, ones = [drawn(1, g), drawn(2, g)], torch.ones(N).double()
+    start = [*players, *(torch.zeros_like(p) for p in players for _ in range(2))]
 
-        def k(a, b):
-            return (-torch.cdist(a, b).square() / 2).exp().mean()
+    def step(state: tuple[Tensor, ...], w: Tensor, t: int) -> list[Tensor]:  # Adam for both
+        d, p, *moments = state
+        fake = net(p, noise[t * BATCH : (t + 1) * BATCH])
+        loss = (w[rows[t]] * softplus(-net(d, x[rows[t]]))[:, 0]).mean() + softplus(net(d, fake)).mean()
+        slopes = [*torch.autograd.grad(loss, d, create_graph=True)]
+        slopes += torch.autograd.grad(softplus(-net(d, fake)).mean(), p, create_graph=True)
+        m = [0.5 * a + 0.5 * s for a, s in zip(moments[::2], slopes, strict=True)]
+        q = [0.99 * b + 0.01 * s.square() for b, s in zip(moments[1::2], slopes, strict=True)]
+        a, b = 2e-3 / (1 - 0.5 ** (t + 1)), 1 - 0.99 ** (t + 1)
+        d, p = (v - a * u / (s / b + 1e-8).sqrt() for v, u, s in zip((d, p), m, q, strict=True))
+        return [d, p, m[0], q[0], m[1], q[1]]
 
-        return k(fake, fake) - 2 * k(fake, clean) + k(clean, clean)
+    def metric(state: tuple[Tensor, ...]) -> Tensor:
+        return frechet_distance(net(state[1], z), new)
 
-    base = run(set())
-    influence = trajectory_influence(base, (None, torch.func.grad(metric)(base.x[1])))
-    first = float(metric(base.x[1]))
-    order = influence.argsort(descending=True)
-    tried = [*order[:6].tolist(), *order[-6:].tolist(), *order[60:140:10].tolist()]
-    changes = torch.tensor([float(metric(run({i}).x[1])) - first for i in tried])
-    r = float(torch.corrcoef(torch.stack([changes, -influence[tried].float()]))[0, 1])
-    return r, first, float(metric(run(set(order[:10].tolist())).x[1]))
+    def without(gone: Tensor) -> float:
+        return float(metric(run_steps(step, start, STEPS, ones.index_fill(0, gone, 0.0))[-1])) - before
+
+    states = run_steps(step, start, STEPS, ones)
+    change, before = -step_influence(step, states, metric, ones), float(metric(states[-1]))
+    order, pool = change.argsort(), [torch.randperm(N, generator=g) for _ in range(4)]
+    some = torch.cat([order[:6], order[-6:], pool[0][:3]])
+    rank = float(spearmanr(change[some], [without(i[None]) for i in some])[0])
+    auc = float((change[:BAD, None] < change[BAD:]).double().mean())
+    return [before, without(order[:BAD]), sum(without(p[:BAD]) for p in pool) / 4, auc, rank]
 
 
 def measure() -> Claim:
-    """A generator of points in the plane; 10 of 200 training points are outliers; the metric is a kernel distance."""
-    rounds = (60, 120, 300)
-    found = [cleansed(T) for T in rounds]
-    told = "; ".join(
-        f"{T}: correlation {r:.2f}, distance {first:.3f} to {after:.3f}"
-        for T, (r, first, after) in zip(rounds, found, strict=True)
-    )
-    single = all(r > 0.8 for r, _, _ in found[:2])
-    better = all(after < first for _, first, after in found)
-    return Claim(
-        paper="Terashita, Ohashi, Nonaka, Kanemaru 2021, arXiv 2101.08367",
-        claim="influence through the discriminator predicts retraining, and cleansing by it improves the generator",
-        theirs="estimated and true changes correlate; metrics improve after removal of harmful instances",
-        ours="rounds of training: correlation of influence with 20 retrainings, and the squared kernel distance "
-        f"without the 10 most harmful of {N} examples: {told}",
-        verdict="holds" if single and better else "holds in part" if single else "does not hold here",
-        why="single removals are predicted while training is short; later it is chaotic and no derivative at one run "
-        "says what another does; ten removals at once are no small change",
-        name="trajectory_influence",
-    )
+    found = [compared(seed) for seed in (0, 1)]
+    better, ranks = [h < min(0, d) for _, h, d, _, _ in found], min(c for *_, c in found)
+    told = "distance {:.4f}, {:+.4f} without harmful, {:+.4f} without drawn ones, AUC of outliers {:.2f}, ranks {:.2f}"
+    why = "Single removals are ranked well; ten together reach beyond first order, and may raise the distance."
+    verdict = "holds" if all(better) and ranks > 0.7 else "holds in part" if any(better) else "does not hold here"
+    claim = "Influence through both players finds examples without which a GAN's metric improves."
+    theirs, ours = "metrics of several GANs improve significantly", "; ".join(told.format(*f) for f in found)
+    return Claim("Terashita et al. 2025, arXiv 2504.00603", claim, theirs, ours, verdict, why, "analyze.step_influence")

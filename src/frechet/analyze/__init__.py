@@ -52,15 +52,9 @@ from frechet.analyze._stability import (
     stability,
     stable_learning_rate,
 )
+from frechet.analyze._step_influence import run_steps, step_influence
 from frechet.analyze._training_regions import TrainingRegions, training_regions
-from frechet.analyze._trajectory import (
-    Trajectory,
-    Update,
-    adam_update,
-    sgd_update,
-    training_jacobian,
-    trajectory,
-)
+from frechet.analyze._trajectory import Trajectory, Update, adam_update, sgd_update, training_jacobian, trajectory
 from frechet.analyze._trajectory_influence import trajectory_influence
 from frechet.analyze._trajectory_invariance import TrajectoryInvariance, trajectory_invariance
 
@@ -165,6 +159,7 @@ __all__ = [
     "random_subspace",
     "read_history",
     "roughness",
+    "run_steps",
     "scale_for_batch",
     "scale_for_width",
     "self_distillation",
@@ -173,6 +168,7 @@ __all__ = [
     "spectral_check",
     "stability",
     "stable_learning_rate",
+    "step_influence",
     "step_rule",
     "training_jacobian",
     "training_regions",

@@ -2,6 +2,7 @@
 
 from frechet.compress._activations import activation_sensitivity, with_quantized_activations
 from frechet.compress._allocate import BitPlan, allocate_bits, pareto_front, plot_front
+from frechet.compress._format_error import format_error
 from frechet.compress._inverses import inverse_curvature
 from frechet.compress._masks import as_torch_prune, keep_zeros
 from frechet.compress._operations import bit_operations
@@ -23,6 +24,7 @@ __all__ = [
     "as_torch_prune",
     "bit_operations",
     "compensated",
+    "format_error",
     "groups_along",
     "inverse_curvature",
     "keep_zeros",

@@ -143,3 +143,35 @@ def test_another_prior_is_the_posterior_made_with_it():
 def test_what_does_not_fit_is_said(call, said):
     with pytest.raises(ValueError, match=said):
         call(posterior("cross_entropy", "full", "point"))
+
+
+@pytest.mark.parametrize("structure", ["full", "kron", "diagonal"])
+def test_groups_of_parameters_have_priors_of_their_own(structure):
+    found = posterior("cross_entropy", structure, "point")
+    grouped, blocks = (tune_evidence(found, by=by, gtol=1e-8) for by in (["0.*", "*"], "block"))
+    prior = found.problem.curvature.domain.unflatten(grouped.prior_precision)
+    for layer in ("0", "2"):
+        values = torch.cat([prior[f"{layer}.{name}"].flatten() for name in ("weight", "bias")])
+        assert float(values.max() - values.min()) < 1e-9
+    slopes = evidence_gradient(grouped).prior_precision
+    for names in (("0.weight", "0.bias"), ("2.weight", "2.bias")):
+        at = torch.cat([torch.arange(26)[found.problem.curvature.domain.block(n)] for n in names])
+        assert abs(float(slopes[at].sum())) < 1e-5
+    assert tune_evidence(found, gtol=1e-8).evidence <= grouped.evidence + 1e-9
+    if structure == "kron":  # whose blocks are the layers
+        assert grouped.evidence == pytest.approx(blocks.evidence, rel=1e-9)
+    everything = tune_evidence(found, by=["*"], gtol=1e-8)
+    assert everything.evidence == pytest.approx(tune_evidence(found, gtol=1e-8).evidence, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (["0.*"], r"by must match every parameter, got \['0.\*'\] without '2.weight'; end with '\*'"),
+        (["*", "0.*"], r"each pattern of by must be the first to match a parameter, got '0.\*'"),
+        (["7.*", "*"], r"each pattern of by must be the first to match a parameter, got '7.\*'"),
+    ],
+)
+def test_patterns_that_miss_are_named(by, said):
+    with pytest.raises(ValueError, match=said):
+        tune_evidence(posterior("cross_entropy", "full", "point"), by=by)

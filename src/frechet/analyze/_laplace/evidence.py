@@ -17,8 +17,9 @@ Lu, J. Nocedal, C. Zhu (1995), A limited memory algorithm for bound constrained 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -28,8 +29,9 @@ from torch import Tensor
 
 from frechet.analyze._laplace.posterior import Posterior, posterior_at
 from frechet.linalg._shown import Result
+from frechet.space import Space
 
-By = Literal["one", "block", "entry"]
+By = Literal["one", "block", "entry"] | Sequence[str]
 REACH = 1e8  # from the start, down and up
 
 
@@ -119,7 +121,8 @@ def tune_evidence(
 
     Args:
         posterior: the Laplace approximation to start at.
-        by: one precision for all parameters, for each ``"block"`` (with K-FAC each layer), or for each ``"entry"``.
+        by: one precision for all parameters, for each ``"block"`` (with K-FAC each layer), for each ``"entry"``, or for
+            each group of parameters, by a list of glob patterns; the first pattern that matches a name counts.
         noise: whether the noise is chosen too, where there is one.
         gtol: the largest derivative in a logarithm at the end.
         max_iterations: of L-BFGS-B.
@@ -138,8 +141,8 @@ def tune_evidence(
         >>> abs(float(evidence_gradient(found).prior_precision.sum())) < 1e-5
         True
     """
-    if by not in ("one", "block", "entry"):
-        raise ValueError(f"tune_evidence: by must be 'one', 'block' or 'entry', got {by!r}")
+    if isinstance(by, str) and by not in ("one", "block", "entry"):
+        raise ValueError(f"tune_evidence: by must be 'one', 'block', 'entry' or a list of patterns, got {by!r}")
     group = _groups(posterior, by)
     k = int(group.max()) + 1
     noisy = noise and posterior.noise is not None
@@ -193,8 +196,27 @@ def _groups(posterior: Posterior, by: By) -> Tensor:
         return space.zeros().long()
     if by == "entry":
         return torch.arange(space.dim, device=space.device)
+    if by != "block":
+        return _by_patterns(space, by)
     group, together = space.zeros().long(), {n: names for names in posterior.problem.curvature.groups for n in names}
     seen: dict[tuple[str, ...], int] = {}
     for name in space.names:
         group[space.block(name)] = seen.setdefault(together.get(name, (name,)), len(seen))
+    return group
+
+
+def _by_patterns(space: Space, patterns: Sequence[str]) -> Tensor:
+    """The number of each parameter's group, by the first pattern that matches its name."""
+    group, used = space.zeros().long(), set()
+    for name in space.names:
+        first = next((i for i, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), None)
+        if first is None:
+            raise ValueError(
+                f"tune_evidence: by must match every parameter, got {list(patterns)} without '{name}'; end with '*'"
+            )
+        group[space.block(name)] = first
+        used.add(first)
+    if len(used) < len(patterns):
+        idle = next(p for i, p in enumerate(patterns) if i not in used)
+        raise ValueError(f"tune_evidence: each pattern of by must be the first to match a parameter, got '{idle}'")
     return group
