@@ -8,7 +8,6 @@ from frechet.analyze._example_frobenius import ExampleFrobenius, example_frobeni
 from frechet.analyze._example_quadratics import ExampleQuadratics, example_quadratics
 from frechet.analyze._example_slopes import ExampleSlopes, example_slopes
 from frechet.analyze._examples import ExampleCurvatures, ExampleGradients, example_curvatures, example_gradients
-from frechet.analyze._game import Game, Player, game_trajectory
 from frechet.analyze._gram import Gram, gradient_gram, ntk_matrix
 from frechet.analyze._influence import Influence, LeaveOneOut, influence, leave_one_out
 from frechet.analyze._intrinsic_dimension import IntrinsicDimension, intrinsic_dimension, random_subspace
@@ -52,7 +51,7 @@ from frechet.analyze._stability import (
     stability,
     stable_learning_rate,
 )
-from frechet.analyze._step_influence import run_steps, step_influence
+from frechet.analyze._step_influence import StepRun, run_steps, step_influence
 from frechet.analyze._training_regions import TrainingRegions, training_regions
 from frechet.analyze._trajectory import Trajectory, Update, adam_update, sgd_update, training_jacobian, trajectory
 from frechet.analyze._trajectory_influence import trajectory_influence
@@ -73,7 +72,6 @@ __all__ = [
     "ExampleGradients",
     "ExampleQuadratics",
     "ExampleSlopes",
-    "Game",
     "Gram",
     "History",
     "Hyperparameters",
@@ -96,7 +94,6 @@ __all__ = [
     "Outliers",
     "Plan",
     "Plane",
-    "Player",
     "Posterior",
     "PowerLaw",
     "Quantity",
@@ -110,6 +107,7 @@ __all__ = [
     "Stability",
     "StepMetric",
     "StepRule",
+    "StepRun",
     "TrainingRegions",
     "Trajectory",
     "TrajectoryInvariance",
@@ -133,7 +131,6 @@ __all__ = [
     "fit_annealing_law",
     "fit_power_law",
     "fit_smoothness",
-    "game_trajectory",
     "gradient_gram",
     "influence",
     "interpolation",

@@ -1,36 +1,30 @@
 """The influence of every training example on a function of where a run ends, from one backward sweep over the run.
 
 With u the adjoint of the gradient of step t, the influence of example n through that step is the slope of its loss
-along u, over the batch size. `_trajectory.py` and `_game.py` say how the adjoint is carried from step to step.
+along u, over the batch size. `_trajectory.py` says how the adjoint is carried from step to step.
 
 **Source.** Hara, Nitanda and Maehara, "Data cleansing for models trained with SGD" (2019), arXiv 1906.08473: the sweep.
-Terashita et al., "Influence estimation for generative adversarial networks" (2021), arXiv 2101.08367: two players.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from frechet.analyze._example_slopes import example_slopes
-from frechet.analyze._game import Game, game_influence
 from frechet.analyze._trajectory import State, Trajectory, adjoint_of_step, on_rows
 from frechet.operators.derivatives._hessian import hessian
-from frechet.space._variables import Point
 
 
-def trajectory_influence(run: Trajectory | Game, metric_gradient: Tensor | Sequence[Point | None]) -> Tensor:
+def trajectory_influence(run: Trajectory, metric_gradient: Tensor) -> Tensor:
     """Return dM/dw_n for every example n: how a metric of the trained parameters changes with the example's weight.
 
     Leaving example n out of every batch it is in (with the batches' denominators as they are) changes the metric by
     about minus this number.
 
     Args:
-        run: the training run, of one model or of several players.
-        metric_gradient: the gradient ``(n,)`` of the metric at ``run.x``, such as ``validation.gradient(run.x)``. For
-            several players a sequence of the gradients in each player's point, None where the metric does not see one.
+        run: the training run. For several players, or a loop of your own, there is `step_influence`.
+        metric_gradient: the gradient ``(n,)`` of the metric at ``run.x``, such as ``validation.gradient(run.x)``.
 
     Example:
         >>> import torch
@@ -43,12 +37,6 @@ def trajectory_influence(run: Trajectory | Game, metric_gradient: Tensor | Seque
         >>> trajectory_influence(run, torch.ones(1))  # x_1 = 0.5 w_0 + 1.5 w_1
         tensor([0.5000, 1.5000], dtype=torch.float64)
     """
-    if isinstance(run, Game):
-        if isinstance(metric_gradient, Tensor):
-            raise TypeError(
-                "trajectory_influence: metric_gradient must be a sequence, one for each player, got a tensor"
-            )
-        return game_influence(run, metric_gradient)
     space = run.objective.space
     if not isinstance(metric_gradient, Tensor) or metric_gradient.shape != (space.dim,):
         got = tuple(metric_gradient.shape) if isinstance(metric_gradient, Tensor) else type(metric_gradient).__name__
