@@ -16,7 +16,7 @@ from frechet import Space
 from frechet.analyze import intrinsic_dimension
 
 
-def dimension(width: int, data: tuple[torch.Tensor, ...]) -> tuple[int, tuple[int, int], int, float]:
+def dimension(width: int, data: tuple[torch.Tensor, ...]) -> tuple[int, tuple[int, int | None], int, float]:
     """The intrinsic dimension of one network, its bracket, the parameters, and the baseline."""
     X, y, Xt, yt = data
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def dimension(width: int, data: tuple[torch.Tensor, ...]) -> tuple[int, tuple[in
 
     baseline = trained(None, 0)
     found = intrinsic_dimension(trained, space, baseline=baseline, seeds=(0, 1))
-    return found.dimension, found.bracket, space.dim, baseline
+    return found.dimension or space.dim, found.band, space.dim, baseline
 
 
 def measure() -> Claim:

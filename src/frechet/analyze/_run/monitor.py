@@ -122,9 +122,10 @@ class Monitor:
             step: the number of optimizer steps that were taken.
             optimizer: whose limit counts. Default: the one that the monitor was made with.
         """
+        begun, before = self._pace.clock(), self._pace.spent
         if self._silent:
             return None
-        begun, before = self._pace.tick(), self._pace.spent
+        self._pace.tick(begun)
         try:
             return self._stepped(step, optimizer or self.optimizer, begun)
         finally:  # all of it counts, files too, and the steps at which nothing is due

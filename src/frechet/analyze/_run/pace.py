@@ -33,14 +33,12 @@ class Pace:
     need: float | None = None  # seconds; None: not known yet
     last: float | None = None  # the clock at the last step
 
-    def tick(self) -> float:
-        """Count the time since the last step of this process; returns the present time."""
-        now = self.clock()
+    def tick(self, now: float) -> None:
+        """Count the time since the last step of this process."""
         if self.last is not None:
             self.elapsed += now - self.last
             self.steps += 1
         self.last = now
-        return now
 
     def due(self, step: int) -> bool:
         """Whether something is to be measured now."""
