@@ -53,7 +53,7 @@ def measure() -> Claim:
         + ", ".join(f"{v:.3f} with {k} inner steps" for k, v in found.items())
         + f"; the loss {'never rose' if monotone else 'rose'}",
         verdict="holds" if holds else "holds in part" if found[50] < plain[best] else "does not hold here",
-        why="eta = 2 is the inverse smoothness of the cross entropy in its outputs; with ever more inner steps a step is "
-        "one of projected descent there",
+        why="eta = 2 is the inverse smoothness of the cross entropy in its outputs; with ever more inner steps a step "
+        "is one of projected descent there",
         name="train.surrogate_step",
     )
