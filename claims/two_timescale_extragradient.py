@@ -1,6 +1,7 @@
 """J. Chae, K. Kim, D. Kim (2024), Two-timescale extragradient for finding local minimax points, arXiv 2305.16242;
 Y.-G. Hsieh, F. Iutzeler, J. Malick, P. Mertikopoulos (2019), On the convergence of single-call stochastic
-extra-gradient methods, arXiv 1908.08465; M. Heusel et al. (2017), GANs trained by a two time-scale update rule, arXiv 1706.08500.
+extra-gradient methods, arXiv 1908.08465; M. Heusel et al. (2017), GANs trained by a two time-scale update
+rule, arXiv 1706.08500.
 
 Claims: with x on a slower scale, extragradient goes to local minimax points even where f_yy is singular, and runs away
 from others; single-call variants converge as extragradient does, for one gradient a step; plain steps with two rates

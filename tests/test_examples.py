@@ -283,3 +283,11 @@ def test_a_conductivity_lies_in_its_interval(monkeypatch, capsys):
     assert abs(found.k - module.TRUE) < 4 * found.error
     assert 0.002 < found.error < 0.005  # that of a fit of the exact solution is 0.0032
     assert "k = " in printed(module, found, monkeypatch, capsys)
+
+
+def test_first_order_rules_learn_the_digits(monkeypatch, capsys):
+    module = script("first_order_rules", monkeypatch)
+    errors = module.run()
+    assert set(errors) == {"AdamW", *module.RULES}
+    assert max(errors.values()) < 0.2
+    assert "AdaMomentum" in printed(module, errors, monkeypatch, capsys)
