@@ -426,10 +426,10 @@ def table(lines: list[Cell], seeds: int) -> None:
             if not cells:
                 continue
             cells = sorted(cells, key=lambda c: c["seed"])[:seeds]
-            reached = sorted(c["reached"] for c in cells)
-            middle = reached[len(reached) // 2]
+            median = sorted(cells, key=lambda c: (c["reached"], c["best"]))[len(cells) // 2]
+            middle = median["reached"]
             times.setdefault(task, {})[name] = middle
-            shown = [f"{t:.2g}" if math.isfinite(t) else "-" for t in (middle, cells[0]["gradients"])]
+            shown = [f"{t:.2g}" if math.isfinite(t) else "-" for t in (middle, median["gradients"])]
             shown[1] = "not counted" if name in WHOLE else shown[1]
             best = sorted(c["best"] for c in cells)[len(cells) // 2]
             first = f"| {task} ({cells[0]['target']}) | {name} | {shown_setting(cells[0]['setting'])}"

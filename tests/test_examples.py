@@ -411,3 +411,11 @@ def test_a_process_on_a_grid_solves_helmholtz_equation_at_high_frequency(monkeyp
     assert all(r.error < 1e-4 for r in rows)
     assert all(r.iterations < 60 for r in rows)
     assert "points" in printed(module, rows, monkeypatch, capsys)
+
+
+def test_first_order_rules_learn_the_digits(monkeypatch, capsys):
+    module = script("first_order_rules", monkeypatch)
+    errors = module.run()
+    assert set(errors) == {"AdamW", *module.RULES}
+    assert max(errors.values()) < 0.2
+    assert "AdaMomentum" in printed(module, errors, monkeypatch, capsys)
