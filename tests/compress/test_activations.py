@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from frechet.compress import (
     activation_sensitivity,
     allocate_bits,
     bit_operations,
+    joined,
     quantized,
     sensitivity,
     with_quantized_activations,
@@ -188,3 +191,31 @@ def test_the_layers_of_gpt2_are_found():
     o = Objective(net, squared_error(), [(torch.randn(6, 4, dtype=F64), torch.zeros(6, 2, dtype=F64))])
     assert activation_sensitivity(o, (4,)).names == ("0", "2")
     assert bit_operations(o, sensitivity(o, (2,)), activation_bits=1)[:, 0].tolist() == [24.0, 12.0]
+
+
+def test_weights_and_inputs_are_planned_together():
+    o = objective()
+    weights = sensitivity(o, (4, 6, 8), method="taylor", curvature="hessian", measured=True)
+    inputs = activation_sensitivity(o, (4, 6, 8), curvature="hessian", measured=True)
+    table = joined(weights, inputs)
+    assert table.names == weights.names + inputs.names
+    assert torch.equal(table.measured, torch.cat([weights.measured, inputs.measured]))
+    budget = 0.7 * sum(table.sizes)
+    plan = allocate_bits(table, budget)
+    assert plan.bytes <= budget
+    both = {n: {k: plan.bits[k] for k in t.names} for n, t in (("w", weights), ("a", inputs))}
+    loss = float(with_quantized_activations(o, both["a"]).value(quantized(o, both["w"])))
+    assert loss - table.loss == pytest.approx(plan.predicted, abs=0.5 * abs(plan.predicted) + 1e-4)
+    apart = min(  # the best plan for any share of the budget
+        allocate_bits(weights, share).predicted + allocate_bits(inputs, budget - share).predicted
+        for share in torch.linspace(0.5 * sum(weights.sizes), budget - 0.5 * sum(inputs.sizes), 9).tolist()
+    )
+    assert plan.predicted <= apart + 1e-12
+    assert joined(weights, dataclasses.replace(inputs, measured=None)).measured is None
+    for other, sentence in (
+        (weights, "names must be different, got '0.weight' in both tables"),
+        (dataclasses.replace(inputs, bits=(2, 3, 4)), "both tables must have the same bits"),
+        (dataclasses.replace(inputs, loss=9.0), "both tables must be of one objective, got losses"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            joined(weights, other)

@@ -11,7 +11,7 @@ from frechet.compress._quantized import quantized
 from frechet.compress._quantizer import uniform
 from frechet.compress._removal import Removal, compensated, removed_in_order
 from frechet.compress._saliency import groups_along, saliency
-from frechet.compress._sensitivity import Sensitivity, sensitivity
+from frechet.compress._sensitivity import Sensitivity, joined, sensitivity
 from frechet.compress._torchao import module_bits, torchao_config, torchao_rounding
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "format_error",
     "groups_along",
     "inverse_curvature",
+    "joined",
     "keep_zeros",
     "module_bits",
     "pareto_front",

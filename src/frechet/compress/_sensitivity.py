@@ -18,6 +18,7 @@ more. Measured: as many passes over the data without derivatives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -172,6 +173,53 @@ def sensitivity(
         loss=loss,
         method=f"{method} form of the {curvature.replace('_', '-')}" if method != "trace" else f"trace of {curvature}",
         products=products,
+    )
+
+
+def joined(first: Sensitivity, second: Sensitivity) -> Sensitivity:
+    """Return one table with the rows of both, such as those of weights and of activations, to plan them together.
+
+    Args:
+        first: a table.
+        second: another one of the same objective, with the same numbers of bits and other names.
+
+    Returns:
+        A `Sensitivity`. Its measured losses are there where both tables have them.
+
+    Raises:
+        ValueError: the numbers of bits or the losses differ, or a name is in both.
+
+    Example:
+        >>> import torch
+        >>> from frechet.compress import Sensitivity, allocate_bits, joined
+        >>> p = torch.tensor([[4.0, 1.0]], dtype=torch.float64)
+        >>> weights = Sensitivity(("0.weight",), (8,), (2, 4), p, p, p, None, 0.0, "", 0)
+        >>> inputs = Sensitivity(("0",), (16,), (2, 4), p / 8, p / 8, p / 8, None, 0.0, "", 0)
+        >>> allocate_bits(joined(weights, inputs), 8).bits
+        {'0.weight': 4, '0': 2}
+    """
+    if first.bits != second.bits:
+        raise ValueError(f"joined: both tables must have the same bits, got {first.bits} and {second.bits}")
+    if twice := sorted({*first.names} & {*second.names}):
+        raise ValueError(f"joined: names must be different, got '{twice[0]}' in both tables")
+    if not math.isclose(first.loss, second.loss, rel_tol=1e-5, abs_tol=1e-12):
+        raise ValueError(
+            f"joined: both tables must be of one objective, got losses {first.loss:.6g} and {second.loss:.6g}; leave "
+            "penalties out of both"
+        )
+    pairs = {n: (getattr(first, n), getattr(second, n)) for n in ("predicted", "lower", "upper")}
+    both = None
+    if first.measured is not None and second.measured is not None:
+        both = torch.cat([first.measured.cpu(), second.measured.cpu()])
+    return Sensitivity(
+        names=first.names + second.names,
+        sizes=first.sizes + second.sizes,
+        bits=first.bits,
+        **{n: torch.cat([a.cpu(), b.cpu()]) for n, (a, b) in pairs.items()},
+        measured=both,
+        loss=first.loss,
+        method=first.method if first.method == second.method else f"{first.method}; {second.method}",
+        products=first.products + second.products,
     )
 
 
