@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,7 @@ class Run:
     status: Status | None
     iterations: int
     history: tuple[float, ...]  # the cost, per iteration
+    doubt: float = math.inf  # the least `disagreement` of J with a step, where measured
 
 
 def in_units(
