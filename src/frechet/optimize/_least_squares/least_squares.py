@@ -46,6 +46,7 @@ from frechet.optimize._least_squares.robust import Loss, robust_loss
 from frechet.optimize._least_squares.run import ENDED, LeastSquaresState, Run, in_units, resumed, sizes
 from frechet.optimize._least_squares.start import begin, first_linearization
 from frechet.optimize._least_squares.target_ratio import target_ratio
+from frechet.optimize._least_squares.wrong_jacobian import exposed
 from frechet.optimize._sparse.levenberg_marquardt import sparse_run
 from frechet.optimize._sparse.structure import Declared
 from frechet.space import Variables
@@ -271,14 +272,12 @@ def _solution(
 ) -> LeastSquaresSolution:
     linear, ledger, unit, square = run.linear, problem.ledger, problem.unit, problem.square
     status, message, optimality = _judged(problem, linear, rules, run)
+    status, message = exposed(problem, linear, status, message, run)
     x = linear.x
     active = Box(problem.lower, problem.upper).held(x, linear.gradient)
     known = uncertainty(linear, active == 0, 1 / unit if absolute else None, status is Status.CONVERGED)
-    if (
-        status is Status.CONVERGED
-        and linear.size > linear.noise
-        and (known.rank or 0) < (had := _rank(first, active == 0))
-    ):
+    lost = status is Status.CONVERGED and linear.size > linear.noise
+    if lost and (known.rank or 0) < (had := _rank(first, active == 0)):
         message += f"; the Jacobian has rank {known.rank} there and had {had} at the start: look at null_directions"
     found = problem.structured(x)
     return LeastSquaresSolution(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +45,7 @@ class Run:
     iterations: int
     history: tuple[float, ...]  # the cost, per iteration
     verdict: Verdict | None = None  # of the tests at `linear`, where the run was stopped after they were made
+    doubt: float = math.inf  # the least `disagreement` of J with a step, where measured
 
 
 def in_units(
