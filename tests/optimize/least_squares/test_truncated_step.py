@@ -56,6 +56,7 @@ def steps_to_the_last_digits(seed):
     return s.iterations
 
 
+@pytest.mark.slow
 def test_the_last_digits_come_in_a_few_steps(monkeypatch):
     """Damped steps take a constant factor off; half as many steps reach 1e-10 where the truncated one is tried."""
     tried = [steps_to_the_last_digits(seed) for seed in range(3)]
