@@ -1,5 +1,5 @@
-"""R. Mojgani, M. Balajewicz, P. Hassanzadeh (2022), Lagrangian PINNs: a causality-conforming solution to failure
-modes of physics-informed neural networks, arXiv 2205.02902.
+"""R. Mojgani, M. Balajewicz, P. Hassanzadeh (2022), Lagrangian PINNs: a causality-conforming solution to failure modes
+of physics-informed neural networks, arXiv 2205.02902.
 
 Claim: networks that fail on convection in x and t solve it in Lagrangian coordinates, whatever the speed is. The paper
 trains by Adam and L-BFGS; here both forms get the same least-squares solver, the same points and as many parameters.

@@ -190,6 +190,29 @@ def test_what_is_no_metric_is_refused():
         product_metric({})
 
 
+def test_a_metric_that_is_declared_positive_and_is_not_is_refused():
+    """By a few random vectors where it is made, by the vectors that come where those missed it."""
+    for n, negative in ((3, 1), (20, 6)):
+        d = torch.ones(n, dtype=F64)
+        d[:negative] = -3.0
+        mass = from_callable(lambda V, d=d: d[:, None] * V, n, facts="positive_definite", dtype=F64)
+        inverse = from_callable(lambda V, d=d: V / d[:, None], n, facts="positive_definite", dtype=F64)
+        with pytest.raises(ValueError, match=r"must be positive, got -.*declared positive definite and is not"):
+            Metric(mass, inverse)
+    d = torch.ones(200, dtype=F64)
+    d[3] = -1.0
+    hidden = Metric(from_callable(lambda V: d[:, None] * V, 200, facts="positive_definite", dtype=F64),
+                    from_callable(lambda V: V / d[:, None], 200, facts="positive_definite", dtype=F64))  # fmt: skip
+    e = torch.eye(200, dtype=F64)[3]
+    for call in (
+        hidden.norm,
+        hidden.dual_norm,
+        lambda e: minimize(lambda x: (x - e).square().sum(), 0 * e, metric=hidden),
+    ):
+        with pytest.raises(ValueError, match="declared positive definite and is not"):
+            call(e)
+
+
 FOUR = torch.ones(4, dtype=F64)
 
 

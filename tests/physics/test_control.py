@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from frechet.calculus.functionals import sobolev
+from frechet.errors import NonFinite, NotDifferentiable
 from frechet.linalg import cg
 from frechet.operators import Metric, from_diagonal, product_metric
 from frechet.physics import Control, march
@@ -118,3 +119,18 @@ def test_wrong_arguments_are_told():
         Control(lambda u: u, lambda y, u: float(y.sum()))(torch.ones(3))
     with pytest.raises(ValueError, match="metric must be one on"):
         controlled(20, h1).minimize(torch.zeros(21, dtype=F64))
+
+
+def test_costs_without_derivative_means_of_another_form_and_complex_costs_are_told():
+    z = torch.zeros(3, dtype=F64)
+    cut = Control(lambda u: u.detach(), lambda y, u: y.square().sum())
+    for call in (cut.derivative, cut.gradient, cut.minimize):
+        with pytest.raises(NotDifferentiable, match=r"got a value without a graph; write .*without \.detach\(\)"):
+            call(z)
+    prior = sobolev(3, 0.1)
+    with pytest.raises(ValueError, match=r"mean must have the form of the control, got \(\(4,\),\) for"):
+        Control(lambda u: u, lambda y, u: y.sum(), prior=prior, mean=torch.zeros(4, dtype=F64))(z)
+    with pytest.raises(TypeError, match=r"cost must be real, got torch\.complex128"):
+        Control(lambda u: u, lambda y, u: (1j * y).sum())(z)
+    with pytest.raises(NonFinite, match="residual must be finite at x"):
+        Control(lambda u: u, lambda y, u: y / 0, prior=prior).posterior(z, rank=1, seed=0)

@@ -482,3 +482,41 @@ def test_steps_that_do_otherwise_when_they_run_again_are_refused():
         ValueError, match="step must do the same when it runs again, got another result in the steps 2 to 3"
     ):
         torch.autograd.grad(run.final.sum(), y)
+
+
+@pytest.mark.parametrize("checkpoints", [0, 2])
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (lambda y: torch.zeros(int(y) + 1), r"got {'output': \(2,\)}, then {'output': \(3,\)}"),
+        (lambda y: {"a": y} if y < 2 else {"b": y}, r"got {'a': \(\)}, then {'b': \(\)}"),
+        (lambda y: {"a": y} if y < 2 else y, r"got {'a': \(\)}, then {'output': \(\)}"),
+    ],
+    ids=["shape", "names", "kind"],
+)
+def test_outputs_that_change_their_form_are_told(output, told, checkpoints):
+    with pytest.raises(ValueError, match="output must return one form for all states, " + told):
+        march(lambda y: y + 1, torch.zeros((), dtype=F64), steps=4, output=output, checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("y", "u", "p", "told"),
+    [
+        (ONE / 0, ONE, ONE, "the state"),
+        (ONE, ONE / 0, ONE, "controls"),
+        (ONE, ONE, ONE / 0, "parameters"),
+        (ONE, ONE / 0, ONE / 0, "controls and parameters"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_told_by_where_they_came_in(y, u, p, told):
+    with pytest.raises(
+        NonFinite, match=f"step 0 of 0 to 1 must be given finite numbers, got NaN or infinity in {told}"
+    ):
+        march(lambda y, u, p: y * u + p, y, u, parameters=p)
+
+
+def test_a_module_is_no_nest_of_parameters_and_a_bool_no_count():
+    with pytest.raises(TypeError, match=r"parameters must be tensors, got a module Linear; pass dict\("):
+        march(lambda y, p: p(y), ONE, steps=2, parameters=torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="checkpoints must be an int from 0 to"):
+        march(lambda y: y, ONE, steps=2, checkpoints=True)

@@ -114,3 +114,19 @@ def test_it_is_alike_under_the_symmetries_of_the_square():
         turned = mesh.flip(axes)
         turned = torch.where(torch.tensor(flips), 1 - turned, turned)
         torch.testing.assert_close(turned, mesh, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "told"),
+    [
+        (("m", (8, 8)), {}, "monitor must be a function of points, got str"),
+        ((lambda x: x[..., 0], 8.5), {}, "shape must be one or two counts of cells, got float"),
+        ((lambda x: x[..., 0], (8, 8)), {"start": [1.0]}, "start must be a potential, a tensor, got list"),
+        ((lambda x: x[..., 0], (8, 8)), {"rtol": 0.0}, "rtol must be > 0"),
+        ((lambda x: x[..., 0], (8, 8)), {"rtol": float("nan")}, "rtol must be > 0"),
+        ((lambda x: x[..., 0], (8, 8)), {"max_iterations": -1}, "max_iterations >= 0"),
+    ],
+)
+def test_other_kinds_of_arguments_are_told(arguments, options, told):
+    with pytest.raises((TypeError, ValueError), match=told):
+        monge_ampere_mesh(*arguments, **options)

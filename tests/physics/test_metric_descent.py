@@ -118,3 +118,23 @@ def test_what_is_not_finite_or_no_energy_is_told():
     s = metric_descent(lambda u: (u["a"] ** 2).sum(), {"a": x0}, metric=metric, step=0.25, max_iterations=3)
     assert s.status is Status.MAX_ITERATIONS
     torch.testing.assert_close(s.x["a"], x0 / 8)
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(momentum):
+    metric, x0 = sobolev(20, 0.05, mass=0.0), torch.linspace(0, 1, 20, dtype=torch.float64)
+    seen = []
+
+    def energy(u):
+        p = torch.nn.functional.pad(u, (1, 1)).diff() * 20
+        return ((1 + p**2).sqrt().sum() - u.sum()) / 20
+
+    def run(**options):
+        return metric_descent(energy, x0, metric=metric, momentum=momentum, gtol=0.0, max_iterations=12, **options)
+
+    whole = run()
+    stopped = run(observe=lambda s: seen.append(s) or s.iteration == 5)
+    assert (stopped.iterations, stopped.status.value) == (5, "stopped")
+    again = run(resume=seen[-1], observe=lambda s: s.iteration <= 5)  # which has been seen
+    assert torch.equal(again.x, whole.x)
+    assert (again.energies, again.slopes, again.iterations) == (whole.energies, whole.slopes, 12)

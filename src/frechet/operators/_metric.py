@@ -21,12 +21,16 @@ import torch
 from torch import Tensor
 
 from frechet.errors import NoClosedForm
+from frechet.objective._torch_internals import in_dispatch_mode, in_transform
 from frechet.operators._applied import applied
 from frechet.operators._closed_form import inverse as closed_inverse
 from frechet.operators._closed_form import square_root
 from frechet.operators._constructors import block_diagonal
 from frechet.operators._operator import Fact, LinearOperator
 from frechet.space import Space
+
+PROBES = 5  # random vectors whose squares are looked at: each misses a metric that is as often negative by one half
+NEGATIVE = 1.0  # root of eps of the product of norms: what rounding in an ill-conditioned metric may leave
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,8 +85,12 @@ class Metric:
         self._prove()
 
     def _prove(self) -> None:
-        """One random vector: M^-1 M v = v, and R R'c = M^-1 c."""
+        """One random vector: M^-1 M v = v, and R R'c = M^-1 c; v'M v > 0 for a few."""
         space, factor = self.mass.domain, self.factor
+        for i in range(PROBES):
+            v = space.random(i, 0)
+            c = self.mass @ v
+            self._checked_square(space.inner(v, c), v, c)
         v = space.random(0, 0)
         c = self.mass @ v
         pairs = [("inverse @ mass", self.inverse @ c)]
@@ -113,7 +121,9 @@ class Metric:
         """Return sqrt(v'M v) of a vector."""
         flat = self._flat(v)
         unit = _unit(flat)
-        return unit * self.inner(flat / unit, flat / unit).clamp(min=0).sqrt()
+        scaled = flat / unit
+        product = applied(self.mass, scaled)
+        return unit * self._checked_square(self.space.inner(scaled, product), scaled, product).clamp(min=0).sqrt()
 
     def riesz(self, covector: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return the gradient ``(n,)``: the vector r with r'M h = covector'h for all h."""
@@ -122,6 +132,18 @@ class Metric:
     def covector(self, v: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Return M v ``(n,)``: the linear form h -> v'M h."""
         return applied(self.mass, self._flat(v))
+
+    def _checked_square(self, square: Tensor, v: Tensor, product: Tensor) -> Tensor:
+        """A square v'M v or c'M^-1 c, which is negative only by rounding."""
+        if in_transform() or in_dispatch_mode():  # values are hidden there
+            return square
+        value, size = float(square.detach()), float(self.space.norm(v.detach()) * self.space.norm(product.detach()))
+        if value < -NEGATIVE * self.space.eps**0.5 * size:
+            raise ValueError(
+                f"Metric: the square of a norm must be positive, got {value:.3g} for vectors whose product of norms is "
+                f"{size:.3g}; mass was declared positive definite and is not"
+            )
+        return square
 
     def _flat(self, given: Tensor | Mapping[str, Tensor]) -> Tensor:
         """The vector of a tensor or of named blocks in any shape, such as the values on a grid; (n, k) stays."""
@@ -142,7 +164,8 @@ class Metric:
         unit = _unit(covector)  # squares of small and of large covectors leave the range of the dtype
         scaled = covector / unit
         columns, raised = (t.T if t.ndim > 1 else t[None] for t in (scaled, applied(self.inverse, scaled)))
-        squares = [self.space.inner(c, r) for c, r in zip(columns, raised, strict=True)]
+        pairs = list(zip(columns, raised, strict=True))
+        squares = [self._checked_square(self.space.inner(c, r), c, r) for c, r in pairs]
         if not squares:
             return self.space.norm(covector)
         roots = unit.reshape(-1) * torch.stack(squares).clamp(min=0).sqrt()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frechet.errors import NotDifferentiable
 from frechet.operators import LinearOperator, Metric, applied
 from frechet.operators._metric import check_metric
 from frechet.operators.derivatives import hessian
@@ -84,6 +85,8 @@ class Control:
         found = self.cost(self.state(x), x)
         if not isinstance(found, Tensor):
             raise TypeError(f"Control: cost must return a tensor, got {type(found).__name__}")
+        if found.is_complex():
+            raise TypeError(f"Control: cost must be real, got {found.dtype}; return its real part or squares")
         value = found if not found.ndim else 0.5 * found.square().sum()
         if self.prior is None:
             return value
@@ -95,7 +98,13 @@ class Control:
         assert self.prior is not None
         check_metric("Control", self.prior, variables.space)
         flat = variables.flatten(x)
-        return flat if self.mean is None else flat - variables.flatten(self.mean)
+        if self.mean is None:
+            return flat
+        mean = Variables.of(self.mean)
+        if mean.space.shapes != variables.space.shapes:
+            got = f"{mean.space.shapes} for {variables.space.shapes}"
+            raise ValueError(f"Control: mean must have the form of the control, got {got}")
+        return flat - variables.flatten(self.mean)
 
     def residuals(self, x: Any) -> Tensor:
         """Return the residuals ``(m,)`` at a control."""
@@ -111,7 +120,13 @@ class Control:
         variables = Variables.of(x)
         with torch.enable_grad():
             leaves, point = variables.leaves(variables.space.split(variables.flatten(x)))
-            slopes = torch.autograd.grad(self(point), leaves, materialize_grads=True)
+            value = self(point)
+            if not value.requires_grad:
+                raise NotDifferentiable(
+                    "Control: cost must depend on the control through torch operations, got a value without a graph; "
+                    "write state and cost without .detach(), .item() and NumPy"
+                )
+            slopes = torch.autograd.grad(value, leaves, materialize_grads=True)
         return variables.space.join(slopes)
 
     def gradient(self, x: Point) -> Tensor:

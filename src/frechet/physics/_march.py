@@ -99,7 +99,7 @@ def march(
     """
     problem, tensors = _problem(step, state, controls, parameters, steps, output)
     count = problem.steps
-    if checkpoints is not None and not (isinstance(checkpoints, int) and 0 <= checkpoints <= max(count, 1)):
+    if checkpoints is not None and not (type(checkpoints) is int and 0 <= checkpoints <= max(count, 1)):
         raise ValueError(
             f"march: checkpoints must be an int from 0 to the number of steps {count}, got {checkpoints!r}"
         )
@@ -128,6 +128,7 @@ class _Problem:
     parametrized: bool
     rebuilt: Callable[[Any], Any]  # the parameters of their tensors
     output_names: list[tuple[str, ...] | None]  # known after the first output
+    output_form: list[tuple[tuple[str, torch.Size], ...]]  # and their shapes
     states: int
     shared: int
     steps: int
@@ -146,8 +147,13 @@ class _Problem:
         blocks = named(found) if isinstance(found, Tensor | dict) else None
         if blocks is None or not all(isinstance(b, Tensor) for b in blocks.values()):
             raise TypeError(f"march: output must return a tensor or a dict of tensors, got {type(found).__name__}")
+        form = tuple((name, b.shape) for name, b in blocks.items())  # pyright: ignore[reportAttributeAccessIssue]
         if not self.output_names:
             self.output_names.append(None if isinstance(found, Tensor) else tuple(blocks))
+            self.output_form.append(form)
+        elif form != self.output_form[0]:
+            told = [{name or "output": tuple(shape) for name, shape in f} for f in (self.output_form[0], form)]
+            raise ValueError(f"march: output must return one form for all states, got {told[0]}, then {told[1]}")
         return list(blocks.values())
 
     def run(self, tensors: list[Tensor], a: int, b: int, *, alone: bool = False) -> list[Tensor]:
@@ -203,6 +209,10 @@ class _Problem:
                 place = f" in {name!r}" if name else ""
                 raise ValueError(f"{where} must return a state like the first, {self._told()}, got {got}{place}")
         if not in_transform() and not in_dispatch_mode() and not all(bool(t.isfinite().all()) for t in after):
+            given = {"controls": u, "parameters": p, "the state": y}
+            wrong = [name for name, ts in given.items() if not all(bool(t.isfinite().all()) for t in ts)]
+            if wrong:
+                raise NonFinite(f"{where} must be given finite numbers, got NaN or infinity in {' and '.join(wrong)}")
             size = max(float(t.detach().abs().max()) for t in y if t.numel())
             raise NonFinite(
                 f"{where} gave NaN or infinity from a state whose largest entry is {size:.3g}; take shorter steps, or "
@@ -267,6 +277,11 @@ def _problem(
     if not callable(step):
         raise TypeError(f"march: step must be a function of a state, got {type(step).__name__}")
     y, u = _blocks("state", state), {} if controls is None else _blocks("controls", controls)
+    if isinstance(parameters, torch.nn.Module):
+        raise TypeError(
+            f"march: parameters must be tensors, got a module {type(parameters).__name__}; pass "
+            "dict(module.named_parameters()), and call it by torch.func.functional_call"
+        )
     p, rebuilt = tensors_among(parameters)
     counts = {name: len(b) if b.ndim else -1 for name, b in u.items()}
     if -1 in counts.values() or len(set(counts.values())) > 1 or (u and steps not in (None, *counts.values())):
@@ -288,6 +303,7 @@ def _problem(
         parametrized=parameters is not None,
         rebuilt=rebuilt,
         output_names=[],
+        output_form=[],
         states=len(y),
         shared=len(p),
         steps=count,

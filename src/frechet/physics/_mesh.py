@@ -78,9 +78,7 @@ def monge_ampere_mesh(
         >>> mesh.residual < 1e-11, bool(mesh.jacobian.min() > 0)
         (True, True)
     """
-    cells = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
-    if len(cells) not in (1, 2) or min(cells) < 3:
-        raise ValueError(f"monge_ampere_mesh: shape must have one or two axes of at least 3 cells, got {cells}")
+    cells = _cells(monitor, shape, rtol, max_iterations, start)
     grid = _Grid.of(cells, monitor)
     phi = torch.zeros(cells, dtype=torch.float64) if start is None else start.detach().double()
     if phi.shape != cells:
@@ -111,6 +109,24 @@ def monge_ampere_mesh(
         "max_iterations or start from the potential of a similar monitor",
         grid.mesh(z, r, max_iterations),
     )
+
+
+def _cells(
+    monitor: object, shape: int | Sequence[int], rtol: float, max_iterations: int, start: object
+) -> tuple[int, ...]:
+    """The cells of each axis, of checked arguments."""
+    if not callable(monitor):
+        raise TypeError(f"monge_ampere_mesh: monitor must be a function of points, got {type(monitor).__name__}")
+    if not rtol > 0 or max_iterations < 0:
+        raise ValueError(f"monge_ampere_mesh: rtol must be > 0, max_iterations >= 0, got {rtol} and {max_iterations}")
+    if not isinstance(shape, int | Sequence) or isinstance(shape, str):
+        raise TypeError(f"monge_ampere_mesh: shape must be one or two counts of cells, got {type(shape).__name__}")
+    if start is not None and not isinstance(start, Tensor):
+        raise TypeError(f"monge_ampere_mesh: start must be a potential, a tensor, got {type(start).__name__}")
+    cells = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    if len(cells) not in (1, 2) or min(cells) < 3:
+        raise ValueError(f"monge_ampere_mesh: shape must have one or two axes of at least 3 cells, got {cells}")
+    return cells
 
 
 def _newton_step(grid: _Grid, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor] | None:

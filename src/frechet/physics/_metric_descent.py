@@ -30,12 +30,18 @@ from frechet.space import Point, Variables
 
 @dataclass(frozen=True, eq=False)
 class DescentState:
-    """One moment of `metric_descent`: u flat ``(n,)``, the energy there, and the dual norm of its derivative at v."""
+    """One moment of `metric_descent`: u flat ``(n,)``, the energy there, and the dual norm of its derivative at v.
+
+    `before` is the point of the step before; `energies` and `slopes` are those so far.
+    """
 
     iteration: int
     x: Tensor
     energy: float
     slope: float
+    before: Tensor
+    energies: tuple[float, ...]
+    slopes: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,7 @@ def metric_descent(
     gtol: float = 1e-8,
     max_iterations: int = 1000,
     observe: Callable[[DescentState], bool] | None = None,
+    resume: DescentState | None = None,
 ) -> Descent:
     """Return where descent of an energy by a fixed step in a metric ends.
 
@@ -87,6 +94,7 @@ def metric_descent(
         gtol: the dual norm of the derivative that ends the run.
         max_iterations: the most steps.
         observe: is called with a `DescentState` after each step, and stops the run by returning True.
+        resume: a `DescentState` of the same descent, from which the run goes on with the same bits.
 
     Raises:
         NonFinite: the energy or its derivative is not finite; the iteration is in the message.
@@ -110,14 +118,18 @@ def metric_descent(
     variables = Variables.of(x0)
     metric = check_metric("metric_descent", metric, variables.space)
     u = before = variables.flatten(x0).detach()
-    energies, slopes, status, j = [], [], Status.MAX_ITERATIONS, 0
+    energies, slopes, status, j, first = [], [], Status.MAX_ITERATIONS, 0, 0
+    if resume is not None:
+        u, before, j = resume.x, resume.before, resume.iteration
+        energies, slopes, first = list(resume.energies[:-1]), list(resume.slopes[:-1]), j
     while True:
         v = u + j / (j + 3) * (u - before) if momentum else u
         E, g = _differentiated(energy, variables, v, j)
         energies.append(_value(energy, variables, u, j) if momentum else E)
         raised = metric.inverse @ g
         slopes.append(math.sqrt(max(float(variables.space.inner(g, raised)), 0.0)))
-        if observe is not None and j > 0 and observe(DescentState(j, u, energies[-1], slopes[-1])):
+        state = DescentState(j, u, energies[-1], slopes[-1], before, tuple(energies), tuple(slopes))
+        if observe is not None and j > first and observe(state):
             status = Status.STOPPED
             break
         if slopes[-1] <= gtol:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from frechet.errors import NotConverged
+from frechet.errors import NonFinite, NotConverged
 from frechet.linalg import Spectrum, eigsh
 from frechet.operators import LinearOperator, Metric, from_callable
 from frechet.operators.derivatives import jacobian
@@ -133,6 +133,8 @@ def low_rank_posterior(
         raise ValueError(f"low_rank_posterior: x must have the {n} entries of the prior, got {variables.space.dim}")
     if not 1 <= rank <= n:
         raise ValueError(f"low_rank_posterior: rank must lie between 1 and {n}, got {rank}")
+    if not bool(residual(x).isfinite().all()):
+        raise NonFinite("low_rank_posterior: residual must be finite at x, got NaN or infinity; start from a solution")
     J, R = jacobian(residual, x), prior.factor
     G = from_callable(lambda Z: R.T @ (J.T @ (J @ (R @ Z))), R.domain, facts="positive_semidefinite")
     kept = min(rank + 1, n)
