@@ -347,6 +347,31 @@ def test_without_an_optimizer_and_before_the_first_step_of_adam():
     assert "known after its first step" in reading.notes[0]
 
 
+@pytest.mark.parametrize(("sizes", "has_noise"), [((8, 3, 8), False), ((8, 8, 8), True)])
+def test_batches_of_changing_shape_and_a_closure(sizes, has_noise):
+    """A run whose batches have 8, 5, 3 and 40 examples, by an optimizer that takes a closure; a ragged probe."""
+    model, X, y = made("plain")
+    rows = torch.arange(sum(sizes)).split(sizes)
+    objective = Objective(model, cross_entropy(), [(X[r], y[r]) for r in rows])
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)
+    monitor = Monitor(objective, quantities=QUANTITIES, every=2, seed=0, optimizer=optimizer)
+    for step, n in enumerate((8, 5, 3, 40), 1):
+
+        def closure(n=n):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(X[:n]), y[:n])
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        monitor.step(step)
+    for reading in monitor.readings:
+        assert {"sharpness", "batch_sharpness", "trace"} <= set(reading.quantities)
+        assert ("noise" in reading.quantities) is has_noise
+        assert has_noise or "noise: needs a probe of at least 3 batches of one size" in reading.notes
+        assert any("the stability limit of LBFGS is not known" in note for note in reading.notes)
+
+
 def test_a_skipped_step_is_told():
     model, objective, _ = least_squares_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
