@@ -100,3 +100,11 @@ def test_wrong_arguments_are_named():
         proxy_step(dear, other, x, ProxyState(), eta=1.0)
     with pytest.raises(ValueError, match="hessian_similarity: objective and proxy must have the same parameters"):
         hessian_similarity(dear, other, seed=0)
+
+
+def test_the_next_step_begins_with_twice_the_length_that_was_taken():
+    dear, cheap = pair("cross_entropy", 3)
+    x, g = dear.point, dear.gradient()
+    moved, state, _ = proxy_step(dear, cheap, x, ProxyState(length=64.0), eta=1.0, steps=1)
+    assert state.length < 128
+    torch.testing.assert_close(moved, x - state.length / 2 * g)

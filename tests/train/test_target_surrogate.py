@@ -126,3 +126,11 @@ def test_wrong_arguments_are_named():
     for steps in (0, True, 2.0):
         with pytest.raises(ValueError, match="surrogate_step: steps must be an int >= 1"):
             surrogate_step(objective, objective.point, SurrogateState(), eta=0.1, steps=steps)
+
+
+def test_the_next_step_begins_with_twice_the_length_that_was_taken():
+    objective = problem("cross_entropy")
+    x, g = objective.point, objective.gradient()
+    moved, state, _ = surrogate_step(objective, x, SurrogateState(length=64.0), eta=2.0, steps=1)
+    assert state.length < 128
+    torch.testing.assert_close(moved, x - state.length / 2 * g)
