@@ -37,7 +37,7 @@ class Run:
     status: Status | None
     iterations: int
     history: tuple[float, ...]  # the cost, per iteration
-    doubt: float = math.inf  # the least `disagreement` of J with a step, where measured
+    doubt: float = math.inf  # the least `disagreement` of J with the last steps, where measured
 
 
 def in_units(
