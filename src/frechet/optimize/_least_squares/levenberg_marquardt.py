@@ -49,7 +49,7 @@ from frechet.optimize._least_squares.optimality import IDLE, Rules, Verdict, fre
 from frechet.optimize._least_squares.reference_cost import ReferenceCost, in_valley
 from frechet.optimize._least_squares.residual import LARGE, Linearization, Point, Residual, length
 from frechet.optimize._least_squares.run import LeastSquaresState, Run
-from frechet.optimize._least_squares.wrong_jacobian import disagreement
+from frechet.optimize._least_squares.wrong_jacobian import LAST, disagreement
 
 ACCEPT, POOR, GOOD = 1e-4, 0.25, 0.75
 PROBE, BEND = 0.1, 0.75  # of the step for the second derivative; how long the correction may be, of half the step
@@ -98,7 +98,7 @@ def levenberg_marquardt(
         linear, iterations = accepted, iterations + 1
         best = linear if linear.cost <= best.cost else best
         history.append(linear.cost)
-    return Run(best, status, iterations, tuple(history), search.doubt)
+    return Run(best, status, iterations, tuple(history), doubt=min(search.doubts, default=math.inf))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,8 @@ class _Search:
         self.residual, self.rules, self.first = residual, rules, first
         self.seen, self.radius = linear.columns, fresh(linear, first)
         self.scale = column_scale(linear.columns)
-        self.damping, self.idle, self.bends, self.doubt = 0.0, 0, 0, math.inf
+        self.damping, self.idle, self.bends = 0.0, 0, 0
+        self.doubts: tuple[float, ...] = ()  # of the last steps
         self.reference, self.valley = ReferenceCost(linear.cost, linear.cost), False
         self.pace, self.limits = Geometric(torch.dot), MoveLimits.of(residual.lower, residual.upper)
         self.moved = torch.zeros_like(linear.x)
@@ -221,7 +222,8 @@ class _Search:
             missed = trial.gain >= POOR if isinstance(model, Curved) else trial.gain < GOOD or full
             self.bends = self.bends + 1 if abs(bend) > CURVED * flat and missed else 0
         self.idle = self.idle + 1 if abs(fell) <= 0.1 * slack else 0
-        self.doubt = min(self.doubt, disagreement(linear, after))
+        if math.isfinite(doubt := disagreement(linear, after)):
+            self.doubts = (*self.doubts[1 - LAST :], doubt)
         self.moved, self.limits = after.x - linear.x, self.limits.after(linear.x, after.x)
         self.reference = self.reference.after(after.cost)
 

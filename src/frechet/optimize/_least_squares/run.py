@@ -45,7 +45,7 @@ class Run:
     iterations: int
     history: tuple[float, ...]  # the cost, per iteration
     verdict: Verdict | None = None  # of the tests at `linear`, where the run was stopped after they were made
-    doubt: float = math.inf  # the least `disagreement` of J with a step, where measured
+    doubt: float = math.inf  # the least `disagreement` of J with the last steps, where measured
 
 
 def in_units(

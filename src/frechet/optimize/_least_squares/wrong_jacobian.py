@@ -5,10 +5,11 @@ An accepted step p knows r and J at both of its ends. Their disagreement
     norm(r(x + p) - r(x) - (J(x) + J(x + p)) p / 2)  over the larger of the two changes
 
 vanishes with the length of p where J is right, and does not where a column has a wrong sign, a wrong factor or a term
-that was cut off. Central differences along each parameter follow a run whose steps all disagree, one that stagnates,
-and one that ends with a column of zeros. They decide, and only where both sides and two lengths agree.
+that was cut off. Central differences along each parameter follow a run whose last steps all disagree, one that
+stagnates or reaches its limit, and one that ends with a column of zeros. They decide, and only where both sides and
+two lengths agree.
 
-**Cost.** One product with J per step. Where a run is suspected, four residuals for each parameter, up to `MOST`.
+**Cost.** Two products with J per step. Where a run is suspected, four residuals for each parameter, up to `MOST`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from frechet.linalg._result import Status
 from frechet.optimize._least_squares.residual import Linearization, Residual, length
 from frechet.optimize._least_squares.run import Run
 
-DOUBT = 0.01  # the least disagreement of a run that is looked at; the right Jacobians of NIST end far below
+DOUBT = (
+    0.01  # the least disagreement of last steps for which a run is looked at; the right Jacobians of NIST end far below
+)
 WRONG = 0.05  # of the norm of a column, from which on it is wrong
 SURE = 0.2  # of what a column is off: both sides and both lengths agree to it
 CLEAR = 100.0  # times the rounding of r that a difference is
-LONG = 20  # steps that all disagree, and the limit is reached: short runs end far from where J is good for a step
+LAST = 3  # steps at the end of a run: one alone may agree with a wrong J
+LONG = 20  # steps, after which a run at its limit is looked at
 MOST = 64  # parameters that are looked at: those with the longest columns
 ALIKE = 0.999  # cosine of a column that differs by a factor alone
 
@@ -66,7 +70,7 @@ def _suspected(linear: Linearization, status: Status, run: Run) -> bool:
         return True
     doubted = DOUBT < run.doubt < math.inf
     if status is Status.MAX_ITERATIONS:
-        return doubted and run.iterations >= LONG
+        return run.iterations >= LONG
     return status is Status.CONVERGED and (doubted or bool((linear.columns == 0).any()))
 
 
