@@ -106,3 +106,22 @@ def test_wrong_arguments_are_told():
         Control(heated, lambda y, u: y).posterior(TRUTH, rank=2, seed=0)
     with pytest.raises(ValueError, match="cost must return residuals here, got a scalar"):
         Control(heated, lambda y, u: y.sum(), prior=PRIOR).posterior(TRUTH, rank=2, seed=0)
+
+
+def test_intervals_of_variances_and_of_draws_cover_what_was_drawn_from_the_prior():
+    n, noise = 12, 0.1
+    prior, A = sobolev(n, 1 / n, order=2.0, boundary="neumann", length=0.3), gaussian(4, n)
+    generator = torch.Generator().manual_seed(0)
+    hits, draws_hit, count = 0, 0, 60
+    posterior = low_rank_posterior(lambda x: A @ x / noise, torch.zeros(n, dtype=F64), prior, rank=4, seed=0)
+    deviations, draws = posterior.variance()[0].sqrt(), posterior.samples(400, seed=1)  # the same for all data
+    for _ in range(count):
+        truth = prior.factor @ torch.randn(n, dtype=F64, generator=generator)
+        data = A @ truth + noise * torch.randn(4, dtype=F64, generator=generator)
+        mean = posterior.covariance @ (A.T @ data / noise**2)
+        hits += int(((mean - truth).abs() < 1.96 * deviations).sum())
+        below = (mean[:, None] + draws < truth[:, None]).double().mean(1)
+        draws_hit += int(((below > 0.025) & (below < 0.975)).sum())
+    # entries of one draw are correlated: at worst 60 independent ones, of whose mean 0.03 is the standard deviation
+    assert min(hits, draws_hit) / (count * n) >= 0.95 - 0.09
+    assert hits < count * n
