@@ -62,10 +62,10 @@ def compared(seed: int) -> list[float]:
         return frechet_distance(net(state[1], z), new)
 
     def without(gone: Tensor) -> float:
-        return float(metric(run_steps(step, start, STEPS, ones.index_fill(0, gone, 0.0)).state)) - before
+        return float(metric(run_steps(step, start, STEPS, ones.index_fill(0, gone, 0.0)).last)) - before
 
     run = run_steps(step, start, STEPS, ones)
-    change, before = -step_influence(run, metric), float(metric(run.state))
+    change, before = -step_influence(run, metric), float(metric(run.last))
     order, pool = change.argsort(), [torch.randperm(N, generator=g) for _ in range(4)]
     some = torch.cat([order[:6], order[-6:], pool[0][:3]])
     rank = float(spearmanr(change[some], [without(i[None]) for i in some])[0])

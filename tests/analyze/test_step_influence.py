@@ -39,7 +39,7 @@ def test_it_is_the_derivative_of_a_run_of_two_players(weights):
     for i in range(N):
         h = torch.zeros(N, dtype=F64)
         h[i] = 1e-6
-        up, down = (float(ends(run_steps(game, start, 9, weights + s * h).state)) for s in (1, -1))
+        up, down = (float(ends(run_steps(game, start, 9, weights + s * h).last)) for s in (1, -1))
         assert float(found[i]) == pytest.approx((up - down) / 2e-6, abs=1e-9)
 
 
@@ -58,7 +58,7 @@ def test_it_is_that_of_the_sweep_of_a_trajectory():
 
     ones = torch.ones(N, dtype=F64)
     own = run_steps(step, (objective.point,), 6, ones)
-    torch.testing.assert_close(own.state[0], run.x)
+    torch.testing.assert_close(own.last[0], run.x)
     v = torch.linspace(-1, 1, 12, dtype=F64)
     found = step_influence(own, lambda s: s[0] @ v)
     torch.testing.assert_close(found, trajectory_influence(run, v))
@@ -79,7 +79,7 @@ def test_moves_at_once_on_a_bilinear_game_are_those_of_a_matrix():
         powers = M @ powers + torch.eye(2, dtype=F64)
         z = M @ z - eta * torch.tensor([0.0, float(data.mean())], dtype=F64)
     run = run_steps(step, start, T, torch.ones(3, dtype=F64))
-    torch.testing.assert_close(torch.stack(run.state), z, rtol=1e-13, atol=0)
+    torch.testing.assert_close(torch.stack(run.last), z, rtol=1e-13, atol=0)
     found = step_influence(run, lambda s: s[0])
     torch.testing.assert_close(found, -eta * powers[0, 1] * data / 3, rtol=1e-12, atol=0)
 
@@ -117,7 +117,7 @@ def test_adam_of_two_players_ends_where_torchs_does_and_has_its_influence():
                 p.grad = g
         for optimizer in both:
             optimizer.step()
-    for found, p in zip(run.state, players, strict=False):
+    for found, p in zip(run.last, players, strict=False):
         torch.testing.assert_close(found, p.detach(), rtol=1e-11, atol=1e-13)
 
     def metric(s):
@@ -126,7 +126,7 @@ def test_adam_of_two_players_ends_where_torchs_does_and_has_its_influence():
     found = step_influence(run, metric)
     for i in (0, 5, 11):
         h = torch.zeros(N, dtype=F64).index_fill(0, torch.tensor(i), 1e-6)
-        up, down = (float(metric(run_steps(step, state, 8, ones + s * h).state)) for s in (1, -1))
+        up, down = (float(metric(run_steps(step, state, 8, ones + s * h).last)) for s in (1, -1))
         assert float(found[i]) == pytest.approx((up - down) / 2e-6, rel=1e-5, abs=1e-8)
 
 

@@ -34,9 +34,9 @@ Step = Callable[[State, Tensor, int], Sequence[Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class StepRun(Result):
-    """A run that can be gone through again. `state` is the last one, `kept` holds some on the way by their number."""
+    """A run that can be gone through again. `last` is where it ended, `kept` holds some on the way by their number."""
 
-    state: State = field(repr=False)
+    last: State = field(repr=False)
     steps: int
     step: Step = field(repr=False)
     weights: Tensor = field(repr=False)
@@ -68,7 +68,7 @@ def run_steps(step: Step, start: Sequence[Tensor], steps: int, weights: Tensor) 
         >>> y = torch.tensor([1.0, 3.0])
         >>> def step(state, w, t):
         ...     return (state[0] - 0.5 * (w * (state[0] - y)).mean(),)
-        >>> run_steps(step, (torch.zeros(()),), 1, torch.ones(2)).state
+        >>> run_steps(step, (torch.zeros(()),), 1, torch.ones(2)).last
         (tensor(1.),)
     """
     if weights.ndim != 1 or not weights.is_floating_point():
@@ -119,7 +119,7 @@ def step_influence(run: StepRun, metric: Callable[[State], Tensor]) -> Tensor:
         tensor([0.5000, 1.5000], dtype=torch.float64)
     """
     with torch.enable_grad():
-        last = _leaves(run.state)
+        last = _leaves(run.last)
         value = metric(last)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise NotDifferentiable(
