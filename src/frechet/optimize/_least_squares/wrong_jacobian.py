@@ -90,7 +90,8 @@ def _said(problem: Residual, linear: Linearization, j: int) -> str:
     D, wide = (ahead + behind) / 2, (far + farther) / 2
     off, size = length(D - column), max(length(D), length(column))
     sure = length(ahead - behind) <= SURE * off and length(wide - D) <= SURE * off
-    if off <= WRONG * size or not sure or off * h <= CLEAR * linear.noise:
+    underflows = off * h * problem.unit <= CLEAR * torch.finfo(x.dtype).tiny  # as powers do near a root at 0
+    if off <= WRONG * size or not sure or off * h <= CLEAR * linear.noise or underflows:
         return ""
     what = f"along {_named(problem, j)} "
     a, b = length(column), length(D)
