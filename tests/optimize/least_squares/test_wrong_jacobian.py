@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from frechet import least_squares
+from frechet.errors import NonFinite
 
 F64 = torch.float64
 T = torch.linspace(0, 5, 30, dtype=F64)
@@ -90,3 +91,25 @@ def test_a_right_jacobian_is_not_accused(x0, jacobian):
 def test_kinks_jumps_and_double_zeros_are_no_wrong_jacobian(r):
     s = least_squares(r, X0)
     assert "not that of the residual" not in s.message
+
+
+NEAR_ZERO = {
+    "powers": lambda x, p: x**p,
+    "exponential less one": lambda x, p: torch.exp(x**p) - 1,
+    "products": lambda x, p: torch.stack([x[0] ** p * x[1], (x[1] - x[0]) ** p, x[0] ** 2]),
+    "a power times a tanh": lambda x, p: x**p * torch.tanh(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("power", [3, 5])
+@pytest.mark.parametrize("name", NEAR_ZERO)
+def test_differences_that_rounding_or_underflow_flattens_say_nothing(name, power, dtype):
+    """Near a degenerate root the residual is zero on a whole interval while the right Jacobian is not."""
+    for start in ([2.0, -1.0], [1e-3, 5.0]):
+        for method in ("auto", "dogleg", "target-ratio"):
+            try:
+                s = least_squares(lambda x: NEAR_ZERO[name](x, power), torch.tensor(start, dtype=dtype), method=method)
+            except NonFinite:  # exp(5^5)
+                continue
+            assert "Jacobian is not" not in s.message

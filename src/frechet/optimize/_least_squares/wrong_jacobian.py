@@ -7,7 +7,7 @@ An accepted step p knows r and J at both of its ends. Their disagreement
 vanishes with the length of p where J is right, and does not where a column has a wrong sign, a wrong factor or a term
 that was cut off. Central differences along each parameter follow a run whose last steps all disagree, one that
 stagnates or reaches its limit, and one that ends with a column of zeros. They decide, and only where both sides and
-two lengths agree.
+two lengths agree; four longer ones follow where the residual does not change at all.
 
 **Cost.** Two products with J per step. Where a run is suspected, four residuals for each parameter, up to `MOST`.
 """
@@ -98,11 +98,19 @@ def _said(problem: Residual, linear: Linearization, j: int) -> str:
     if a == 0:
         return what + f"it is zero, and the residual changes by {b * problem.unit:.3g} per unit"
     if b == 0:
-        return what + "it is not zero, and the residual does not change"
+        return what + "it is not zero, and the residual does not change" if _flat(problem, linear, j) else ""
     cosine = float((column / a) @ (D / b))
     if abs(cosine) > ALIKE:
         return what + f"it is {math.copysign(a / b, cosine):.3g} times what the residual changes by"
     return what + f"it has the cosine {cosine:.2g} with what the residual changes by"
+
+
+def _flat(problem: Residual, linear: Linearization, j: int) -> bool:
+    """Whether x_j changes nothing at any length: near a root at 0 short differences are lost to rounding."""
+    reach = max(abs(float(linear.x[j])), float(problem.typical[j]))
+    sides = [_slope(problem, linear, j, t * reach) for t in (0.01, -0.01, 0.3, -0.3)]
+    known = [side for side in sides if side is not None]
+    return bool(known) and not any(bool(side.any()) for side in known)
 
 
 def _slope(problem: Residual, linear: Linearization, j: int, t: float) -> Tensor | None:
