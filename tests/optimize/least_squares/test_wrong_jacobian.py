@@ -113,3 +113,15 @@ def test_differences_that_rounding_or_underflow_flattens_say_nothing(name, power
             except NonFinite:  # exp(5^5)
                 continue
             assert "Jacobian is not" not in s.message
+
+
+def test_a_pole_that_is_narrower_than_differences_is_not_called_wrong():
+    """The run ends in float32 beside the pole at -b[1] = t[1], where the column is 5e4 times the differences."""
+    draws = torch.Generator().manual_seed(0)
+    t = torch.linspace(0.1, 5, 25, dtype=F64)
+    for noise in (0.0, 0.05):  # the second problem of this stream
+        truth, x0 = (torch.randn(4, generator=draws, dtype=F64) for _ in range(2))
+        x0 = x0 * 3 * 10 ** (torch.rand(1, generator=draws).item() * 2 - 1)
+        y = 2 * truth[0] * t / (2 * truth[1] + t) + noise * torch.randn(25, generator=draws, dtype=F64)
+    s = least_squares(lambda b: (b[0] * t / (b[1] + t) - y.to(b.dtype)).to(b.dtype), x0.float(), loss="soft_l1")
+    assert "Jacobian is not" not in s.message

@@ -9,7 +9,8 @@ that was cut off. Central differences along each parameter follow a run whose la
 stagnates or reaches its limit, and one that ends with a column of zeros. They decide, and only where both sides and
 two lengths agree; four longer ones follow where the residual does not change at all.
 
-**Cost.** Two products with J per step. Where a run is suspected, four residuals for each parameter, up to `MOST`.
+**Cost.** Two products with J per step. Where a run is suspected, four residuals for each parameter, up to `MOST`, and
+two Jacobians for each that differs.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def _said(problem: Residual, linear: Linearization, j: int) -> str:
     underflows = off * h * problem.unit <= CLEAR * torch.finfo(x.dtype).tiny  # as powers do near a root at 0
     if off <= WRONG * size or not sure or off * h <= CLEAR * linear.noise or underflows:
         return ""
+    if any(_agrees(problem, x, j, t, D, WRONG * size) for t in (h, -h)):
+        return ""
     what = f"along {_named(problem, j)} "
     a, b = length(column), length(D)
     if a == 0:
@@ -103,6 +106,15 @@ def _said(problem: Residual, linear: Linearization, j: int) -> str:
     if abs(cosine) > ALIKE:
         return what + f"it is {math.copysign(a / b, cosine):.3g} times what the residual changes by"
     return what + f"it has the cosine {cosine:.2g} with what the residual changes by"
+
+
+def _agrees(problem: Residual, x: Tensor, j: int, t: float, D: Tensor, most: float) -> bool:
+    """Whether J is right a little aside: then it is right at x too, and changes faster than differences see."""
+    y = x.clone()
+    y[j] += t
+    point = problem.at(y)
+    there = None if point is None else replace(problem, rho=None).linearized(point)
+    return there is not None and length(D - there.J[:, j]) <= most
 
 
 def _flat(problem: Residual, linear: Linearization, j: int) -> bool:
