@@ -134,7 +134,8 @@ class EntropySGD(torch.optim.Optimizer):
     """Entropy-SGD as a torch optimizer, in any loop of gradients: each step is one of the walk.
 
     Measure the model where ``optimizer.at_center`` is True, after each `steps` steps: between, its parameters walk. A
-    scheduler scales `lr`, the rate of the centers. Parameters of few digits walk in float32.
+    scheduler scales `lr`, the rate of the centers. Parameters of few digits walk in float32. A parameter whose gradient
+    is not finite stays where it is in that step.
 
     Args:
         params: parameters or groups of them.
